@@ -1,0 +1,223 @@
+/**
+ * storage.ts over node:fs, and its only importer. One instance a thread; descriptors are numbers and
+ * process-wide, so what one thread opened another may read. Queued programs run on the process's
+ * libuv pool and are answered through `poll`, after `wake` was called.
+ */
+import * as fs from 'node:fs';
+import { promisify } from 'node:util';
+import type { OpenHow, Storage, StorageAnswer, StorageCall } from '../core/storage/storage.ts';
+
+const FLAGS: Record<OpenHow, number> = {
+  read: fs.constants.O_RDONLY,
+  write: fs.constants.O_RDWR,
+  create: fs.constants.O_RDWR | fs.constants.O_CREAT | fs.constants.O_EXCL,
+};
+
+const later = {
+  open: promisify(fs.open),
+  close: promisify(fs.close),
+  write: promisify(fs.write) as (
+    fd: number,
+    bytes: Uint8Array,
+    offset: number,
+    length: number,
+    position: number,
+  ) => Promise<{ bytesWritten: number }>,
+  read: promisify(fs.read) as (
+    fd: number,
+    bytes: Uint8Array,
+    offset: number,
+    length: number,
+    position: number,
+  ) => Promise<{ bytesRead: number }>,
+  sync: promisify(fs.fdatasync),
+  rename: promisify(fs.rename),
+  unlink: promisify(fs.unlink),
+};
+
+export class NodeStorage implements Storage {
+  readonly #root: string;
+  readonly #wake: () => void;
+  readonly #answers: StorageAnswer[] = [];
+
+  /** `root` is the store's directory; `wake` is called when an answer is there to be polled. */
+  constructor(root: string, wake: () => void = () => {}) {
+    this.#root = root;
+    this.#wake = wake;
+  }
+
+  #at(path: string): string {
+    return path === '' ? this.#root : `${this.#root}/${path}`;
+  }
+
+  open(path: string, how: OpenHow): number {
+    return fs.openSync(this.#at(path), FLAGS[how], 0o644);
+  }
+
+  close(fd: number): void {
+    fs.closeSync(fd);
+  }
+
+  size(fd: number): number {
+    return fs.fstatSync(fd).size;
+  }
+
+  read(fd: number, target: Uint8Array, at: number, length: number, position: number): number {
+    let done = 0;
+    while (done < length) {
+      const n = fs.readSync(fd, target, at + done, length - done, position + done);
+      if (n === 0) break;
+      done += n;
+    }
+    return done;
+  }
+
+  write(fd: number, source: Uint8Array, from: number, length: number, position: number): number {
+    return fs.writeSync(fd, source, from, length, position);
+  }
+
+  writev(fd: number, sources: readonly Uint8Array[], position: number): number {
+    return fs.writevSync(fd, sources as Uint8Array[], position);
+  }
+
+  sync(fd: number): void {
+    fs.fdatasyncSync(fd);
+  }
+
+  truncate(fd: number, bytes: number): void {
+    fs.ftruncateSync(fd, bytes);
+  }
+
+  rename(from: string, to: string): void {
+    fs.renameSync(this.#at(from), this.#at(to));
+  }
+
+  link(from: string, to: string): void {
+    fs.linkSync(this.#at(from), this.#at(to));
+  }
+
+  unlink(path: string): void {
+    try {
+      fs.unlinkSync(this.#at(path));
+    } catch (error) {
+      if (!isMissing(error)) throw error;
+    }
+  }
+
+  list(path: string): string[] {
+    try {
+      return fs.readdirSync(this.#at(path)).sort();
+    } catch (error) {
+      if (isMissing(error)) return [];
+      throw error;
+    }
+  }
+
+  makeDir(path: string): void {
+    fs.mkdirSync(this.#at(path), { recursive: true });
+  }
+
+  syncDir(path: string): void {
+    // Windows cannot open a directory for this, and needs no such call.
+    if (process.platform === 'win32') return;
+    const fd = fs.openSync(this.#at(path), fs.constants.O_RDONLY);
+    try {
+      fs.fsyncSync(fd);
+    } finally {
+      fs.closeSync(fd);
+    }
+  }
+
+  stat(path: string): { bytes: number; links: number } | undefined {
+    const found = fs.statSync(this.#at(path), { throwIfNoEntry: false });
+    return found === undefined ? undefined : { bytes: found.size, links: found.nlink };
+  }
+
+  freeBytes(): number {
+    const found = fs.statfsSync(this.#root);
+    return found.bavail * found.bsize;
+  }
+
+  async readLater(
+    fd: number,
+    target: Uint8Array,
+    at: number,
+    length: number,
+    position: number,
+  ): Promise<number> {
+    let done = 0;
+    while (done < length) {
+      const { bytesRead } = await later.read(fd, target, at + done, length - done, position + done);
+      if (bytesRead === 0) break;
+      done += bytesRead;
+    }
+    return done;
+  }
+
+  submit(ticket: number, fd: number, calls: readonly StorageCall[]): void {
+    void this.#run(ticket, fd, calls);
+  }
+
+  poll(): StorageAnswer | undefined {
+    return this.#answers.shift();
+  }
+
+  async #run(ticket: number, fd: number, calls: readonly StorageCall[]): Promise<void> {
+    let current = fd;
+    let failure: unknown;
+    try {
+      for (const call of calls) {
+        if (call.call === 'open') current = await later.open(this.#at(call.path), FLAGS[call.how]);
+        else await this.#step(current, call);
+      }
+    } catch (error) {
+      failure = error;
+    }
+    this.#answers.push({ ticket, fd: current, failure });
+    this.#wake();
+  }
+
+  async #step(fd: number, call: StorageCall): Promise<void> {
+    switch (call.call) {
+      case 'open':
+        break;
+      case 'close':
+        return later.close(fd);
+      case 'write': {
+        const length = call.bytes.length;
+        const { bytesWritten } = await later.write(fd, call.bytes, 0, length, call.position);
+        if (bytesWritten !== length) throw new Error(`short write: ${bytesWritten} of ${length}`);
+        break;
+      }
+      case 'read': {
+        const length = call.bytes.length;
+        const n = await this.readLater(fd, call.bytes, 0, length, call.position);
+        if (n !== length) throw new Error(`short read: ${n} of ${length}`);
+        break;
+      }
+      case 'sync':
+        return later.sync(fd);
+      case 'rename':
+        return later.rename(this.#at(call.from), this.#at(call.to));
+      case 'unlink':
+        return later.unlink(this.#at(call.path)).catch((error: unknown) => {
+          if (!isMissing(error)) throw error;
+        });
+      case 'syncDir': {
+        if (process.platform === 'win32') return undefined;
+        const dir = await later.open(this.#at(call.path), fs.constants.O_RDONLY);
+        try {
+          await promisify(fs.fsync)(dir);
+        } finally {
+          await later.close(dir);
+        }
+        break;
+      }
+    }
+    return undefined;
+  }
+}
+
+function isMissing(error: unknown): boolean {
+  return (error as { code?: unknown } | null)?.code === 'ENOENT';
+}
