@@ -1,0 +1,198 @@
+/**
+ * The engine's control words: frontiers, state, view, stalls. One writer a word. This is the only
+ * place with 64-bit words shared by threads: Int32 triples (high, low, high), written in this order,
+ * read in reverse and retried when the two highs differ.
+ *
+ *   line  0  G: the epoch                      (retirers, by add)
+ *   line  1  view: address of the newest one   (keeper)
+ *   line  2  state, failure bytes, pages wanted (state by CAS; failure under its own word)
+ *   line  3  applied                           (sequencer)
+ *   line  4  written, durable, log position    (durability)
+ *   line  5  log sequence, room, log epoch     (durability)
+ *   line  6+ one line an actor: call in progress and since when
+ *   then     the failure as JSON, FAILURE_BYTES
+ */
+import { LINE_BYTES } from './arena.ts';
+import type { Arena } from './arena.ts';
+import { EPOCH_FIRST } from './epoch.ts';
+
+export const STATE_STARTING = 0;
+export const STATE_OPEN = 1;
+export const STATE_CLOSING = 2;
+export const STATE_CLOSED = 3;
+export const STATE_POISONED = 4;
+
+export const ACTOR_SEQUENCER = 0;
+export const ACTOR_DURABILITY = 1;
+export const ACTOR_KEEPER = 2;
+export const ACTOR_COMPACTOR = 3;
+export const ACTOR_EVICTOR = 4;
+export const ACTORS = 5;
+
+const LINE_WORDS: number = LINE_BYTES / 4;
+const EPOCH_WORD = 0;
+const VIEW_WORD: number = LINE_WORDS;
+const STATE_WORD: number = 2 * LINE_WORDS;
+const FAILURE_CLAIM_WORD: number = STATE_WORD + 1;
+const FAILURE_LENGTH_WORD: number = STATE_WORD + 2;
+const PAGES_WANTED_WORD: number = STATE_WORD + 3;
+const APPLIED_WORD: number = 3 * LINE_WORDS;
+const WRITTEN_WORD: number = 4 * LINE_WORDS;
+const DURABLE_WORD: number = WRITTEN_WORD + 3;
+const POSITION_WORD: number = DURABLE_WORD + 3;
+const LOG_SEQ_WORD: number = 5 * LINE_WORDS;
+const ROOM_WORD: number = LOG_SEQ_WORD + 1;
+const CALLS_WORD: number = 6 * LINE_WORDS;
+const FAILURE_WORD: number = CALLS_WORD + ACTORS * LINE_WORDS;
+const FAILURE_BYTES = 8_192;
+
+export const CONTROL_BYTES: number = FAILURE_WORD * 4 + FAILURE_BYTES;
+
+/** Stores a frontier; its word has one writer. */
+export function storeTriple(i32: Int32Array, word: number, value: number): void {
+  const high = Math.floor(value / 0x1_0000_0000);
+  Atomics.store(i32, word, high);
+  Atomics.store(i32, word + 1, value | 0);
+  Atomics.store(i32, word + 2, high);
+}
+
+export function loadTriple(i32: Int32Array, word: number): number {
+  for (;;) {
+    const high = Atomics.load(i32, word + 2);
+    const low = Atomics.load(i32, word + 1);
+    // Equal highs on both sides of the low word: no carry happened between.
+    if (Atomics.load(i32, word) === high) return high * 0x1_0000_0000 + (low >>> 0);
+  }
+}
+
+export class Control {
+  readonly #arena: Arena;
+  readonly #i32: Int32Array;
+  readonly #word: number;
+  readonly address: number;
+
+  constructor(arena: Arena, address: number) {
+    this.#arena = arena;
+    this.#i32 = arena.i32;
+    this.#word = address >>> 2;
+    this.address = address;
+  }
+
+  /** Requires: no other thread uses the arena yet. */
+  reset(): void {
+    for (let i = 0; i < CONTROL_BYTES / 4; i++) Atomics.store(this.#i32, this.#word + i, 0);
+    Atomics.store(this.#i32, this.#word + EPOCH_WORD, EPOCH_FIRST);
+  }
+
+  get epochAddress(): number {
+    return this.address + EPOCH_WORD * 4;
+  }
+
+  view(): number {
+    return Atomics.load(this.#i32, this.#word + VIEW_WORD) >>> 0;
+  }
+
+  setView(address: number): void {
+    Atomics.store(this.#i32, this.#word + VIEW_WORD, address | 0);
+  }
+
+  state(): number {
+    return Atomics.load(this.#i32, this.#word + STATE_WORD);
+  }
+
+  /** Moves the state forward; false when it was not `from`. */
+  moveState(from: number, to: number): boolean {
+    return Atomics.compareExchange(this.#i32, this.#word + STATE_WORD, from, to) === from;
+  }
+
+  /** Records the first failure and poisons the engine; later ones change nothing. True for the first. */
+  poison(failureJson: string): boolean {
+    const claim = this.#word + FAILURE_CLAIM_WORD;
+    if (Atomics.compareExchange(this.#i32, claim, 0, 1) !== 0) return false;
+    const bytes = new TextEncoder().encode(failureJson).subarray(0, FAILURE_BYTES);
+    this.#arena.u8.set(bytes, (this.#word + FAILURE_WORD) * 4);
+    Atomics.store(this.#i32, this.#word + FAILURE_LENGTH_WORD, bytes.length);
+    Atomics.store(this.#i32, this.#word + STATE_WORD, STATE_POISONED);
+    return true;
+  }
+
+  /** The failure of a poisoned engine, as `poison` was given it. */
+  failureJson(): string {
+    const length = Atomics.load(this.#i32, this.#word + FAILURE_LENGTH_WORD);
+    const at = (this.#word + FAILURE_WORD) * 4;
+    return Buffer.from(this.#arena.u8.slice(at, at + length)).toString('utf8');
+  }
+
+  /** Set by a client that found no page; cleared by the sequencer, which seals to make room. */
+  pagesWanted(): boolean {
+    return Atomics.load(this.#i32, this.#word + PAGES_WANTED_WORD) !== 0;
+  }
+
+  setPagesWanted(wanted: boolean): void {
+    Atomics.store(this.#i32, this.#word + PAGES_WANTED_WORD, wanted ? 1 : 0);
+  }
+
+  /** First offset not inserted into the memtable. */
+  applied(): number {
+    return loadTriple(this.#i32, this.#word + APPLIED_WORD);
+  }
+
+  setApplied(upper: number): void {
+    storeTriple(this.#i32, this.#word + APPLIED_WORD, upper);
+  }
+
+  /** First offset not handed to the operating system. */
+  written(): number {
+    return loadTriple(this.#i32, this.#word + WRITTEN_WORD);
+  }
+
+  setWritten(upper: number): void {
+    storeTriple(this.#i32, this.#word + WRITTEN_WORD, upper);
+  }
+
+  /** First offset not covered by a successful sync. */
+  durable(): number {
+    return loadTriple(this.#i32, this.#word + DURABLE_WORD);
+  }
+
+  setDurable(upper: number): void {
+    storeTriple(this.#i32, this.#word + DURABLE_WORD, upper);
+  }
+
+  logSeq(): number {
+    return Atomics.load(this.#i32, this.#word + LOG_SEQ_WORD);
+  }
+
+  logPosition(): number {
+    return loadTriple(this.#i32, this.#word + POSITION_WORD);
+  }
+
+  setLogPosition(seq: number, position: number): void {
+    Atomics.store(this.#i32, this.#word + LOG_SEQ_WORD, seq);
+    storeTriple(this.#i32, this.#word + POSITION_WORD, position);
+  }
+
+  /** False while the log cannot take more: the disk is full. */
+  hasSpace(): boolean {
+    return Atomics.load(this.#i32, this.#word + ROOM_WORD) === 0;
+  }
+
+  setHasSpace(has: boolean): void {
+    Atomics.store(this.#i32, this.#word + ROOM_WORD, has ? 0 : 1);
+  }
+
+  /** What an actor is about to ask of the disk and since when, so that a stall can be named while it lasts. 0 = nothing. */
+  setCall(actor: number, call: number, sinceMs: number): void {
+    const word = this.#word + CALLS_WORD + actor * LINE_WORDS;
+    storeTriple(this.#i32, word + 1, sinceMs);
+    Atomics.store(this.#i32, word, call);
+  }
+
+  call(actor: number): number {
+    return Atomics.load(this.#i32, this.#word + CALLS_WORD + actor * LINE_WORDS);
+  }
+
+  callSinceMs(actor: number): number {
+    return loadTriple(this.#i32, this.#word + CALLS_WORD + actor * LINE_WORDS + 1);
+  }
+}

@@ -1,0 +1,152 @@
+/**
+ * Enter, leave, retire: how memory that readers may hold is given back (row-cache.md 3.4). A reader
+ * stores the current epoch into its slot before it loads any link; a retirer unlinks, advances the
+ * epoch, and frees only what every slot has passed. Epochs start odd and move by 2, so that 0 always
+ * means "not reading"; they compare by signed difference.
+ *
+ * Client slot, 128 bytes, one writer (its client) but for `state`:
+ *   word 0  state: FREE, CLAIMED, LIVE, DEAD
+ *   word 1  now: epoch of the read in progress, 0 = none
+ *   word 2  io: oldest epoch among unfinished asynchronous file reads, 0 = none
+ *   word 4  lowest hold: a frontier triple (control.ts)
+ */
+import { LINE_BYTES } from './arena.ts';
+import type { Arena } from './arena.ts';
+
+export const SLOT_STATE_WORD = 0;
+export const SLOT_NOW_WORD = 1;
+export const SLOT_IO_WORD = 2;
+export const SLOT_HOLD_WORD = 4;
+export const CLIENT_SLOT_BYTES: number = LINE_BYTES;
+
+export const SLOT_FREE = 0;
+export const SLOT_CLAIMED = 1;
+export const SLOT_LIVE = 2;
+export const SLOT_DEAD = 3;
+
+export const EPOCH_FIRST = 1;
+
+/** One reader's side. `enter` and `leave` bracket every look at shared structures, without a turn between. */
+export class ReaderSlot {
+  readonly #i32: Int32Array;
+  readonly #epochWord: number;
+  readonly #slotWord: number;
+  #depth = 0;
+  /** Epochs of the asynchronous reads still out, oldest first. */
+  readonly #io: number[] = [];
+
+  constructor(arena: Arena, epochAddress: number, slotAddress: number) {
+    this.#i32 = arena.i32;
+    this.#epochWord = epochAddress >>> 2;
+    this.#slotWord = slotAddress >>> 2;
+  }
+
+  /** Links loaded after this are safe until `leave`. May nest; only the outermost stores. */
+  enter(): void {
+    if (this.#depth++ > 0) return;
+    const epoch = Atomics.load(this.#i32, this.#epochWord);
+    Atomics.store(this.#i32, this.#slotWord + SLOT_NOW_WORD, epoch);
+  }
+
+  leave(): void {
+    if (--this.#depth > 0) return;
+    Atomics.store(this.#i32, this.#slotWord + SLOT_NOW_WORD, 0);
+  }
+
+  get inside(): boolean {
+    return this.#depth > 0;
+  }
+
+  /** Requires: inside. Keeps descriptors seen now open until `endIo(the result)`. */
+  beginIo(): number {
+    const epoch = Atomics.load(this.#i32, this.#slotWord + SLOT_NOW_WORD);
+    this.#io.push(epoch);
+    if (this.#io.length === 1) Atomics.store(this.#i32, this.#slotWord + SLOT_IO_WORD, epoch);
+    return epoch;
+  }
+
+  endIo(epoch: number): void {
+    this.#io.splice(this.#io.indexOf(epoch), 1);
+    let oldest = 0;
+    for (const e of this.#io) if (oldest === 0 || ((e - oldest) | 0) < 0) oldest = e;
+    Atomics.store(this.#i32, this.#slotWord + SLOT_IO_WORD, oldest);
+  }
+}
+
+/** What a thing on the retire list waits for. */
+export const UNTIL_NOW = 0;
+export const UNTIL_NOW_AND_IO = 1;
+
+/** One owner's list of unlinked things, each freed once no reader can still see it. */
+export class RetireList {
+  readonly #i32: Int32Array;
+  readonly #epochWord: number;
+  readonly #slotsWord: number;
+  readonly #slotCount: number;
+  readonly #free: ((thing: number) => void)[] = [];
+  readonly #things: number[] = [];
+  readonly #epochs: number[] = [];
+  readonly #until: number[] = [];
+
+  constructor(arena: Arena, epochAddress: number, slotsAddress: number, slotCount: number) {
+    this.#i32 = arena.i32;
+    this.#epochWord = epochAddress >>> 2;
+    this.#slotsWord = slotsAddress >>> 2;
+    this.#slotCount = slotCount;
+  }
+
+  /** Requires: the link to `thing` has been overwritten. `free(thing)` runs in a later `sweep`. */
+  retire(thing: number, until: number, free: (thing: number) => void): void {
+    // The add comes after the unlink: whoever enters with a later epoch finds the new link.
+    const epoch = Atomics.add(this.#i32, this.#epochWord, 2);
+    this.#things.push(thing);
+    this.#epochs.push(epoch);
+    this.#until.push(until);
+    this.#free.push(free);
+  }
+
+  /** Frees what all readers have passed; returns how many things it freed. */
+  sweep(): number {
+    const count = this.#things.length;
+    if (count === 0) return 0;
+    let kept = 0;
+    for (let i = 0; i < count; i++) {
+      const thing = this.#things[i]!;
+      const free = this.#free[i]!;
+      if (this.#passed(this.#epochs[i]!, this.#until[i]!)) {
+        free(thing);
+        continue;
+      }
+      this.#things[kept] = thing;
+      this.#epochs[kept] = this.#epochs[i]!;
+      this.#until[kept] = this.#until[i]!;
+      this.#free[kept++] = free;
+    }
+    this.#things.length = kept;
+    this.#epochs.length = kept;
+    this.#until.length = kept;
+    this.#free.length = kept;
+    return count - kept;
+  }
+
+  get length(): number {
+    return this.#things.length;
+  }
+
+  #passed(epoch: number, until: number): boolean {
+    for (let slot = 0; slot < this.#slotCount; slot++) {
+      const word = this.#slotsWord + slot * (CLIENT_SLOT_BYTES / 4);
+      if (holds(Atomics.load(this.#i32, word + SLOT_NOW_WORD), epoch)) return false;
+      // After `now`: a reader stores io before it clears now, so one of the two is seen.
+      if (until === UNTIL_NOW_AND_IO) {
+        if (holds(Atomics.load(this.#i32, word + SLOT_IO_WORD), epoch)) return false;
+      }
+    }
+    return true;
+  }
+}
+
+/** True when a reader at `seen` may hold what was retired under `epoch`. */
+function holds(seen: number, epoch: number): boolean {
+  return seen !== 0 && ((seen - epoch) | 0) <= 0;
+}
