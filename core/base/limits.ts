@@ -58,11 +58,13 @@ export const editsPerRollup = 256;
 export const editBytesPerRollup: number = 1 * MiB;
 
 // Rings.
-export const recordRingSlots = 1_024;
-export const logRingSlots = 2_048;
+/** Records a client may have outstanding; its receipts have as many slots. */
+export const recordRingSlots = 256;
+export const logRingSlots = 1_024;
 export const controlRingSlots = 64;
-export const touchRingSlots = 1_024;
-export const populateRingSlots = 256;
+/** Slots of 15 node ids each. */
+export const touchRingSlots = 64;
+export const populateRingSlots = 128;
 
 invariant(pageBytes === 1 << pageShift, 'a page is a power of two');
 // An operation's header and key never cross a page, and a page holds at least one of the largest.

@@ -1,0 +1,146 @@
+/**
+ * Every message kind, declared once: its number, who sends it to whom, and the words of its slot.
+ * A slot has SLOT_WORDS words; word 0 is the kind, 0 is never a kind. Offsets and times take two
+ * words, low then high. Bytes travel by address, never in a slot.
+ */
+import { fromWords, highWord, lowWord } from '../core/shared/arena.ts';
+
+export const KIND_WORD = 0;
+
+// client -> sequencer, sequencer -> durability, durability -> sequencer at recovery
+/** A record. The client fills the words up to CONDITIONS, the sequencer the rest. */
+export const MSG_RECORD = 1;
+export const RECORD = {
+  NUMBER: 1,
+  ADDRESS: 2,
+  PAYLOAD_BYTES: 3,
+  TX_COUNT: 4,
+  PAYLOAD_CRC: 5,
+  OPERATIONS: 6,
+  /** RECORD_SYNC | RECORD_CHAINED */
+  FLAGS: 7,
+  CONDITIONS: 8,
+  OFFSET: 9,
+  EPOCH: 11,
+  AT_MS: 12,
+} as const;
+/** The record's promise settles when it is durable; a buffered engine syncs for it. */
+export const RECORD_SYNC = 1;
+/** The payload runs over pages of its own, chained by next[page]. */
+export const RECORD_CHAINED = 2;
+
+// sequencer -> client
+/** What became of a record: its first offset, or the number of an error code. */
+export const MSG_RECEIPT = 2;
+export const RECEIPT = { NUMBER: 1, OFFSET: 2, REFUSAL: 4 } as const;
+
+// engine -> sequencer -> durability -> keeper: the end of the line
+/** Nothing follows: drain, sync, write CLEAN, finish. */
+export const MSG_CLOSE = 3;
+
+// sequencer -> durability
+/** A generation was sealed at `UPPER`; answer the keeper once `durable` has reached it. */
+export const MSG_BOUND = 4;
+export const BOUND = { UPPER: 1 } as const;
+
+// durability -> sequencer, at recovery
+/** Replay starts: the next offset is OFFSET, epoch and time are floors. */
+export const MSG_REPLAY_BEGIN = 5;
+/** Replay is over: stamp from here on. Same words. */
+export const MSG_REPLAY_END = 6;
+export const REPLAY = { OFFSET: 1, EPOCH: 3, AT_MS: 4 } as const;
+
+// durability -> keeper
+/** `durable` has reached UPPER; the words say where the log stands there. */
+export const MSG_BOUND_REACHED = 7;
+export const BOUND_REACHED = {
+  UPPER: 1,
+  SEQ: 3,
+  POSITION: 4,
+  CHAIN: 6,
+  EPOCH: 7,
+  AT_MS: 8,
+} as const;
+/** A segment of the log and the first offset in it; once for each at recovery, then at each rotation. */
+export const MSG_SEGMENT = 8;
+export const SEGMENT = { SEQ: 1, BASE: 2, AT_MS: 4 } as const;
+/** The log is recovered (or created) up to UPPER. */
+export const MSG_RECOVERED = 9;
+export const RECOVERED = { UPPER: 1, ORPHANS: 3 } as const;
+
+// keeper -> durability
+/** Create or recover the log; the words name JSON in the keeper's pages. */
+export const MSG_RECOVER = 10;
+export const RECOVER = { ADDRESS: 1, BYTES: 2 } as const;
+
+// sequencer -> keeper
+/** Generation ADDRESS is the open one (at start). */
+export const MSG_OPENED = 11;
+/** Generation ADDRESS can take over; name it in a view and answer. */
+export const MSG_SPARE = 12;
+/** Generation ADDRESS was sealed; it covers [LOWER, UPPER). The spare is open now. */
+export const MSG_SEALED = 13;
+export const GENERATION = { ADDRESS: 1, LOWER: 2, UPPER: 4 } as const;
+
+// keeper -> sequencer
+/** The view names the spare: the sequencer may switch to it. */
+export const MSG_SPARE_PUBLISHED = 14;
+/** No reader can see generation ADDRESS any more. */
+export const MSG_FREE = 15;
+/** Seal the open generation now, if it holds anything. Answered by MSG_SEALED or MSG_EMPTY. */
+export const MSG_SEAL = 16;
+/** sequencer -> keeper: nothing to seal; all below UPPER is sealed. */
+export const MSG_EMPTY = 17;
+
+// keeper -> compactor, and back
+/** A job, as JSON; the answer is written to REPLY (at most REPLY_BYTES). */
+export const MSG_JOB = 18;
+export const JOB = { ID: 1, ADDRESS: 2, BYTES: 3, REPLY: 4, REPLY_BYTES: 5, LARGE: 6 } as const;
+export const MSG_CANCEL = 19;
+/** The job's outcome: OK 1 or 0, and the bytes of JSON at REPLY. */
+export const MSG_RESULT = 20;
+export const RESULT = { ID: 1, OK: 2, BYTES: 3 } as const;
+/** compactor -> keeper: so many more jobs may be sent. */
+export const MSG_CREDIT = 21;
+export const CREDIT = { JOBS: 1 } as const;
+
+// durability -> compactor, and back
+/** Prepare room in the log: PREPARE_ZERO fills [FROM, TO) of segment SEQ, PREPARE_SPARE makes a whole one. */
+export const MSG_PREPARE = 22;
+/** The same words, and OK. */
+export const MSG_PREPARED = 23;
+export const PREPARE = { WHAT: 1, SEQ: 2, FROM: 3, TO: 5, OK: 7, NO_SPACE: 8 } as const;
+export const PREPARE_ZERO = 1;
+export const PREPARE_SPARE = 2;
+
+// keeper -> evictor, and back
+/** Generation ADDRESS enters the source; from now the source's version is VERSION. */
+export const MSG_APPLY = 24;
+export const MSG_APPLIED = 25;
+export const APPLY = { ADDRESS: 1, VERSION: 2 } as const;
+
+// client -> keeper, and back
+/** Seal and flush everything written so far. */
+export const MSG_FLUSH = 26;
+/** Merge one collection (or all: WHOLE = 1) into one run. */
+export const MSG_COMPACT = 27;
+export const REQUEST = { NUMBER: 1, COLLECTION: 2, WHOLE: 3 } as const;
+export const MSG_DONE = 28;
+export const DONE = { NUMBER: 1, REFUSAL: 2 } as const;
+
+// client -> evictor (lossy)
+/** Node ids of cached rows that were read. */
+export const MSG_TOUCH = 29;
+export const TOUCH = { COUNT: 1, IDS: 2 } as const;
+/** A row read from the parts of source VERSION, in the client's offer page. */
+export const MSG_POPULATE = 30;
+export const POPULATE = { COLLECTION: 1, VERSION: 2, ADDRESS: 3, BYTES: 4 } as const;
+
+export function setWide(u32: Uint32Array, word: number, value: number): void {
+  u32[word] = lowWord(value);
+  u32[word + 1] = highWord(value);
+}
+
+export function getWide(u32: Uint32Array, word: number): number {
+  return fromWords(u32[word]!, u32[word + 1]!);
+}
