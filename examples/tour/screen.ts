@@ -46,7 +46,8 @@ type Style = Parameters<typeof styleText>[0];
 export function createScreen(out: ScreenStream, now: () => number): Screen {
   const inPlace = out.isTTY === true;
   const coloured = inPlace && out.hasColors?.() === true;
-  const paint = (style: Style, text: string): string => (coloured ? styleText(style, text) : text);
+  const paint = (style: Style, text: string): string =>
+    coloured ? styleText(style, text, { validateStream: false }) : text;
   let steps = 0;
   let live: LiveBar | undefined;
 
