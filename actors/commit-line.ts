@@ -1,0 +1,471 @@
+/**
+ * A client's way to the sequencer: gathers what is committed in one turn of the event loop into one
+ * record, lays it into pages, pushes it, and settles its promises when the frontier asked for has
+ * passed. What finds no room waits here, bounded; then commits are refused with TIDEMARK_BUSY. Runs on
+ * the client's thread and never blocks it.
+ *
+ * A record is staged in private memory and copied into pages once, when it closes: encoding into
+ * private bytes is faster, and a transaction that fails halfway leaves no trace.
+ */
+import { invariant } from '../core/base/assert.ts';
+import { crc32 } from '../core/base/crc32.ts';
+import { codeOfNumber, describeCode, fromPlainError, TidemarkError } from '../core/base/errors.ts';
+import type { PlainError } from '../core/base/errors.ts';
+import {
+  KiB,
+  pageBytes,
+  transactionsPerRecordMax,
+  waitingBytesMax,
+  waitingTransactionsMax,
+} from '../core/base/limits.ts';
+import { KIND_RECORD } from '../core/shared/buffer-pool.ts';
+import { STATE_CLOSING, STATE_OPEN, STATE_POISONED } from '../core/shared/control.ts';
+import { layChained, pagesFor, releaseChain } from '../core/shared/record-pages.ts';
+import type { RingConsumer } from '../core/shared/ring.ts';
+import { Outbox, inboxOf } from './actor.ts';
+import type { ActorContext } from './actor.ts';
+import {
+  KIND_WORD,
+  MSG_CLOSE,
+  MSG_RECORD,
+  RECEIPT,
+  RECORD,
+  RECORD_CHAINED,
+  RECORD_SYNC,
+  getWide,
+} from './messages.ts';
+import { THREAD_WRITE } from './topology.ts';
+import { WriteSet } from './write-set.ts';
+
+/** What a commit resolves with. */
+export type Receipt = { readonly offset: number };
+
+type Resolve = (receipt: Receipt) => void;
+type Reject = (error: unknown) => void;
+
+/** Rest of a page below which the next record starts a fresh one. */
+const PAGE_REST_MIN: number = 32 * KiB;
+
+/** A page with records of ours in it; released when it is full and all of them have receipts. */
+type OpenPage = { address: number; chained: boolean; open: boolean; pending: number };
+
+class PendingRecord {
+  number = 0;
+  readonly resolves: Resolve[] = [];
+  readonly rejects: Reject[] = [];
+  /** True when some commit in it waits for the sync. */
+  sync = false;
+  /** First offset, once the receipt is there. */
+  first = -1;
+  transactions = 0;
+  operations = 0;
+  /** Payload of a record that waits for room; undefined once it lies in pages. */
+  payload: Uint8Array | undefined = undefined;
+  payloadBytes = 0;
+  page: OpenPage | undefined = undefined;
+}
+
+export class CommitLine {
+  readonly #context: ActorContext;
+  readonly #records: Outbox;
+  readonly #receipts: RingConsumer;
+  readonly #scheduleFlush: (flush: () => void) => void;
+  readonly #onPending: () => void;
+  readonly #stage: WriteSet = new WriteSet(pageBytes + 4 * KiB);
+  #staged: PendingRecord | undefined;
+  #page: OpenPage | undefined;
+  #pageAt = 0;
+  #nextNumber = 1;
+  /** Closed records that found no room, oldest first. */
+  #waiting: PendingRecord[] = [];
+  #waitingBytes = 0;
+  #waitingTransactions = 0;
+  /** Pushed, receipt outstanding, oldest first. */
+  readonly #outstanding: PendingRecord[] = [];
+  /** Receipt there, waiting for `written` or for `durable`, in offset order. */
+  #untilWritten: PendingRecord[] = [];
+  #untilDurable: PendingRecord[] = [];
+  readonly #roomWaiters: (() => void)[] = [];
+  #closeWanted = false;
+  #failure: TidemarkError | undefined;
+
+  /** `scheduleFlush` runs its argument at the end of the turn; `onPending` is called when something waits for an answer. */
+  constructor(
+    context: ActorContext,
+    client: number,
+    scheduleFlush: (flush: () => void) => void,
+    onPending: () => void,
+  ) {
+    const place = context.topology.clients[client];
+    invariant(place !== undefined, 'a client slot', client);
+    this.#context = context;
+    this.#records = new Outbox(context, place.records, context.threadBells[THREAD_WRITE]!);
+    this.#receipts = inboxOf(context, place.receipts);
+    this.#scheduleFlush = scheduleFlush;
+    this.#onPending = onPending;
+  }
+
+  /** True while some promise is unsettled or some record is not pushed. */
+  get pending(): boolean {
+    return (
+      this.#staged !== undefined ||
+      this.#waiting.length > 0 ||
+      this.#outstanding.length > 0 ||
+      this.#untilDurable.length > 0 ||
+      this.#untilWritten.length > 0 ||
+      this.#closeWanted
+    );
+  }
+
+  /** Commits that wait on this side because there is no room, in transactions. */
+  get waitingTransactions(): number {
+    return this.#waitingTransactions;
+  }
+
+  /**
+   * Opens a transaction in the record of this turn, to be filled and then ended with `commit` or
+   * abandoned. Throws TIDEMARK_BUSY when too much is waiting.
+   */
+  begin(): WriteSet {
+    this.#checkRoom();
+    const record = this.#staged;
+    if (record !== undefined && record.transactions >= transactionsPerRecordMax) this.#close();
+    this.#stage.begin();
+    return this.#stage;
+  }
+
+  /** Ends the transaction begun in the stage. */
+  commit(sync: boolean): Promise<Receipt> {
+    this.#stage.finish();
+    const stage = this.#stage;
+    if (stage.end > this.#stageLimit() && stage.transactions > 1) this.#splitLast();
+    return this.#enlist(sync);
+  }
+
+  /** Commits a transaction that was built elsewhere. */
+  commitSet(set: WriteSet, sync: boolean): Promise<Receipt> {
+    this.#checkRoom();
+    const staged = this.#staged;
+    if (
+      staged !== undefined &&
+      (this.#stage.end + set.end > this.#stageLimit() ||
+        staged.transactions >= transactionsPerRecordMax)
+    ) {
+      this.#close();
+    }
+    this.#stage.append(set);
+    return this.#enlist(sync);
+  }
+
+  /** Bytes a record may grow to: the rest of the open page, or a fresh one. */
+  #stageLimit(): number {
+    if (this.#page === undefined || this.#waiting.length > 0) return pageBytes;
+    const rest = this.#page.address + pageBytes - this.#pageAt;
+    return rest >= PAGE_REST_MIN ? rest : pageBytes;
+  }
+
+  /** The transaction that does not fit opens the next record. */
+  #splitLast(): void {
+    const stage = this.#stage;
+    const last = stage.takeLast();
+    this.#close();
+    stage.append(last);
+  }
+
+  #enlist(sync: boolean): Promise<Receipt> {
+    let record = this.#staged;
+    if (record === undefined) {
+      record = new PendingRecord();
+      this.#staged = record;
+      this.#scheduleFlush(this.#flush);
+    }
+    record.transactions++;
+    if (sync) record.sync = true;
+    const enlisted = record;
+    const promise = new Promise<Receipt>((resolve, reject) => {
+      enlisted.resolves.push(resolve);
+      enlisted.rejects.push(reject);
+    });
+    // A commit that nobody awaits must not end the process when the engine fails.
+    promise.catch(ignore);
+    if (this.#stage.end > pageBytes) this.#close();
+    return promise;
+  }
+
+  readonly #flush = (): void => {
+    if (this.#staged !== undefined) this.#close();
+    this.#onPending();
+  };
+
+  /** Ends the record of this turn now. */
+  flush(): void {
+    this.#flush();
+  }
+
+  #close(): void {
+    const record = this.#staged;
+    if (record === undefined) return;
+    this.#staged = undefined;
+    const stage = this.#stage;
+    record.payloadBytes = stage.end;
+    record.operations = stage.operationsTotal;
+    if (this.#failure !== undefined) {
+      stage.clear();
+      for (const reject of record.rejects) reject(this.#failure);
+      return;
+    }
+    if (this.#waiting.length > 0 || !this.#push(record, stage.bytes)) {
+      record.payload = Uint8Array.prototype.slice.call(stage.bytes, 0, stage.end);
+      this.#waiting.push(record);
+      this.#waitingBytes += record.payloadBytes;
+      this.#waitingTransactions += record.transactions;
+    }
+    stage.reset();
+  }
+
+  /** Lays the record into pages and hands it over; false when there is no page or no slot. */
+  #push(record: PendingRecord, payload: Uint8Array): boolean {
+    const slot = this.#records.claim();
+    if (slot < 0) return false;
+    const bytes = record.payloadBytes;
+    let address: number;
+    let flags = record.sync ? RECORD_SYNC : 0;
+    if (bytes > pageBytes) {
+      address = this.#layLarge(record, payload);
+      flags |= RECORD_CHAINED;
+    } else {
+      address = this.#laySmall(record, payload, bytes);
+    }
+    if (address === 0) {
+      // The sequencer seals to make room; the flush that follows gives pages back.
+      this.#context.control.setPagesWanted(true);
+      this.#context.threadBells[THREAD_WRITE]!.ring();
+      return false;
+    }
+    record.number = this.#nextNumber;
+    this.#nextNumber = (this.#nextNumber + 1) >>> 0;
+    const { u32 } = this.#records.ring;
+    u32[slot + KIND_WORD] = MSG_RECORD;
+    u32[slot + RECORD.NUMBER] = record.number;
+    u32[slot + RECORD.ADDRESS] = address;
+    u32[slot + RECORD.PAYLOAD_BYTES] = bytes;
+    u32[slot + RECORD.TX_COUNT] = record.transactions;
+    u32[slot + RECORD.PAYLOAD_CRC] = crc32(payload, 0, bytes);
+    u32[slot + RECORD.OPERATIONS] = record.operations;
+    u32[slot + RECORD.FLAGS] = flags;
+    u32[slot + RECORD.CONDITIONS] = 0;
+    this.#outstanding.push(record);
+    this.#records.send();
+    return true;
+  }
+
+  #laySmall(record: PendingRecord, payload: Uint8Array, bytes: number): number {
+    const { pool, arena } = this.#context;
+    let page = this.#page;
+    if (page === undefined || this.#pageAt + bytes > page.address + pageBytes) {
+      const fresh = pool.lease(KIND_RECORD);
+      if (fresh === 0) return 0;
+      pool.retain(fresh);
+      this.#closePage();
+      page = { address: fresh, chained: false, open: true, pending: 0 };
+      this.#page = page;
+      this.#pageAt = fresh;
+    }
+    const at = this.#pageAt;
+    if (bytes === payload.length) arena.u8.set(payload, at);
+    else arena.u8.set(payload.subarray(0, bytes), at);
+    this.#pageAt += bytes;
+    page.pending++;
+    record.page = page;
+    return at;
+  }
+
+  #layLarge(record: PendingRecord, payload: Uint8Array): number {
+    const { pool, arena } = this.#context;
+    if (pool.freePages(KIND_RECORD) < pagesFor(record.payloadBytes)) return 0;
+    const address = layChained(arena, pool, payload, 0, record.transactions);
+    if (address !== 0) record.page = { address, chained: true, open: false, pending: 1 };
+    return address;
+  }
+
+  #closePage(): void {
+    const page = this.#page;
+    if (page === undefined) return;
+    this.#page = undefined;
+    page.open = false;
+    if (page.pending === 0) this.#releasePage(page);
+  }
+
+  #releasePage(page: OpenPage): void {
+    if (page.chained) releaseChain(this.#context.pool, page.address);
+    else this.#context.pool.release(page.address);
+  }
+
+  /** Takes receipts, settles what the frontiers have passed, pushes what waited. Called on every wake-up. */
+  poll(): void {
+    this.#takeReceipts();
+    const { control } = this.#context;
+    if (this.#untilWritten.length > 0) {
+      this.#untilWritten = settle(this.#untilWritten, control.written());
+    }
+    if (this.#untilDurable.length > 0) {
+      this.#untilDurable = settle(this.#untilDurable, control.durable());
+    }
+    if (this.#waiting.length > 0) this.#pushWaiting();
+    if (this.#closeWanted && this.#waiting.length === 0 && this.#staged === undefined) {
+      const slot = this.#records.claim();
+      if (slot >= 0) {
+        this.#records.ring.u32[slot + KIND_WORD] = MSG_CLOSE;
+        this.#records.send();
+        this.#closeWanted = false;
+      }
+    }
+    if (control.state() === STATE_POISONED) this.#fail();
+    if (this.#roomWaiters.length > 0 && this.#hasRoom()) {
+      for (const waiter of this.#roomWaiters.splice(0)) waiter();
+    }
+  }
+
+  #takeReceipts(): void {
+    const { u32 } = this.#receipts;
+    for (let slot = this.#receipts.peek(); slot >= 0; slot = this.#receipts.peek()) {
+      const record = this.#outstanding.shift();
+      invariant(
+        record !== undefined && record.number === u32[slot + RECEIPT.NUMBER],
+        'receipts come in order',
+        u32[slot + RECEIPT.NUMBER],
+      );
+      const refusal = u32[slot + RECEIPT.REFUSAL]!;
+      record.first = getWide(u32, slot + RECEIPT.OFFSET);
+      this.#receipts.pop();
+      const page = record.page;
+      invariant(page !== undefined, 'a pushed record lies in a page');
+      page.pending--;
+      if (!page.open && page.pending === 0) this.#releasePage(page);
+      if (refusal !== 0) refuse(record, refusal);
+      else if (record.sync) this.#untilDurable.push(record);
+      else this.#untilWritten.push(record);
+    }
+  }
+
+  #pushWaiting(): void {
+    let pushed = 0;
+    for (const record of this.#waiting) {
+      invariant(record.payload !== undefined, 'a waiting record has its payload');
+      if (!this.#push(record, record.payload)) break;
+      record.payload = undefined;
+      this.#waitingBytes -= record.payloadBytes;
+      this.#waitingTransactions -= record.transactions;
+      pushed++;
+    }
+    if (pushed > 0) this.#waiting.splice(0, pushed);
+  }
+
+  /** Resolves when commits go straight through. */
+  room(): Promise<void> {
+    if (this.#failure !== undefined) return Promise.reject(this.#failure);
+    if (this.#hasRoom()) return Promise.resolve();
+    return new Promise((resolve) => {
+      this.#roomWaiters.push(resolve);
+      this.#onPending();
+    });
+  }
+
+  #hasRoom(): boolean {
+    return this.#waiting.length === 0 && this.#records.ring.room(1) > 0;
+  }
+
+  #checkRoom(): void {
+    if (this.#failure !== undefined) throw this.#failure;
+    const { control } = this.#context;
+    const state = control.state();
+    if (state !== STATE_OPEN) throw this.stateError(state);
+    if (
+      this.#waitingTransactions >= waitingTransactionsMax ||
+      this.#waitingBytes >= waitingBytesMax
+    ) {
+      throw new TidemarkError('TIDEMARK_BUSY', 'too many commits wait for room; await room()', {
+        transactions: this.#waitingTransactions,
+        bytes: this.#waitingBytes,
+      });
+    }
+  }
+
+  /** The error that a closed, closing or poisoned engine answers with. */
+  stateError(state: number): TidemarkError {
+    if (state === STATE_POISONED) return poisonedError(this.#context);
+    const what = state === STATE_CLOSING ? 'closing' : 'closed';
+    return new TidemarkError('TIDEMARK_CLOSED', `the engine is ${what}`);
+  }
+
+  /** Hands over everything committed so far, then the end of the line. */
+  close(): void {
+    this.#flush();
+    this.#closeWanted = true;
+    this.poll();
+  }
+
+  /** The engine is poisoned: what is durable stands, of the rest nothing is claimed. */
+  #fail(): void {
+    if (this.#failure !== undefined) return;
+    const failure = poisonedError(this.#context);
+    this.#failure = failure;
+    const durable = this.#context.control.durable();
+    this.#untilDurable = settle(this.#untilDurable, durable);
+    this.#untilWritten = settle(this.#untilWritten, durable);
+    const unknown = new TidemarkError(
+      'TIDEMARK_OUTCOME_UNKNOWN',
+      `the engine failed before this commit was durable: ${failure.message}`,
+      { durableUpper: durable, failure: failure.detail },
+      failure.cause,
+    );
+    for (const record of [...this.#untilDurable, ...this.#untilWritten, ...this.#outstanding]) {
+      for (const reject of record.rejects) reject(unknown);
+    }
+    for (const record of this.#waiting) for (const reject of record.rejects) reject(failure);
+    this.#untilDurable = [];
+    this.#untilWritten = [];
+    this.#outstanding.length = 0;
+    this.#waiting = [];
+    this.#waitingBytes = 0;
+    this.#waitingTransactions = 0;
+    this.#closeWanted = false;
+    for (const waiter of this.#roomWaiters.splice(0)) waiter();
+  }
+
+  /** Gives back the page in use. Requires: nothing is pending. */
+  dispose(): void {
+    this.#closePage();
+  }
+}
+
+/** Resolves the records wholly below `upper`; returns the rest. Records are in offset order. */
+function settle(records: PendingRecord[], upper: number): PendingRecord[] {
+  let done = 0;
+  for (const record of records) {
+    if (record.first + record.transactions > upper) break;
+    const { resolves, first } = record;
+    for (let i = 0; i < resolves.length; i++) resolves[i]!({ offset: first + i });
+    done++;
+  }
+  return done === 0 ? records : records.slice(done);
+}
+
+function refuse(record: PendingRecord, refusal: number): void {
+  const code = codeOfNumber(refusal);
+  const error = new TidemarkError(code, describeCode(code));
+  for (const reject of record.rejects) reject(error);
+}
+
+/** TIDEMARK_POISONED, with the failure that caused it. */
+export function poisonedError(context: ActorContext): TidemarkError {
+  const plain = JSON.parse(context.control.failureJson()) as PlainError;
+  return new TidemarkError(
+    'TIDEMARK_POISONED',
+    `the engine failed and must be reopened: ${plain.message}`,
+    { ...plain.detail, code: plain.code },
+    fromPlainError(plain),
+  );
+}
+
+function ignore(): void {}

@@ -1,0 +1,185 @@
+/**
+ * Runs actors on a thread: ticks them while there is work, sleeps on the thread's one bell when there
+ * is none. An exception in an actor poisons the engine; nothing here knows what an actor does. The
+ * write thread blocks in its sleep; the background thread keeps its event loop turning, because the
+ * pool and queued storage calls answer through it; inline, slices run between the caller's own work.
+ */
+import { toPlainError } from '../core/base/errors.ts';
+import { Arena } from '../core/shared/arena.ts';
+import { Bell } from '../core/shared/bell.ts';
+import { BufferPool } from '../core/shared/buffer-pool.ts';
+import { Control, STATE_CLOSED } from '../core/shared/control.ts';
+import type { Clock, Storage } from '../core/storage/storage.ts';
+import type { Actor, ActorContext, EngineConfig } from './actor.ts';
+import { topologyOf } from './topology.ts';
+
+/** Sleep at the most, so that a deadline nobody announced is met late rather than never. */
+const SLEEP_MS_MAX = 1_000;
+
+/** Slice of the caller's time that an inline engine takes at once. */
+const INLINE_SLICE_MS = 2;
+
+export const systemClock: Clock = {
+  nowMs: () => Date.now(),
+  ticksMs: () => performance.now(),
+};
+
+/** What an actor on this thread may use. Every thread builds its own from the arena and the config. */
+export function makeContext(
+  buffer: SharedArrayBuffer,
+  config: EngineConfig,
+  storage: Storage,
+  clock: Clock,
+): ActorContext {
+  const arena = new Arena(buffer);
+  const topology = topologyOf(arena.bytes);
+  return {
+    arena,
+    pool: new BufferPool(arena, topology.poolTables, topology.firstPage),
+    control: new Control(arena, topology.control),
+    topology,
+    config,
+    storage,
+    clock,
+    threadBells: topology.threadBells.map((at) => new Bell(arena, at)),
+    clientBells: topology.clients.map((client) => new Bell(arena, client.bell)),
+  };
+}
+
+/** Makes the first failure known to every thread and wakes them all. */
+export function poison(context: ActorContext, error: unknown): void {
+  context.control.poison(JSON.stringify(toPlainError(error)));
+  ringAll(context);
+}
+
+export function ringAll(context: ActorContext): void {
+  for (const bell of context.threadBells) bell.ring();
+  for (const bell of context.clientBells) bell.ring();
+}
+
+/** One tick of every actor; true when any of them did something. */
+export function runRound(context: ActorContext, actors: readonly Actor[]): boolean {
+  try {
+    let worked = false;
+    for (const actor of actors) worked = actor.tick() || worked;
+    return worked;
+  } catch (error) {
+    poison(context, error);
+    return false;
+  }
+}
+
+function isOver(context: ActorContext): boolean {
+  return context.control.state() >= STATE_CLOSED;
+}
+
+function sleepMs(actors: readonly Actor[]): number {
+  let ms = SLEEP_MS_MAX;
+  for (const actor of actors) ms = Math.min(ms, actor.idle());
+  return Math.max(0, ms);
+}
+
+function closeAll(actors: readonly Actor[]): void {
+  for (const actor of actors) {
+    try {
+      actor.onClose();
+    } catch {
+      // The engine is over; what could not be closed dies with the process.
+    }
+  }
+}
+
+/** Runs until the engine is closed or poisoned. Blocks the thread. */
+export function runBlocking(context: ActorContext, actors: readonly Actor[], bell: Bell): void {
+  while (!isOver(context)) {
+    if (runRound(context, actors)) continue;
+    const seen = bell.park();
+    // Published before the parked flag was up: nobody would ring for it.
+    if (!runRound(context, actors) && !isOver(context)) bell.wait(seen, sleepMs(actors));
+    bell.unpark();
+  }
+  closeAll(actors);
+}
+
+/** The same, leaving turns to the thread's event loop. */
+export async function runTurning(
+  context: ActorContext,
+  actors: readonly Actor[],
+  bell: Bell,
+): Promise<void> {
+  while (!isOver(context)) {
+    if (runRound(context, actors)) {
+      await turn();
+      continue;
+    }
+    const seen = bell.park();
+    if (!runRound(context, actors) && !isOver(context)) {
+      await bell.waitAsync(seen, sleepMs(actors));
+    }
+    bell.unpark();
+  }
+  closeAll(actors);
+}
+
+function turn(): Promise<void> {
+  return new Promise((resolve) => setImmediate(resolve));
+}
+
+/** Runs the actors on the caller's thread, in slices, kicked by whoever has made work for them. */
+export class InlineHost {
+  readonly #context: ActorContext;
+  readonly #actors: readonly Actor[];
+  readonly #step: () => boolean;
+  readonly #afterSlice: () => void;
+  #scheduled = false;
+  #timer: NodeJS.Timeout | undefined;
+  #over = false;
+
+  /** `step` runs a slice of pool work; `afterSlice` lets clients look at what has come. */
+  constructor(
+    context: ActorContext,
+    actors: readonly Actor[],
+    step: () => boolean,
+    afterSlice: () => void,
+  ) {
+    this.#context = context;
+    this.#actors = actors;
+    this.#step = step;
+    this.#afterSlice = afterSlice;
+  }
+
+  /** There is work: run a slice as soon as the code that runs now is done. */
+  kick(): void {
+    if (this.#scheduled || this.#over) return;
+    this.#scheduled = true;
+    queueMicrotask(() => this.#slice());
+  }
+
+  #slice(): void {
+    this.#scheduled = false;
+    if (this.#over) return;
+    if (this.#timer !== undefined) clearTimeout(this.#timer);
+    this.#timer = undefined;
+    const { clock } = this.#context;
+    const until = clock.ticksMs() + INLINE_SLICE_MS;
+    let worked = true;
+    while (worked && clock.ticksMs() < until && !isOver(this.#context)) {
+      worked = runRound(this.#context, this.#actors);
+      // Pool work fills what the actors leave, so that a merge never delays a commit by more than a slice.
+      worked = this.#step() || worked;
+    }
+    if (isOver(this.#context)) {
+      this.#over = true;
+      closeAll(this.#actors);
+    }
+    this.#afterSlice();
+    if (this.#over) return;
+    if (worked) {
+      this.#scheduled = true;
+      setImmediate(() => this.#slice());
+      return;
+    }
+    const ms = sleepMs(this.#actors);
+    this.#timer = setTimeout(() => this.#slice(), ms).unref();
+  }
+}

@@ -1,0 +1,153 @@
+/**
+ * The compute pool as the compactor sees it, and the two ways to run it: worker threads (Piscina), or
+ * the host's own thread a slice at a time (inline, simulated). Jobs are plain data in and out; answers
+ * are polled. A job never stands between a commit and its acknowledgement.
+ */
+import { Piscina } from 'piscina';
+import { toPlainError } from '../core/base/errors.ts';
+import type { PlainError } from '../core/base/errors.ts';
+import { CancelFlag } from '../core/shared/cancel.ts';
+import type { Job, JobMachine } from './jobs.ts';
+
+export type JobAnswer = {
+  readonly id: number;
+  /** The result of a job that succeeded. */
+  readonly value?: unknown;
+  readonly failure?: PlainError;
+};
+
+export interface JobPool {
+  /** Jobs that can run at the same time. */
+  readonly workers: number;
+  start(id: number, job: Job): void;
+  /** Asks a job to stop; it still answers. */
+  cancel(id: number): void;
+  poll(): JobAnswer | undefined;
+  /** Runs a slice of pending work where there are no worker threads; true when it did something. */
+  step(): boolean;
+}
+
+/** What a worker thread is handed: the job, the arena, where the files are. */
+export type WorkerTask = {
+  readonly job: Job;
+  readonly arena: SharedArrayBuffer;
+  readonly directory: string;
+  readonly cancel: SharedArrayBuffer;
+};
+
+/** The threads of one kit's pool; outlives engines, as the kit does. */
+export function makeWorkers(workerUrl: URL, count: number): Piscina<WorkerTask, unknown> {
+  return new Piscina<WorkerTask, unknown>({
+    filename: workerUrl.href,
+    minThreads: 0,
+    maxThreads: count,
+    idleTimeout: 10_000,
+    concurrentTasksPerWorker: 1,
+    // A job is long and waits for its disk: it must not be asked to look at a shared counter.
+    atomics: 'disabled',
+    // Descriptors are shared by number among threads; a dying worker must not close a namesake.
+    trackUnmanagedFds: false,
+  });
+}
+
+export class PiscinaPool implements JobPool {
+  readonly workers: number;
+  readonly #piscina: Piscina<WorkerTask, unknown>;
+  readonly #arena: SharedArrayBuffer;
+  readonly #directory: string;
+  readonly #wake: () => void;
+  readonly #cancels: Map<number, CancelFlag> = new Map();
+  readonly #answers: JobAnswer[] = [];
+
+  constructor(
+    piscina: Piscina<WorkerTask, unknown>,
+    arena: SharedArrayBuffer,
+    directory: string,
+    wake: () => void,
+  ) {
+    this.workers = piscina.options.maxThreads;
+    this.#piscina = piscina;
+    this.#arena = arena;
+    this.#directory = directory;
+    this.#wake = wake;
+  }
+
+  start(id: number, job: Job): void {
+    const flag = new CancelFlag();
+    this.#cancels.set(id, flag);
+    const task = {
+      job,
+      arena: this.#arena,
+      directory: this.#directory,
+      cancel: flag.buffer,
+    };
+    this.#piscina.run(task).then(
+      (value) => this.#answer({ id, value }),
+      (error: unknown) => this.#answer({ id, failure: toPlainError(error) }),
+    );
+  }
+
+  cancel(id: number): void {
+    this.#cancels.get(id)?.cancel();
+  }
+
+  poll(): JobAnswer | undefined {
+    return this.#answers.shift();
+  }
+
+  step(): boolean {
+    return false;
+  }
+
+  #answer(answer: JobAnswer): void {
+    this.#cancels.delete(answer.id);
+    this.#answers.push(answer);
+    this.#wake();
+  }
+}
+
+/** Fuel of one slice: about half a millisecond of merging. */
+const SLICE_FUEL = 512;
+
+/** Runs jobs on the host's thread, one at a time, oldest first. */
+export class StepPool implements JobPool {
+  readonly workers = 1;
+  readonly #make: (job: Job) => JobMachine;
+  readonly #queue: { id: number; job: Job; machine: JobMachine | undefined }[] = [];
+  readonly #answers: JobAnswer[] = [];
+
+  constructor(make: (job: Job) => JobMachine) {
+    this.#make = make;
+  }
+
+  start(id: number, job: Job): void {
+    this.#queue.push({ id, job, machine: undefined });
+  }
+
+  cancel(id: number): void {
+    const at = this.#queue.findIndex((entry) => entry.id === id);
+    if (at < 0) return;
+    const [entry] = this.#queue.splice(at, 1);
+    entry?.machine?.cancel();
+    const failure: PlainError = { code: 'TIDEMARK_CLOSED', message: 'cancelled', detail: {} };
+    this.#answers.push({ id, failure });
+  }
+
+  poll(): JobAnswer | undefined {
+    return this.#answers.shift();
+  }
+
+  step(fuel: number = SLICE_FUEL): boolean {
+    const entry = this.#queue[0];
+    if (entry === undefined) return false;
+    try {
+      entry.machine ??= this.#make(entry.job);
+      if (entry.machine.step(fuel)) return true;
+      this.#answers.push({ id: entry.id, value: entry.machine.result() });
+    } catch (error) {
+      this.#answers.push({ id: entry.id, failure: toPlainError(error) });
+    }
+    this.#queue.shift();
+    return true;
+  }
+}

@@ -1,0 +1,168 @@
+/**
+ * Encodes transactions into private memory, in payload format 1 (core/base/update.ts). A write set is
+ * one transaction being built, or a record being filled with many. Nothing here is shared: a record's
+ * bytes are copied into pages once, when it closes. An operation is in entirely or not at all, also
+ * when a codec throws.
+ */
+import { setU32 } from '../core/base/bytes.ts';
+import { commitBytesMax, keyBytesMax, valueBytesMax } from '../core/base/limits.ts';
+import {
+  OP_DELETE,
+  OP_HEADER_BYTES,
+  OP_PUT,
+  TX_BYTES_OFFSET,
+  TX_COUNT_OFFSET,
+  TX_HEADER_BYTES,
+} from '../core/base/update.ts';
+import { tooLarge } from './encodings.ts';
+import type { Codec } from './encodings.ts';
+
+export class WriteSet {
+  bytes: Buffer;
+  /** Bytes filled. */
+  end = 0;
+  /** Operations of the transaction that is open, and of all in the set. */
+  operations = 0;
+  operationsTotal = 0;
+  transactions = 0;
+  readonly #capacity: number;
+  #start = 0;
+
+  constructor(capacity: number) {
+    this.#capacity = capacity;
+    this.bytes = Buffer.allocUnsafe(capacity);
+  }
+
+  clear(): void {
+    this.end = 0;
+    this.operations = 0;
+    this.operationsTotal = 0;
+    this.transactions = 0;
+  }
+
+  /** As `clear`; memory grown for a large transaction is given back. */
+  reset(): void {
+    this.clear();
+    if (this.bytes.length > this.#capacity) this.bytes = Buffer.allocUnsafe(this.#capacity);
+  }
+
+  begin(): void {
+    this.#start = this.end;
+    this.operations = 0;
+    this.#ensure(TX_HEADER_BYTES);
+    this.end += TX_HEADER_BYTES;
+  }
+
+  /** Closes the open transaction. */
+  finish(): void {
+    setU32(this.bytes, this.#start + TX_BYTES_OFFSET, this.end - this.#start);
+    setU32(this.bytes, this.#start + TX_COUNT_OFFSET, this.operations);
+    this.operationsTotal += this.operations;
+    this.transactions++;
+  }
+
+  /** Forgets the open transaction. */
+  abandon(): void {
+    this.end = this.#start;
+    this.operations = 0;
+  }
+
+  put<K, V>(collection: number, keys: Codec<K>, key: K, values: Codec<V>, value: V): void {
+    const start = this.end;
+    try {
+      const keyBytes = this.#encode(keys, key, start + OP_HEADER_BYTES);
+      if (keyBytes > keyBytesMax) throw tooLarge('key', keyBytes, keyBytesMax);
+      const valueAt = start + OP_HEADER_BYTES + keyBytes;
+      const valueBytes = this.#encode(values, value, valueAt);
+      if (valueBytes > valueBytesMax) throw tooLarge('value', valueBytes, valueBytesMax);
+      this.#close(start, collection, OP_PUT, keyBytes, valueBytes);
+    } catch (error) {
+      this.end = start;
+      throw error;
+    }
+  }
+
+  delete<K>(collection: number, keys: Codec<K>, key: K): void {
+    const start = this.end;
+    try {
+      const keyBytes = this.#encode(keys, key, start + OP_HEADER_BYTES);
+      if (keyBytes > keyBytesMax) throw tooLarge('key', keyBytes, keyBytesMax);
+      this.#close(start, collection, OP_DELETE, keyBytes, 0);
+    } catch (error) {
+      this.end = start;
+      throw error;
+    }
+  }
+
+  /** Moves the transaction finished last into a set of its own. */
+  takeLast(): WriteSet {
+    const last = new WriteSet(this.end - this.#start);
+    this.bytes.copy(last.bytes, 0, this.#start, this.end);
+    last.end = this.end - this.#start;
+    last.operationsTotal = this.operations;
+    last.transactions = 1;
+    this.end = this.#start;
+    this.operationsTotal -= this.operations;
+    this.transactions--;
+    return last;
+  }
+
+  /** Appends a whole transaction that another set holds. */
+  append(other: WriteSet): void {
+    this.#ensure(other.end);
+    other.bytes.copy(this.bytes, this.end, 0, other.end);
+    this.end += other.end;
+    this.operationsTotal += other.operationsTotal;
+    this.transactions += other.transactions;
+  }
+
+  #close(start: number, id: number, kind: number, keyBytes: number, valueBytes: number): void {
+    const end = start + OP_HEADER_BYTES + keyBytes + valueBytes;
+    const padded = (end + 7) & ~7;
+    this.#ensureUpTo(padded);
+    if (padded - this.#start > commitBytesMax) {
+      throw tooLarge('commit', padded - this.#start, commitBytesMax);
+    }
+    const { bytes } = this;
+    setU32(bytes, start, id);
+    bytes[start + 4] = kind;
+    bytes[start + 5] = 0;
+    bytes[start + 6] = keyBytes;
+    bytes[start + 7] = keyBytes >>> 8;
+    setU32(bytes, start + 8, valueBytes);
+    setU32(bytes, start + 12, 0);
+    for (let at = end; at < padded; at++) bytes[at] = 0;
+    this.end = padded;
+    this.operations++;
+  }
+
+  /** Encodes at `at`, growing as needed; returns the count. */
+  #encode<T>(codec: Codec<T>, value: T, at: number): number {
+    if (codec.encodeInto !== undefined) {
+      this.#ensureUpTo(at + 64);
+      const n = codec.encodeInto(value, this.bytes, at);
+      if (n >= 0) return n;
+    }
+    const encoded = codec.encode(value);
+    if (!ArrayBuffer.isView(encoded)) {
+      throw new TypeError(`codec ${codec.name}: encode must return a Uint8Array`);
+    }
+    // Far beyond every limit: refused before it is copied.
+    if (encoded.length > valueBytesMax) throw tooLarge('value', encoded.length, valueBytesMax);
+    this.#ensureUpTo(at + encoded.length);
+    this.bytes.set(encoded, at);
+    return encoded.length;
+  }
+
+  #ensure(more: number): void {
+    this.#ensureUpTo(this.end + more);
+  }
+
+  #ensureUpTo(bytes: number): void {
+    if (bytes <= this.bytes.length) return;
+    const grown = Buffer.allocUnsafe(Math.max(bytes + 64, this.bytes.length * 2));
+    // Also what lies beyond `end`: a key of the operation being built.
+    this.bytes.copy(grown, 0, 0, this.bytes.length);
+    this.bytes = grown;
+  }
+}
