@@ -18,7 +18,7 @@ import {
 } from '../examples/tour/drawing.ts';
 import { parseTourOptions } from '../examples/tour/options.ts';
 import { createScreen } from '../examples/tour/screen.ts';
-import type { Screen, ScreenStream } from '../examples/tour/screen.ts';
+import type { BarText, Screen, ScreenStream } from '../examples/tour/screen.ts';
 import { TourError } from '../examples/tour/tour-error.ts';
 
 interface Fixture {
@@ -26,6 +26,9 @@ interface Fixture {
   readonly clock: { ms: number };
   readonly written: () => string;
 }
+
+const revisionsText: BarText = (done, ms) =>
+  `${formatCount(done)} of 1,000 revisions  ${formatRate(done, ms)}`;
 
 function fixture(stream: Partial<ScreenStream>): Fixture {
   let text = '';
@@ -44,7 +47,7 @@ describe('the screen', () => {
     const { screen, clock, written } = fixture({ hasColors: () => true });
     screen.title('Tour');
     screen.step('Replay');
-    const progress = screen.bar('revisions', 1_000);
+    const progress = screen.bar(1_000, revisionsText);
     for (let done = 0; done <= 1_000; done++) {
       progress.update(done);
       clock.ms += 11;
@@ -67,9 +70,9 @@ describe('the screen', () => {
   test('on a terminal: one bar redrawn in place, never wider than the window', () => {
     for (const width of [20, 60, 80, 200]) {
       const { screen, clock, written } = fixture({ isTTY: true, columns: width });
-      const progress = screen.bar('revisions', 1_000);
+      const progress = screen.bar(1_000, revisionsText);
       for (let done = 0; done <= 1_000; done += 100) {
-        progress.update(done, 'offset 12');
+        progress.update(done);
         clock.ms += 50;
       }
       screen.line('in between');

@@ -5,11 +5,12 @@
  * Called by main.ts; tests give it a stream and a clock of their own.
  */
 import { styleText } from 'node:util';
-import { bar as drawBar, formatCount, formatRate } from './drawing.ts';
+import { bar as drawBar } from './drawing.ts';
 
 const redrawMs = 80;
 const plainLineMs = 5_000;
 const columnsDefault = 80;
+const barCellsMin = 4;
 const barCellsMax = 30;
 
 /** What we ask of standard output. */
@@ -21,11 +22,13 @@ export interface ScreenStream {
 }
 
 export interface Bar {
-  /** `done` only grows; `note` is whatever else is worth a glance. */
-  update(done: number, note?: string): void;
+  /** Cheap: most calls draw nothing. */
+  update(done: number): void;
   /** Takes the bar away; what holds then is said with `pass` or `line`. */
   end(): void;
 }
+
+export type BarText = (done: number, elapsedMs: number) => string;
 
 export interface Screen {
   title(text: string): void;
@@ -38,7 +41,8 @@ export interface Screen {
   fail(text: string): void;
   /** A drawing, indented under its caption. */
   picture(caption: string, lines: readonly string[]): void;
-  bar(unit: string, total: number): Bar;
+  /** `text` says how far it is; it is asked only when something is drawn. */
+  bar(total: number, text: BarText): Bar;
 }
 
 type Style = Parameters<typeof styleText>[0];
@@ -68,9 +72,9 @@ export function createScreen(out: ScreenStream, now: () => number): Screen {
       say(`   ${paint('bold', caption)}`);
       for (const text of lines) say(`     ${paint('cyan', text)}`);
     },
-    bar(unit, total) {
+    bar(total, text) {
       live?.end();
-      live = new LiveBar(out, now, inPlace, unit, total, () => {
+      live = new LiveBar(out, now, inPlace, total, text, () => {
         live = undefined;
       });
       return live;
@@ -82,13 +86,12 @@ class LiveBar implements Bar {
   private readonly out: ScreenStream;
   private readonly now: () => number;
   private readonly inPlace: boolean;
-  private readonly unit: string;
   private readonly total: number;
+  private readonly text: BarText;
   private readonly onEnd: () => void;
   private readonly startAtMs: number;
   private shownAtMs: number;
   private done = 0;
-  private note = '';
   private drawn = false;
   private ended = false;
 
@@ -96,30 +99,29 @@ class LiveBar implements Bar {
     out: ScreenStream,
     now: () => number,
     inPlace: boolean,
-    unit: string,
     total: number,
+    text: BarText,
     onEnd: () => void,
   ) {
     this.out = out;
     this.now = now;
     this.inPlace = inPlace;
-    this.unit = unit;
     this.total = total;
+    this.text = text;
     this.onEnd = onEnd;
     this.startAtMs = now();
     // A plain line is only worth it for what takes long; a drawn bar may come at once.
     this.shownAtMs = inPlace ? -Infinity : this.startAtMs;
   }
 
-  update(done: number, note: string = ''): void {
+  update(done: number): void {
     if (this.ended) return;
     this.done = done;
-    this.note = note;
     const nowMs = this.now();
     if (nowMs - this.shownAtMs < (this.inPlace ? redrawMs : plainLineMs)) return;
     this.shownAtMs = nowMs;
     if (this.inPlace) this.draw();
-    else this.out.write(`   ${this.text(0)}\n`);
+    else this.out.write(`   ${this.line(0)}\n`);
   }
 
   end(): void {
@@ -133,8 +135,8 @@ class LiveBar implements Bar {
     if (!this.inPlace || this.ended) return;
     const width = (this.out.columns ?? columnsDefault) - 1;
     // The text says more than the bar: on a narrow terminal the bar gives way.
-    const cells = Math.min(barCellsMax, width - this.text(0).length - 4);
-    this.out.write(`\r\x1b[2K   ${this.text(cells)}`.slice(0, width + '\r\x1b[2K'.length));
+    const cells = Math.min(barCellsMax, width - this.line(0).length - 4);
+    this.out.write(`\r\x1b[2K   ${this.line(cells)}`.slice(0, width + '\r\x1b[2K'.length));
     this.drawn = true;
   }
 
@@ -143,12 +145,11 @@ class LiveBar implements Bar {
     this.drawn = false;
   }
 
-  private text(cells: number): string {
-    const { done, total, unit, note } = this;
-    const picture = cells >= 4 ? `${drawBar(done, total, cells)} ` : '';
+  private line(cells: number): string {
+    const { done, total } = this;
+    const picture = cells >= barCellsMin ? `${drawBar(done, total, cells)} ` : '';
     const percent = total > 0 ? Math.min(100, Math.floor((done / total) * 100)) : 100;
-    const rate = formatRate(done, this.now() - this.startAtMs);
-    const count = `${formatCount(done)} of ${formatCount(total)} ${unit}`;
-    return `${picture}${String(percent).padStart(3)}%  ${count}  ${rate}${note === '' ? '' : `  ${note}`}`;
+    const text = this.text(done, this.now() - this.startAtMs);
+    return `${picture}${String(percent).padStart(3)}%  ${text}`;
   }
 }
