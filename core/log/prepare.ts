@@ -1,0 +1,151 @@
+/**
+ * Room for the log, made off its path: zeros written ahead in the live segment, and whole spare
+ * segments. Overwriting written blocks changes no metadata, so a sync costs half. The range of a job
+ * is its own until it has answered: the writer keeps out, or late zeros would cover commits. Step
+ * machines over Storage, run by a merge worker; a step makes at most one storage call.
+ */
+import { MiB } from '../base/limits.ts';
+import { LOG_DIR, segmentPath, sparePath } from '../storage/names.ts';
+import type { Storage } from '../storage/storage.ts';
+
+/** Zeros a new store begins with; each further chunk is twice the last. */
+export const zeroChunkBytesMin: number = 1 * MiB;
+export const zeroChunkBytesMax: number = 64 * MiB;
+
+const STEP_BYTES: number = 1 * MiB;
+
+/** Bytes [from, to) of a segment, to be overwritten with zeros and synced. */
+export type ZeroJob = {
+  readonly path: string;
+  readonly seq: number;
+  readonly from: number;
+  readonly to: number;
+};
+
+/** A zero-filled file to be made under segment `seq`'s name; `reuseSeq` names one made too late for its own number (0: none). */
+export type SpareJob = {
+  readonly seq: number;
+  readonly bytes: number;
+  readonly reuseSeq: number;
+};
+
+/** Fills a range of a segment. `step` returns true while there is more to do and throws what the disk throws. */
+export class ZeroFill {
+  readonly #storage: Storage;
+  readonly #job: ZeroJob;
+  readonly #zeros: Uint8Array;
+  #fd = -1;
+  #at: number;
+  #synced = false;
+
+  constructor(storage: Storage, job: ZeroJob, stepBytes: number = STEP_BYTES) {
+    this.#storage = storage;
+    this.#job = job;
+    this.#zeros = new Uint8Array(Math.min(stepBytes, job.to - job.from));
+    this.#at = job.from;
+  }
+
+  step(): boolean {
+    if (this.#synced) {
+      this.release();
+      return false;
+    }
+    if (this.#fd === -1) {
+      this.#fd = this.#storage.open(this.#job.path, 'write');
+    } else if (this.#at < this.#job.to) {
+      const bytes = Math.min(this.#zeros.length, this.#job.to - this.#at);
+      writeZeros(this.#storage, this.#fd, this.#zeros, bytes, this.#at, this.#job.path);
+      this.#at += bytes;
+    } else {
+      this.#storage.sync(this.#fd);
+      this.#synced = true;
+    }
+    return true;
+  }
+
+  /** Gives back the descriptor. Called by the last step, and by whoever drops a failed job. */
+  release(): void {
+    if (this.#fd !== -1) this.#storage.close(this.#fd);
+    this.#fd = -1;
+  }
+}
+
+/** Makes a spare segment: filled and synced under a name of its own, then renamed and the directory synced. */
+export class SpareMaker {
+  readonly #storage: Storage;
+  readonly #job: SpareJob;
+  readonly #tmp: string;
+  readonly #zeros: Uint8Array;
+  #fd = -1;
+  #at = 0;
+  #phase: 'clear' | 'open' | 'fill' | 'close' | 'rename' | 'syncDir' | 'done';
+
+  constructor(storage: Storage, job: SpareJob, stepBytes: number = STEP_BYTES) {
+    this.#storage = storage;
+    this.#job = job;
+    this.#tmp = job.reuseSeq === 0 ? sparePath(job.seq) : segmentPath(job.reuseSeq);
+    this.#zeros = new Uint8Array(job.reuseSeq === 0 ? Math.min(stepBytes, job.bytes) : 0);
+    this.#phase = job.reuseSeq === 0 ? 'clear' : 'rename';
+  }
+
+  step(): boolean {
+    const storage = this.#storage;
+    switch (this.#phase) {
+      case 'clear':
+        storage.unlink(this.#tmp);
+        this.#phase = 'open';
+        return true;
+      case 'open':
+        this.#fd = storage.open(this.#tmp, 'create');
+        this.#phase = 'fill';
+        return true;
+      case 'fill':
+        if (this.#at < this.#job.bytes) {
+          const bytes = Math.min(this.#zeros.length, this.#job.bytes - this.#at);
+          writeZeros(storage, this.#fd, this.#zeros, bytes, this.#at, this.#tmp);
+          this.#at += bytes;
+        } else {
+          storage.sync(this.#fd);
+          this.#phase = 'close';
+        }
+        return true;
+      case 'close':
+        this.release();
+        this.#phase = 'rename';
+        return true;
+      case 'rename':
+        storage.rename(this.#tmp, segmentPath(this.#job.seq));
+        this.#phase = 'syncDir';
+        return true;
+      case 'syncDir':
+        storage.syncDir(LOG_DIR);
+        this.#phase = 'done';
+        return false;
+      case 'done':
+        return false;
+    }
+  }
+
+  release(): void {
+    if (this.#fd !== -1) this.#storage.close(this.#fd);
+    this.#fd = -1;
+  }
+}
+
+function writeZeros(
+  storage: Storage,
+  fd: number,
+  zeros: Uint8Array,
+  bytes: number,
+  position: number,
+  path: string,
+): void {
+  const n = storage.write(fd, zeros, 0, bytes, position);
+  // Here a short count is how a full disk shows itself first; the job fails, the log does not.
+  if (n !== bytes) {
+    throw Object.assign(new Error(`ENOSPC: ${n} of ${bytes} bytes written to ${path}`), {
+      code: 'ENOSPC',
+      syscall: 'write',
+    });
+  }
+}

@@ -1,0 +1,950 @@
+/**
+ * The log's writing end: checks, frames and batches records, writes and syncs them, rotates segments.
+ * durable <= written <= next always; after the first failed or short call nothing is ever called on
+ * the disk again but to give descriptors back. Driven by the durability actor on its thread: `append`
+ * until `full`, then `step`, which makes at most one storage call.
+ *
+ * A rotation, one call a step (a valid new header thus proves the old segment durable to its end):
+ *   write the batch and SEAL -> sync -> open the next file -> write header and first record -> sync
+ *   [-> sync the directory, when there was no spare and the file is new] -> close the old file
+ *
+ * Staging holds headers and small payloads as they will lie in the file. A large payload stays where
+ * it is and is noted as a cut: the place in staging where its bytes go in between.
+ */
+import { NO_BYTES, alignUp } from '../base/bytes.ts';
+import { crc32 } from '../base/crc32.ts';
+import { invariant, verify } from '../base/assert.ts';
+import { TidemarkError } from '../base/errors.ts';
+import { OFFSET_MAX } from '../base/frontier.ts';
+import {
+  MiB,
+  commitBytesMax,
+  inPlaceBytesMin,
+  logBatchBytesMax,
+  segmentBytesMax,
+  transactionsPerRecordMax,
+  unsyncedBytesMax,
+} from '../base/limits.ts';
+import { LOG_DIR, segmentPath } from '../storage/names.ts';
+import type { Storage } from '../storage/storage.ts';
+import type { SpareJob, ZeroJob } from './prepare.ts';
+import { zeroChunkBytesMax, zeroChunkBytesMin } from './prepare.ts';
+import {
+  END_PAYLOAD_BYTES,
+  END_RECORD_BYTES,
+  RECORD_ALIGN,
+  RECORD_CLEAN,
+  RECORD_COMMIT,
+  RECORD_FLAG_FIRST,
+  RECORD_HEADER_BYTES,
+  RECORD_SEAL,
+  RECORD_WATERMARK,
+  chainAfter,
+  encodeRecordHeader,
+  encodeSegmentEnd,
+  recordBytes,
+} from './record.ts';
+import {
+  COMPAT_ZERO_FILLED,
+  REASON_CREATE,
+  REASON_ROTATE,
+  SEGMENT_BLOCK_BYTES,
+  encodeSegmentBlock,
+  saltOf,
+} from './segment.ts';
+import type { SegmentHeader } from './segment.ts';
+
+/** Where the log stands at an offset: what a flush edit and a checkpoint keep, and recovery starts from. */
+export type LogPosition = {
+  /** First offset not yet there. */
+  readonly upper: number;
+  /** The segment, and the end of the last commit below `upper` in it (or its first record's place). */
+  readonly seq: number;
+  readonly position: number;
+  readonly chain: number;
+  readonly epoch: number;
+  readonly atMs: number;
+};
+
+/** A payload's piece that lies elsewhere. */
+export type LogPiece = {
+  readonly bytes: Uint8Array;
+  readonly offset: number;
+  readonly length: number;
+};
+
+export type LogOptions = {
+  /** A segment that holds a commit is left before it passes this. */
+  readonly segmentBytes: number;
+  /** Zeros a segment begins with when there is no spare; default 1 MiB. */
+  readonly preparedBytes?: number;
+  /** False where overwriting is no cheaper (copy-on-write file systems): no zeros ahead, no spares. */
+  readonly prepare?: boolean;
+  /** A batch is full at this size; default 8 MiB. */
+  readonly batchBytesMax?: number;
+};
+
+/** Everything a writer goes on from: made by `LogWriter.create` and by recovery. */
+export type LogResume = {
+  readonly logId: Uint8Array;
+  readonly seq: number;
+  /** The live segment, open for writing; the writer's from now on. */
+  readonly fd: number;
+  /** Where the next record goes. */
+  readonly position: number;
+  /** End of the last commit in the segment, 4096 when it holds none. */
+  readonly commitEnd: number;
+  readonly baseOffset: number;
+  readonly baseAtMs: number;
+  /** Commits in the segment. */
+  readonly commits: number;
+  readonly next: number;
+  /** All offsets below are durable; equals `next` but while recovery rewrites a tail. */
+  readonly durable: number;
+  readonly chain: number;
+  /** Floors for what follows. */
+  readonly epoch: number;
+  readonly atMs: number;
+  /** The file holds written zeros from `position` to here. */
+  readonly zeroedEnd: number;
+  /** No number up to this one is used again. */
+  readonly highestSeq: number;
+  /** A zero-filled file that waits under its number; 0: none. */
+  readonly spareSeq: number;
+  /** A segment has filled before: spares are worth making. */
+  readonly filled: boolean;
+};
+
+/** append: why a record was refused. Nothing has changed; `refusedExpected` and `refusedGot` say more. */
+export const ACCEPTED = 0;
+export const REFUSED_OFFSET = 1;
+export const REFUSED_TX_COUNT = 2;
+export const REFUSED_EPOCH = 3;
+export const REFUSED_TIME = 4;
+export const REFUSED_LENGTH = 5;
+export const REFUSED_RANGE = 6;
+export const REFUSED_ENDED = 7;
+
+/**
+ * What a step did. idle: nothing to do. waiting: the batch reaches into the range of a zeroing job.
+ * wrote, synced: frontiers may have moved. moved: a rotation's or close's own call. rotated: the new
+ * segment is durable (seq, baseOffset, baseAtMs). closed, failed: for ever.
+ */
+export type LogStep =
+  'idle' | 'waiting' | 'wrote' | 'synced' | 'moved' | 'rotated' | 'closed' | 'failed';
+
+const PHASE_LIVE = 0;
+const PHASE_SEAL_WRITE = 1;
+const PHASE_SEAL_SYNC = 2;
+const PHASE_OPEN = 3;
+const PHASE_FIRST_WRITE = 4;
+const PHASE_FIRST_SYNC = 5;
+const PHASE_DIR_SYNC = 6;
+const PHASE_CLOSE_OLD = 7;
+const PHASE_CLEAN_WRITE = 8;
+const PHASE_CLEAN_SYNC = 9;
+const PHASE_CLOSE_FILE = 10;
+const PHASE_CLOSED = 11;
+
+/** Payloads below this are copied word by word: a view costs more than the bytes. */
+const VIEW_BYTES_MIN = 2_048;
+/** Batches above this on average leave no room for zeros to pay. */
+const PREPARE_BATCH_BYTES_MAX: number = 1 * MiB;
+
+const NO_PIECE: LogPiece = { bytes: NO_BYTES, offset: 0, length: 0 };
+
+export class LogWriter {
+  /** First offset not yet accepted, handed to the system, covered by a successful sync. */
+  next: number;
+  written: number;
+  durable: number;
+  /** Floors: the last record's. */
+  epoch: number;
+  atMs: number;
+  /** Content chain after the last record. */
+  chain: number;
+  /** Bytes written since the last sync. */
+  unsyncedBytes = 0;
+  /** The batch takes no more: step first. */
+  full = false;
+  /** Highest claim any record carries; a watermark is of use while it is below `durable`. */
+  claimed = 0;
+  /** The first failure; the log is dead. */
+  failed: TidemarkError | undefined = undefined;
+  refusedExpected = 0;
+  refusedGot = 0;
+  /** The segment in which the next record goes. */
+  seq: number;
+  baseOffset: number;
+  baseAtMs: number;
+
+  readonly logId: Uint8Array;
+  readonly #storage: Storage;
+  readonly #segmentBytes: number;
+  readonly #prepare: boolean;
+  readonly #batchBytesMax: number;
+  readonly #staging: Uint8Array;
+  readonly #words: Uint32Array;
+
+  // The batch. Bytes [0, #staged) of staging with #cuts pieces in between go to the file at #batchAt.
+  #staged = 0;
+  #cuts = 0;
+  readonly #cutAt: number[] = [];
+  readonly #cutPieces: LogPiece[] = [];
+  #batchBytes = 0;
+  #batchAt: number;
+  // While sealing: how much of the batch is the old segment's; the rest begins the next one.
+  #splitStaged = 0;
+  #splitCuts = 0;
+  #splitBytes = 0;
+
+  #phase: number = PHASE_LIVE;
+  #fd: number;
+  #oldFd = -1;
+  /** The segment of #fd; `seq` is ahead of it while a rotation is staged. */
+  #fileSeq: number;
+  #salt: number;
+  #position: number;
+  #commitEnd: number;
+  #commits: number;
+  #closing = false;
+  /** The next file is created here, so its directory entry wants a sync. */
+  #created = false;
+
+  // Room.
+  #zeroedEnd: number;
+  #chunkBytes: number;
+  readonly #gapBytes: number;
+  #zeroSeq = 0;
+  #zeroFrom = 0;
+  #zeroTo = 0;
+  #prepareFailed = false;
+  #meanBatchBytes = 0;
+  #filled: boolean;
+  #highestSeq: number;
+  #spareSeq: number;
+  #spareOut = 0;
+  #lateSpareSeq = 0;
+
+  // Words over the buffer that payloads come from, most often the arena.
+  #sourceBuffer: ArrayBufferLike | undefined = undefined;
+  #sourceWords: Uint32Array = new Uint32Array(0);
+
+  // What the old segment says of itself to the next one's header.
+  #prevSeq = 0;
+  #prevEnd = 0;
+
+  constructor(storage: Storage, options: LogOptions, resume: LogResume) {
+    invariant(options.segmentBytes >= SEGMENT_BLOCK_BYTES + END_RECORD_BYTES, 'a segment has room');
+    invariant(options.segmentBytes <= segmentBytesMax, 'a position fits its seed');
+    invariant(resume.position % RECORD_ALIGN === 0, 'records are aligned', resume.position);
+    this.#storage = storage;
+    this.#segmentBytes = options.segmentBytes;
+    this.#prepare = options.prepare ?? true;
+    this.#batchBytesMax = options.batchBytesMax ?? logBatchBytesMax;
+    this.#chunkBytes = options.preparedBytes ?? zeroChunkBytesMin;
+    this.#gapBytes = this.#chunkBytes;
+    // Room behind a full batch: its last small record, SEAL, the next header block and first record.
+    const staging = new ArrayBuffer(
+      this.#batchBytesMax + 2 * (inPlaceBytesMin + RECORD_HEADER_BYTES) + 2 * SEGMENT_BLOCK_BYTES,
+    );
+    this.#staging = new Uint8Array(staging);
+    this.#words = new Uint32Array(staging);
+    this.logId = resume.logId;
+    this.seq = resume.seq;
+    this.baseOffset = resume.baseOffset;
+    this.baseAtMs = resume.baseAtMs;
+    this.next = resume.next;
+    this.written = resume.next;
+    this.durable = resume.durable;
+    this.epoch = resume.epoch;
+    this.atMs = resume.atMs;
+    this.chain = resume.chain;
+    this.#fd = resume.fd;
+    this.#fileSeq = resume.seq;
+    this.#salt = saltOf(resume.logId, resume.seq);
+    this.#position = resume.position;
+    this.#batchAt = resume.position;
+    this.#commitEnd = resume.commitEnd;
+    this.#commits = resume.commits;
+    this.#zeroedEnd = resume.zeroedEnd;
+    this.#highestSeq = resume.highestSeq;
+    this.#spareSeq = resume.spareSeq;
+    this.#filled = resume.filled;
+  }
+
+  /**
+   * Writes segment 1 of a new log, synced with its directory entry, and returns its writer.
+   * Requires: the directory exists and holds no segment.
+   */
+  static create(storage: Storage, logId: Uint8Array, options: LogOptions): LogWriter {
+    return new LogWriter(storage, options, createLog(storage, logId, options));
+  }
+
+  /** Bytes that may be appended before they meet unprepared room: the credit of spec 2.5. */
+  get preparedBytes(): number {
+    return Math.max(0, this.#zeroedEnd - this.#position);
+  }
+
+  /** True while an appended record waits for `step`. */
+  get staged(): boolean {
+    return this.#batchBytes > 0;
+  }
+
+  /** True when preparing failed; the writer appends until `retryPreparing`. */
+  get prepareFailed(): boolean {
+    return this.#prepareFailed;
+  }
+
+  /**
+   * Takes one record into the batch, or refuses it without any change. A payload of 32 KiB or more
+   * is referenced until written, a smaller one is copied. Requires: not full.
+   */
+  append(
+    source: Uint8Array,
+    offset: number,
+    length: number,
+    payloadCrc: number,
+    txCount: number,
+    minTxOffset: number,
+    epoch: number,
+    committedAtMs: number,
+  ): number {
+    const refusal = this.#check(length, txCount, minTxOffset, epoch, committedAtMs);
+    if (refusal !== ACCEPTED) return refusal;
+    if (verify()) {
+      invariant(crc32(source, offset, length) === payloadCrc, 'the payload is what was committed');
+    }
+    const at = this.#frame(length, payloadCrc, txCount, minTxOffset, epoch, committedAtMs);
+    if (length < inPlaceBytesMin) {
+      this.#copy(source, offset, length, at);
+      this.#staged = at + length;
+    } else {
+      this.#cut({ bytes: source, offset, length });
+    }
+    return ACCEPTED;
+  }
+
+  /** The same for a payload in several pieces, in order. */
+  appendPieces(
+    pieces: readonly LogPiece[],
+    payloadCrc: number,
+    txCount: number,
+    minTxOffset: number,
+    epoch: number,
+    committedAtMs: number,
+  ): number {
+    let length = 0;
+    for (const piece of pieces) length += piece.length;
+    const refusal = this.#check(length, txCount, minTxOffset, epoch, committedAtMs);
+    if (refusal !== ACCEPTED) return refusal;
+    let at = this.#frame(length, payloadCrc, txCount, minTxOffset, epoch, committedAtMs);
+    for (const piece of pieces) {
+      if (length >= inPlaceBytesMin) {
+        this.#cut(piece);
+        continue;
+      }
+      this.#staging.set(piece.bytes.subarray(piece.offset, piece.offset + piece.length), at);
+      at += piece.length;
+      this.#staged = at;
+    }
+    return ACCEPTED;
+  }
+
+  /** Puts a WATERMARK into the batch, so that `durable` is proven up to now. False: no room for it here. */
+  watermark(): boolean {
+    if (this.#phase !== PHASE_LIVE || this.#closing || this.failed !== undefined) return false;
+    if (this.full) return false;
+    if (this.#position + RECORD_HEADER_BYTES + END_RECORD_BYTES > this.#segmentBytes) return false;
+    this.#control(RECORD_WATERMARK, 0, 0);
+    return true;
+  }
+
+  /** Where the log stands after everything appended so far. */
+  mark(): LogPosition {
+    return {
+      upper: this.next,
+      seq: this.seq,
+      position: this.#commitEnd,
+      chain: this.chain,
+      epoch: this.epoch,
+      atMs: this.atMs,
+    };
+  }
+
+  /** Nothing more is appended: the steps that follow write, sync, write CLEAN, sync, close. */
+  close(): void {
+    this.#closing = true;
+  }
+
+  /** Gives the descriptors back without another write: after failure, or when the log is given up. */
+  release(): void {
+    this.failed ??= new TidemarkError('TIDEMARK_CLOSED', 'the log was given up');
+    for (const fd of [this.#fd, this.#oldFd]) {
+      if (fd === -1) continue;
+      try {
+        this.#storage.close(fd);
+      } catch {
+        // What a descriptor of a dead log says at its close changes nothing any more.
+      }
+    }
+    this.#fd = -1;
+    this.#oldFd = -1;
+  }
+
+  /**
+   * Does the next thing, at most one storage call. With `wantSync`, what is written is synced before
+   * more is written. Throws once when the disk fails, then answers 'failed'.
+   */
+  step(wantSync: boolean): LogStep {
+    if (this.failed !== undefined) return 'failed';
+    switch (this.#phase) {
+      case PHASE_LIVE:
+        return this.#live(wantSync);
+      case PHASE_SEAL_WRITE:
+        return this.#sealWrite();
+      case PHASE_SEAL_SYNC:
+        this.#sync();
+        this.#phase = PHASE_OPEN;
+        return 'synced';
+      case PHASE_OPEN:
+        this.#openNext();
+        this.#phase = PHASE_FIRST_WRITE;
+        return 'moved';
+      case PHASE_FIRST_WRITE:
+        this.#firstWrite();
+        this.#phase = PHASE_FIRST_SYNC;
+        return 'wrote';
+      case PHASE_FIRST_SYNC:
+        // A new file's commits are durable only with its directory entry.
+        if (this.#created) this.#syncFile();
+        else this.#sync();
+        this.#phase = this.#created ? PHASE_DIR_SYNC : PHASE_CLOSE_OLD;
+        return this.#created ? 'moved' : 'synced';
+      case PHASE_DIR_SYNC:
+        this.#syncDir();
+        this.#phase = PHASE_CLOSE_OLD;
+        return 'synced';
+      case PHASE_CLOSE_OLD:
+        this.#closeFile(this.#oldFd);
+        this.#oldFd = -1;
+        this.#phase = PHASE_LIVE;
+        this.#updateFull();
+        return 'rotated';
+      case PHASE_CLEAN_WRITE:
+        if (!this.#writeAll()) return 'waiting';
+        this.#phase = PHASE_CLEAN_SYNC;
+        return 'moved';
+      case PHASE_CLEAN_SYNC:
+        this.#sync();
+        this.#phase = PHASE_CLOSE_FILE;
+        return 'moved';
+      case PHASE_CLOSE_FILE:
+        this.#closeFile(this.#fd);
+        this.#fd = -1;
+        this.#phase = PHASE_CLOSED;
+        return 'closed';
+      default:
+        return 'closed';
+    }
+  }
+
+  // ---------------------------------------------------------------- room
+
+  /**
+   * A range to fill with zeros, or undefined. What is returned must be run: the writer keeps out of
+   * the range until `zeroed` has answered, whatever became of the job.
+   */
+  zeroWanted(): ZeroJob | undefined {
+    if (!this.#mayPrepare() || this.#zeroSeq === this.#fileSeq) return undefined;
+    // While a rotation is under way the file to prepare is not decided.
+    if (this.#phase !== PHASE_LIVE) return undefined;
+    const room = this.#zeroedEnd - this.#position;
+    if (room * 2 >= this.#chunkBytes) return undefined;
+    // With no room left a gap is kept, in which the writer may append while the job runs.
+    const gapAt = alignUp(this.#position + this.#gapBytes, SEGMENT_BLOCK_BYTES);
+    const from = room > 0 ? this.#zeroedEnd : gapAt;
+    if (from >= this.#segmentBytes) return undefined;
+    this.#chunkBytes = Math.min(this.#chunkBytes * 2, zeroChunkBytesMax);
+    this.#zeroSeq = this.#fileSeq;
+    this.#zeroFrom = from;
+    this.#zeroTo = Math.min(from + this.#chunkBytes, this.#segmentBytes);
+    return { path: segmentPath(this.#zeroSeq), seq: this.#zeroSeq, from, to: this.#zeroTo };
+  }
+
+  /** The job of `zeroWanted` has ended: done, failed, or its worker is gone. */
+  zeroed(seq: number, to: number, ok: boolean): void {
+    if (!ok) this.#prepareFailed = true;
+    if (seq !== this.#zeroSeq) return;
+    invariant(to === this.#zeroTo, 'an answer belongs to its job', to, this.#zeroTo);
+    this.#zeroSeq = 0;
+    if (ok && seq === this.#fileSeq) this.#zeroedEnd = to;
+  }
+
+  /** A spare segment to make, or undefined. What is returned must be run and answered by `spareReady`. */
+  spareWanted(): SpareJob | undefined {
+    if (!this.#mayPrepare() || !this.#filled) return undefined;
+    if (this.#spareSeq !== 0 || this.#spareOut !== 0 || this.#phase !== PHASE_LIVE)
+      return undefined;
+    this.#highestSeq++;
+    this.#spareOut = this.#highestSeq;
+    const reuseSeq = this.#lateSpareSeq;
+    this.#lateSpareSeq = 0;
+    return { seq: this.#spareOut, bytes: this.#segmentBytes, reuseSeq };
+  }
+
+  spareReady(seq: number, ok: boolean): void {
+    invariant(seq === this.#spareOut, 'an answer belongs to its job', seq, this.#spareOut);
+    this.#spareOut = 0;
+    // A failed job may have left anything under its number, which is not used again.
+    if (!ok) this.#prepareFailed = true;
+    else if (seq > this.seq) this.#spareSeq = seq;
+    else this.#lateSpareSeq = seq;
+  }
+
+  retryPreparing(): void {
+    this.#prepareFailed = false;
+  }
+
+  #mayPrepare(): boolean {
+    if (!this.#prepare || this.#prepareFailed || this.#closing) return false;
+    return this.failed === undefined && this.#meanBatchBytes <= PREPARE_BATCH_BYTES_MAX;
+  }
+
+  // ---------------------------------------------------------------- appending
+
+  #check(
+    length: number,
+    txCount: number,
+    minTxOffset: number,
+    epoch: number,
+    committedAtMs: number,
+  ): number {
+    if (this.failed !== undefined || this.#closing) return this.#refuse(REFUSED_ENDED, 0, 0);
+    invariant(!this.full, 'a full batch is stepped first');
+    if (minTxOffset !== this.next) return this.#refuse(REFUSED_OFFSET, this.next, minTxOffset);
+    if (!(txCount >= 1 && txCount <= transactionsPerRecordMax) || (txCount | 0) !== txCount) {
+      return this.#refuse(REFUSED_TX_COUNT, transactionsPerRecordMax, txCount);
+    }
+    if (!(epoch >= this.epoch) || epoch >>> 0 !== epoch) {
+      return this.#refuse(REFUSED_EPOCH, this.epoch, epoch);
+    }
+    if (!(committedAtMs >= this.atMs) || !Number.isSafeInteger(committedAtMs)) {
+      return this.#refuse(REFUSED_TIME, this.atMs, committedAtMs);
+    }
+    // Transactions are multiples of 8, so payloads are.
+    if (!(length >= RECORD_ALIGN && length <= commitBytesMax) || length % RECORD_ALIGN !== 0) {
+      return this.#refuse(REFUSED_LENGTH, commitBytesMax, length);
+    }
+    if (minTxOffset + txCount > OFFSET_MAX) {
+      return this.#refuse(REFUSED_RANGE, OFFSET_MAX, minTxOffset + txCount);
+    }
+    return ACCEPTED;
+  }
+
+  #refuse(reason: number, expected: number, got: number): number {
+    this.refusedExpected = expected;
+    this.refusedGot = got;
+    return reason;
+  }
+
+  /** Writes a commit's header into staging and counts it in; returns where its payload goes. */
+  #frame(
+    length: number,
+    payloadCrc: number,
+    txCount: number,
+    minTxOffset: number,
+    epoch: number,
+    committedAtMs: number,
+  ): number {
+    const bytes = RECORD_HEADER_BYTES + length;
+    if (this.#position + bytes + END_RECORD_BYTES > this.#segmentBytes && this.#commits > 0) {
+      this.#seal();
+    }
+    const payloadAt = this.#header(
+      RECORD_COMMIT,
+      length,
+      txCount,
+      minTxOffset,
+      epoch,
+      payloadCrc,
+      committedAtMs,
+    );
+    this.chain = chainAfter(
+      this.chain,
+      minTxOffset,
+      txCount,
+      epoch,
+      length,
+      payloadCrc,
+      committedAtMs,
+    );
+    this.next = minTxOffset + txCount;
+    this.epoch = epoch;
+    this.atMs = committedAtMs;
+    this.#commits++;
+    this.#commitEnd = this.#position;
+    return payloadAt;
+  }
+
+  #header(
+    kind: number,
+    payloadLen: number,
+    txCount: number,
+    minTxOffset: number,
+    epoch: number,
+    payloadCrc: number,
+    committedAtMs: number,
+  ): number {
+    const at = this.#staged;
+    // The first record of a segment follows its header block in the same write.
+    const first = this.#batchBytes === 0 || this.#position === SEGMENT_BLOCK_BYTES;
+    encodeRecordHeader(
+      this.#words,
+      this.#staging,
+      at,
+      this.#salt,
+      this.#position,
+      kind,
+      first ? RECORD_FLAG_FIRST : 0,
+      payloadLen,
+      txCount,
+      minTxOffset,
+      epoch,
+      payloadCrc,
+      this.chain,
+      this.durable,
+      committedAtMs,
+    );
+    this.claimed = this.durable;
+    const bytes = recordBytes(payloadLen);
+    this.#position += bytes;
+    this.#batchBytes += bytes;
+    this.#staged = at + RECORD_HEADER_BYTES;
+    this.#updateFull();
+    return this.#staged;
+  }
+
+  #updateFull(): void {
+    this.full = this.#batchBytes >= this.#batchBytesMax || this.#phase !== PHASE_LIVE;
+  }
+
+  #control(kind: number, payloadLen: number, payloadCrc: number): void {
+    this.#header(kind, payloadLen, 0, this.next, this.epoch, payloadCrc, this.atMs);
+  }
+
+  /** SEAL and CLEAN: the segment in figures. */
+  #end(kind: number): void {
+    const at = this.#staged + RECORD_HEADER_BYTES;
+    const crc = encodeSegmentEnd(this.#staging, at, {
+      baseOffset: this.baseOffset,
+      next: this.next,
+      commits: this.#commits,
+      chain: this.chain,
+      epoch: this.epoch,
+    });
+    this.#control(kind, END_PAYLOAD_BYTES, crc);
+    this.#staged = at + END_PAYLOAD_BYTES;
+  }
+
+  #copy(source: Uint8Array, offset: number, length: number, at: number): void {
+    const from = source.byteOffset + offset;
+    if (length >= VIEW_BYTES_MIN || ((from | length) & 3) !== 0) {
+      this.#staging.set(source.subarray(offset, offset + length), at);
+      return;
+    }
+    if (source.buffer !== this.#sourceBuffer) {
+      this.#sourceBuffer = source.buffer;
+      this.#sourceWords = new Uint32Array(source.buffer, 0, source.buffer.byteLength >>> 2);
+    }
+    copyWords(this.#sourceWords, from >>> 2, this.#words, at >>> 2, length >>> 2);
+  }
+
+  #cut(piece: LogPiece): void {
+    this.#cutAt[this.#cuts] = this.#staged;
+    this.#cutPieces[this.#cuts] = piece;
+    this.#cuts++;
+  }
+
+  // ---------------------------------------------------------------- rotation
+
+  /** Ends the live segment behind what is staged; what is staged from here on belongs to the next. */
+  #seal(): void {
+    this.#end(RECORD_SEAL);
+    this.#prevSeq = this.seq;
+    this.#prevEnd = this.#position;
+    this.#splitStaged = this.#staged;
+    this.#splitCuts = this.#cuts;
+    this.#splitBytes = this.#batchBytes;
+    this.#filled = true;
+    if (this.#spareSeq !== 0) {
+      this.seq = this.#spareSeq;
+      this.#spareSeq = 0;
+      this.#created = false;
+    } else {
+      this.#highestSeq++;
+      this.seq = this.#highestSeq;
+      this.#created = true;
+    }
+    this.baseOffset = this.next;
+    this.baseAtMs = this.atMs;
+    this.#salt = saltOf(this.logId, this.seq);
+    this.#commits = 0;
+    this.#position = SEGMENT_BLOCK_BYTES;
+    this.#commitEnd = SEGMENT_BLOCK_BYTES;
+    // The header block goes before the first record, in the same write.
+    const header: SegmentHeader = {
+      roCompat: 0,
+      compat: this.#created ? 0 : COMPAT_ZERO_FILLED,
+      logId: this.logId,
+      seq: this.seq,
+      baseOffset: this.baseOffset,
+      prevSeq: this.#prevSeq,
+      prevEndPos: this.#prevEnd,
+      prevChain: this.chain,
+      epoch: this.epoch,
+      plannedBytes: this.#segmentBytes,
+      baseAtMs: this.baseAtMs,
+      reason: REASON_ROTATE,
+    };
+    encodeSegmentBlock(this.#staging, this.#staged, header);
+    this.#staged += SEGMENT_BLOCK_BYTES;
+    this.#batchBytes += SEGMENT_BLOCK_BYTES;
+    this.#phase = PHASE_SEAL_WRITE;
+  }
+
+  #sealWrite(): LogStep {
+    const upper = this.baseOffset;
+    if (!this.#writeBatch(this.#splitStaged, this.#splitCuts, this.#splitBytes, upper)) {
+      return 'waiting';
+    }
+    this.#batchAt = 0;
+    this.#phase = PHASE_SEAL_SYNC;
+    return 'wrote';
+  }
+
+  #openNext(): void {
+    this.#oldFd = this.#fd;
+    this.#fd = -1;
+    try {
+      this.#fd = this.#storage.open(segmentPath(this.seq), this.#created ? 'create' : 'write');
+    } catch (error) {
+      this.#fail('open', error, 0);
+    }
+    this.#fileSeq = this.seq;
+    this.#zeroedEnd = this.#created ? 0 : this.#segmentBytes;
+  }
+
+  #firstWrite(): void {
+    const wrote = this.#writeAll();
+    invariant(wrote, 'no job has a range of a segment that has just begun');
+  }
+
+  // ---------------------------------------------------------------- the disk
+
+  #live(wantSync: boolean): LogStep {
+    const mustSync = this.unsyncedBytes + this.#batchBytes > unsyncedBytesMax;
+    if (this.unsyncedBytes > 0 && (wantSync || mustSync)) {
+      this.#sync();
+      return 'synced';
+    }
+    if (this.#batchBytes > 0) {
+      if (!this.#writeAll()) return 'waiting';
+      this.#updateFull();
+      return 'wrote';
+    }
+    if (!this.#closing) return 'idle';
+    if (this.unsyncedBytes > 0) {
+      this.#sync();
+      return 'synced';
+    }
+    this.#end(RECORD_CLEAN);
+    this.#phase = PHASE_CLEAN_WRITE;
+    return this.step(wantSync);
+  }
+
+  #writeAll(): boolean {
+    return this.#writeBatch(this.#staged, this.#cuts, this.#batchBytes, this.next);
+  }
+
+  /**
+   * Writes the first `staged` bytes and `cuts` pieces of staging, which hold offsets below `upper`, and
+   * moves the rest to the front. False, and nothing done, when they reach into a zeroing job's range.
+   */
+  #writeBatch(staged: number, cuts: number, bytes: number, upper: number): boolean {
+    const position = this.#batchAt;
+    const end = position + bytes;
+    if (this.#zeroSeq === this.#fileSeq && end > this.#zeroFrom) return false;
+    let got: number;
+    try {
+      got =
+        cuts === 0
+          ? this.#storage.write(this.#fd, this.#staging, 0, staged, position)
+          : this.#storage.writev(this.#fd, this.#slices(staged, cuts), position);
+    } catch (error) {
+      this.#fail(cuts === 0 ? 'write' : 'writev', error, position);
+    }
+    if (got !== bytes) {
+      // The system stopped half-way and kept the reason to itself. Nothing is ever written after it.
+      const cause = new Error(`short write: ${got} of ${bytes} bytes`);
+      this.#fail(cuts === 0 ? 'write' : 'writev', cause, position);
+    }
+    this.#batchAt = end;
+    if (this.#zeroedEnd < end) this.#zeroedEnd = end;
+    this.unsyncedBytes += bytes;
+    this.written = upper;
+    this.#meanBatchBytes += (bytes - this.#meanBatchBytes) / 16;
+    this.#drop(staged, cuts, bytes);
+    return true;
+  }
+
+  #drop(staged: number, cuts: number, bytes: number): void {
+    this.#staging.copyWithin(0, staged, this.#staged);
+    this.#staged -= staged;
+    for (let i = 0; i < this.#cuts; i++) {
+      const from = i + cuts;
+      this.#cutAt[i] = from < this.#cuts ? this.#cutAt[from]! - staged : 0;
+      this.#cutPieces[i] = from < this.#cuts ? this.#cutPieces[from]! : NO_PIECE;
+    }
+    this.#cuts -= cuts;
+    this.#batchBytes -= bytes;
+  }
+
+  #slices(staged: number, cuts: number): Uint8Array[] {
+    const slices: Uint8Array[] = [];
+    let at = 0;
+    for (let i = 0; i < cuts; i++) {
+      const cutAt = this.#cutAt[i]!;
+      if (cutAt > at) slices.push(this.#staging.subarray(at, cutAt));
+      const { bytes, offset, length } = this.#cutPieces[i]!;
+      if (length > 0) slices.push(bytes.subarray(offset, offset + length));
+      at = cutAt;
+    }
+    if (staged > at) slices.push(this.#staging.subarray(at, staged));
+    return slices;
+  }
+
+  /** fdatasync on the descriptor that wrote: an error is reported once per open description. */
+  #syncFile(): void {
+    try {
+      this.#storage.sync(this.#fd);
+    } catch (error) {
+      this.#fail('fdatasync', error, this.#batchAt);
+    }
+  }
+
+  #sync(): void {
+    this.#syncFile();
+    this.#synced();
+  }
+
+  #syncDir(): void {
+    try {
+      this.#storage.syncDir(LOG_DIR);
+    } catch (error) {
+      this.#fail('fsync', error, 0);
+    }
+    this.#synced();
+  }
+
+  #synced(): void {
+    invariant(this.durable <= this.written, 'durable is at most written');
+    this.durable = this.written;
+    this.unsyncedBytes = 0;
+  }
+
+  #closeFile(fd: number): void {
+    try {
+      this.#storage.close(fd);
+    } catch (error) {
+      this.#fail('close', error, 0);
+    }
+  }
+
+  #fail(call: string, cause: unknown, position: number): never {
+    const errno = (cause as { code?: unknown } | null)?.code;
+    this.failed = new TidemarkError(
+      'TIDEMARK_POISONED',
+      `the log failed: ${call} of segment ${this.#fileSeq} at ${position}`,
+      {
+        call,
+        seq: this.#fileSeq,
+        position,
+        offset: this.durable,
+        ...(typeof errno === 'string' ? { errno } : {}),
+      },
+      cause,
+    );
+    throw this.failed;
+  }
+}
+
+function copyWords(
+  source: Uint32Array,
+  from: number,
+  target: Uint32Array,
+  to: number,
+  count: number,
+): void {
+  for (let i = 0; i < count; i++) target[to + i] = source[from + i]!;
+}
+
+/**
+ * Segment 1 of a new log: header and the first zeros, synced with the directory entry. The manifest
+ * comes after it, so a store without one holds at most this. Requires: no segment is there.
+ */
+export function createLog(storage: Storage, logId: Uint8Array, options: LogOptions): LogResume {
+  const prepared = (options.prepare ?? true) ? (options.preparedBytes ?? zeroChunkBytesMin) : 0;
+  const bytes = Math.min(SEGMENT_BLOCK_BYTES + prepared, options.segmentBytes);
+  const seq = 1;
+  const block = new Uint8Array(bytes);
+  encodeSegmentBlock(block, 0, {
+    roCompat: 0,
+    compat: prepared > 0 ? COMPAT_ZERO_FILLED : 0,
+    logId,
+    seq,
+    baseOffset: 0,
+    prevSeq: 0,
+    prevEndPos: 0,
+    prevChain: 0,
+    epoch: 0,
+    plannedBytes: options.segmentBytes,
+    baseAtMs: 0,
+    reason: REASON_CREATE,
+  });
+  const path = segmentPath(seq);
+  const fd = storage.open(path, 'create');
+  try {
+    const got = storage.write(fd, block, 0, bytes, 0);
+    if (got !== bytes) {
+      throw new TidemarkError('TIDEMARK_IO', `short write: ${got} of ${bytes} bytes of ${path}`, {
+        call: 'write',
+        path,
+      });
+    }
+    storage.sync(fd);
+    storage.syncDir(LOG_DIR);
+  } catch (error) {
+    storage.close(fd);
+    throw error;
+  }
+  return {
+    logId,
+    seq,
+    fd,
+    position: SEGMENT_BLOCK_BYTES,
+    commitEnd: SEGMENT_BLOCK_BYTES,
+    baseOffset: 0,
+    baseAtMs: 0,
+    commits: 0,
+    next: 0,
+    durable: 0,
+    chain: 0,
+    epoch: 0,
+    atMs: 0,
+    zeroedEnd: bytes,
+    highestSeq: seq,
+    spareSeq: 0,
+    filled: false,
+  };
+}
