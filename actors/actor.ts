@@ -19,6 +19,8 @@ export interface Actor {
   tick(): boolean;
   /** Milliseconds to the next deadline, Infinity when only a message can bring work. */
   idle(): number;
+  /** Publishes its counters; called before the host sleeps, and now and then while it does not. */
+  publish(): void;
   /** Gives back what only this actor knows: descriptors, jobs. Runs once, after the last tick, also after poison. */
   onClose(): void;
 }

@@ -53,6 +53,7 @@ class PendingRecord {
   number = 0;
   readonly resolves: Resolve[] = [];
   readonly rejects: Reject[] = [];
+  readonly promises: Promise<Receipt>[] = [];
   /** True when some commit in it waits for the sync. */
   sync = false;
   /** First offset, once the receipt is there. */
@@ -186,8 +187,7 @@ export class CommitLine {
       enlisted.resolves.push(resolve);
       enlisted.rejects.push(reject);
     });
-    // A commit that nobody awaits must not end the process when the engine fails.
-    promise.catch(ignore);
+    record.promises.push(promise);
     if (this.#stage.end > pageBytes) this.#close();
     return promise;
   }
@@ -211,7 +211,7 @@ export class CommitLine {
     record.operations = stage.operationsTotal;
     if (this.#failure !== undefined) {
       stage.clear();
-      for (const reject of record.rejects) reject(this.#failure);
+      rejectAll(record, this.#failure);
       return;
     }
     if (this.#waiting.length > 0 || !this.#push(record, stage.bytes)) {
@@ -420,9 +420,9 @@ export class CommitLine {
       failure.cause,
     );
     for (const record of [...this.#untilDurable, ...this.#untilWritten, ...this.#outstanding]) {
-      for (const reject of record.rejects) reject(unknown);
+      rejectAll(record, unknown);
     }
-    for (const record of this.#waiting) for (const reject of record.rejects) reject(failure);
+    for (const record of this.#waiting) rejectAll(record, failure);
     this.#untilDurable = [];
     this.#untilWritten = [];
     this.#outstanding.length = 0;
@@ -453,8 +453,15 @@ function settle(records: PendingRecord[], upper: number): PendingRecord[] {
 
 function refuse(record: PendingRecord, refusal: number): void {
   const code = codeOfNumber(refusal);
-  const error = new TidemarkError(code, describeCode(code));
-  for (const reject of record.rejects) reject(error);
+  rejectAll(record, new TidemarkError(code, describeCode(code)));
+}
+
+function rejectAll(record: PendingRecord, error: unknown): void {
+  for (let i = 0; i < record.rejects.length; i++) {
+    // A commit that nobody awaits must not end the process when it fails.
+    record.promises[i]!.catch(ignore);
+    record.rejects[i]!(error);
+  }
 }
 
 /** TIDEMARK_POISONED, with the failure that caused it. */

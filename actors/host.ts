@@ -73,7 +73,15 @@ function isOver(context: ActorContext): boolean {
   return context.control.state() >= STATE_CLOSED;
 }
 
+/** Rounds between two publications of counters while there is always work. */
+const PUBLISH_ROUNDS = 1_024;
+
+function publishAll(actors: readonly Actor[]): void {
+  for (const actor of actors) actor.publish();
+}
+
 function sleepMs(actors: readonly Actor[]): number {
+  publishAll(actors);
   let ms = SLEEP_MS_MAX;
   for (const actor of actors) ms = Math.min(ms, actor.idle());
   return Math.max(0, ms);
@@ -91,8 +99,12 @@ function closeAll(actors: readonly Actor[]): void {
 
 /** Runs until the engine is closed or poisoned. Blocks the thread. */
 export function runBlocking(context: ActorContext, actors: readonly Actor[], bell: Bell): void {
+  let rounds = 0;
   while (!isOver(context)) {
-    if (runRound(context, actors)) continue;
+    if (runRound(context, actors)) {
+      if (++rounds % PUBLISH_ROUNDS === 0) publishAll(actors);
+      continue;
+    }
     const seen = bell.park();
     // Published before the parked flag was up: nobody would ring for it.
     if (!runRound(context, actors) && !isOver(context)) bell.wait(seen, sleepMs(actors));
@@ -107,8 +119,10 @@ export async function runTurning(
   actors: readonly Actor[],
   bell: Bell,
 ): Promise<void> {
+  let rounds = 0;
   while (!isOver(context)) {
     if (runRound(context, actors)) {
+      if (++rounds % PUBLISH_ROUNDS === 0) publishAll(actors);
       await turn();
       continue;
     }

@@ -1,0 +1,6 @@
+declare module 'comlink/dist/esm/node-adapter.mjs' {
+  import type { Endpoint } from 'comlink';
+  import type { MessagePort, Worker } from 'node:worker_threads';
+  /** Makes a Node worker or port an endpoint that Comlink can talk through. */
+  export default function nodeEndpoint(port: Worker | MessagePort): Endpoint;
+}

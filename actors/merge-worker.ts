@@ -1,0 +1,25 @@
+/**
+ * What the pool runs: one job at a time, in private memory, on a thread that may wait for the disk.
+ * The job says which files and which addresses; between steps it looks whether it is still wanted.
+ */
+import { TidemarkError } from '../core/base/errors.ts';
+import { Arena } from '../core/shared/arena.ts';
+import { CancelFlag } from '../core/shared/cancel.ts';
+import { makeMachine } from './jobs.ts';
+import type { WorkerTask } from './job-pool.ts';
+import { NodeStorage } from './node-storage.ts';
+
+/** Rows between two looks at the cancel flag. */
+const STEP_FUEL = 4_096;
+
+export default function run(task: WorkerTask): unknown {
+  const flag = new CancelFlag(task.cancel);
+  const storage = new NodeStorage(task.directory);
+  const machine = makeMachine(task.job, storage, new Arena(task.arena));
+  while (machine.step(STEP_FUEL)) {
+    if (!flag.cancelled) continue;
+    machine.cancel();
+    throw new TidemarkError('TIDEMARK_CLOSED', 'the job was cancelled');
+  }
+  return machine.result();
+}

@@ -1,0 +1,225 @@
+/**
+ * The options of `open`: what they mean, how they are checked, what they become. Unknown options and
+ * wrong types are a TypeError before anything happens.
+ */
+import { availableParallelism, totalmem } from 'node:os';
+import { resolve } from 'node:path';
+import {
+  GiB,
+  MiB,
+  arenaBytesDefaultMax,
+  arenaBytesDefaultMin,
+  arenaBytesMax,
+  arenaBytesMin,
+  generationsPlanned,
+  pageBytes,
+  segmentBytesDefault,
+  segmentBytesMax,
+  segmentBytesMin,
+  writeBudgetBytesMin,
+} from '../core/base/limits.ts';
+import { alignUp } from '../core/base/bytes.ts';
+import type { Clock, Storage } from '../core/storage/storage.ts';
+import type { EngineConfig } from './actor.ts';
+
+/** When a commit's promise settles: after the sync, or when the bytes are handed to the system. */
+export type Durability = 'synced' | 'buffered';
+
+/** How much of the past stays readable: engine offsets behind the newest, milliseconds, or both (whichever keeps more). */
+export type History = number | { readonly offsets?: number; readonly ms?: number };
+
+export interface OpenOptions {
+  /** 'synced' (default): commits settle after fsync. 'buffered': when handed to the OS, synced within `syncIntervalMs`. */
+  readonly durability?: Durability;
+  /** Milliseconds, 1 to 60,000; default 50. The longest that a buffered commit stays unsynced. */
+  readonly syncIntervalMs?: number;
+  /** Bytes of one memtable generation; default 64 MiB, or a sixteenth of the memory where that is less. Four of them take at most half the memory. */
+  readonly memtableBytes?: number;
+  /** Bytes of one log segment, 16 KiB to 32 GiB; default 256 MiB. */
+  readonly segmentBytes?: number;
+  /** Bytes of the shared memory, 32 MiB to 4 GiB; default a quarter of what the process may use, 64 MiB to 1 GiB. */
+  readonly memoryBytes?: number;
+  /** Worker threads for flushes and merges; default min(4, cores - 1), at least 1. */
+  readonly mergeThreads?: number;
+  /** 0: no threads of our own, everything runs on the calling thread in slices. Default: worker threads. */
+  readonly threads?: number;
+  /** Default history of new collections; default 0: only now and held snapshots. */
+  readonly history?: History;
+  /** Show the state at open and refuse writes. Default false. */
+  readonly readOnly?: boolean;
+  /** Create the store when the directory holds none. Default true. */
+  readonly createIfMissing?: boolean;
+  /** Refuse a directory that holds a store. Default false. */
+  readonly errorIfExists?: boolean;
+  /** Treat every torn tail of the log as an error instead of setting it aside. Default false. */
+  readonly strictTail?: boolean;
+  /** Take the directory from a holder that cannot be shown to be gone. Default false. */
+  readonly breakLock?: boolean;
+  /** Where the compiled worker entry lies, for bundlers that moved it. */
+  readonly workerUrl?: URL | string;
+  /** Aborts the opening. */
+  readonly signal?: AbortSignal;
+  /** Test seam: another disk and clock. Only with `threads: 0`. */
+  readonly storage?: { readonly storage: Storage; readonly clock: Clock };
+}
+
+export type CheckedOptions = {
+  readonly config: EngineConfig;
+  readonly memoryBytes: number;
+  readonly inline: boolean;
+  readonly workerUrl: URL | undefined;
+  readonly signal: AbortSignal | undefined;
+  readonly seam: { readonly storage: Storage; readonly clock: Clock } | undefined;
+};
+
+const KNOWN: ReadonlySet<string> = new Set([
+  'durability',
+  'syncIntervalMs',
+  'memtableBytes',
+  'segmentBytes',
+  'memoryBytes',
+  'mergeThreads',
+  'threads',
+  'history',
+  'readOnly',
+  'createIfMissing',
+  'errorIfExists',
+  'strictTail',
+  'breakLock',
+  'workerUrl',
+  'signal',
+  'storage',
+]);
+
+const MEMTABLE_BYTES_DEFAULT: number = 64 * MiB;
+const MEMTABLE_BYTES_MIN: number = 64 * 1024;
+
+/** Requires nothing of its arguments: they are the caller's. */
+export function checkOptions(directory: unknown, given: unknown): CheckedOptions {
+  if (typeof directory !== 'string' || directory === '') {
+    throw new TypeError('open takes the path of a directory');
+  }
+  if (typeof given !== 'object' || given === null) throw new TypeError('options are an object');
+  const options = given as Record<string, unknown>;
+  for (const name of Object.keys(options)) {
+    if (!KNOWN.has(name)) throw new TypeError(`unknown option ${name}`);
+  }
+  const durability = options['durability'] ?? 'synced';
+  if (durability !== 'synced' && durability !== 'buffered') {
+    throw new TypeError(`durability is 'synced' or 'buffered', not ${String(durability)}`);
+  }
+  const memoryBytes = alignUp(
+    integer(options, 'memoryBytes', defaultMemory(), arenaBytesMin, 4 * GiB),
+    pageBytes,
+  );
+  const arena = Math.min(memoryBytes, arenaBytesMax);
+  const memtableBytes = integer(
+    options,
+    'memtableBytes',
+    Math.min(MEMTABLE_BYTES_DEFAULT, Math.floor(arena / 16)),
+    MEMTABLE_BYTES_MIN,
+    arenaBytesMax,
+  );
+  if (writeBudgetBytes(memtableBytes) * 2 > arena) {
+    const most = Math.floor(arena / 2 / generationsPlanned);
+    throw new TypeError(`memtableBytes is at most an eighth of the memory: ${most}`);
+  }
+  const readOnly = flag(options, 'readOnly', false);
+  const threads = integer(options, 'threads', 1, 0, 64);
+  const seam = options['storage'] as CheckedOptions['seam'];
+  if (seam !== undefined && threads !== 0) {
+    throw new TypeError('another storage needs threads: 0');
+  }
+  return {
+    config: {
+      directory: resolve(directory),
+      synced: durability === 'synced',
+      syncIntervalMs: integer(options, 'syncIntervalMs', 50, 1, 60_000),
+      memtableBytes,
+      segmentBytes: integer(
+        options,
+        'segmentBytes',
+        segmentBytesDefault,
+        segmentBytesMin,
+        segmentBytesMax,
+      ),
+      mergeThreads: integer(options, 'mergeThreads', defaultMergeThreads(), 1, 64),
+      history: checkHistory(options['history'] ?? 0),
+      readOnly,
+      createIfMissing: flag(options, 'createIfMissing', true) && !readOnly,
+      errorIfExists: flag(options, 'errorIfExists', false),
+      strictTail: flag(options, 'strictTail', false),
+      breakLock: flag(options, 'breakLock', false),
+    },
+    memoryBytes: arena,
+    inline: threads === 0,
+    workerUrl: checkUrl(options['workerUrl']),
+    signal: checkSignal(options['signal']),
+    seam,
+  };
+}
+
+/** The history option as offsets behind the newest; -1 keeps all. */
+export function checkHistory(given: unknown): number {
+  const history = given as { offsets?: unknown; ms?: unknown } | number;
+  const offsets = typeof history === 'object' && history !== null ? history.offsets : history;
+  if (typeof history === 'object' && history !== null && history.ms !== undefined) {
+    throw new TypeError('history by time is not available yet; give offsets');
+  }
+  if (offsets === Infinity) return -1;
+  if (typeof offsets === 'number' && Number.isSafeInteger(offsets) && offsets >= 0) return offsets;
+  throw new TypeError('history is a count of offsets from 0, or Infinity');
+}
+
+/** Bytes that generations may take together: open, spare and two sealed ones. */
+export function writeBudgetBytes(memtableBytes: number): number {
+  return Math.max(generationsPlanned * memtableBytes, writeBudgetBytesMin);
+}
+
+function defaultMemory(): number {
+  const constrained = process.constrainedMemory();
+  const total = totalmem();
+  // 0 or an absurd figure means that no limit is set.
+  const usable = constrained > 0 && constrained < total ? constrained : total;
+  const quarter = Math.floor(usable / 4);
+  return Math.max(arenaBytesDefaultMin, Math.min(arenaBytesDefaultMax, quarter));
+}
+
+function defaultMergeThreads(): number {
+  return Math.max(1, Math.min(4, availableParallelism() - 1));
+}
+
+function integer(
+  options: Record<string, unknown>,
+  name: string,
+  fallback: number,
+  min: number,
+  max: number,
+): number {
+  const value = options[name] ?? fallback;
+  if (typeof value !== 'number' || !Number.isSafeInteger(value) || value < min || value > max) {
+    throw new TypeError(`${name} is an integer from ${min} to ${max}, not ${String(value)}`);
+  }
+  return value;
+}
+
+function flag(options: Record<string, unknown>, name: string, fallback: boolean): boolean {
+  const value = options[name] ?? fallback;
+  if (typeof value !== 'boolean') throw new TypeError(`${name} is true or false`);
+  return value;
+}
+
+function checkUrl(value: unknown): URL | undefined {
+  if (value === undefined) return undefined;
+  if (value instanceof URL) return value;
+  if (typeof value === 'string') return new URL(value);
+  throw new TypeError('workerUrl is a URL');
+}
+
+function checkSignal(value: unknown): AbortSignal | undefined {
+  if (value === undefined) return undefined;
+  if (typeof value === 'object' && value !== null && 'aborted' in value) {
+    return value as AbortSignal;
+  }
+  throw new TypeError('signal is an AbortSignal');
+}

@@ -1,0 +1,416 @@
+/**
+ * The one authority on order: takes clients' records, stamps offsets, inserts into the open
+ * generation, publishes `applied`, passes the record down the line. Accepts or refuses a record whole;
+ * never edits one, never touches a disk. Owns the generations: the open one, a spare that the view
+ * already names, and sealed ones until no reader can see them.
+ *
+ *   from        kind                 what happens
+ *   client      RECORD               stamped, inserted, published, sent down the line; RECEIPT back
+ *   client      CLOSE                drained, then sent down the line
+ *   durability  REPLAY_BEGIN         generations are made; records come with their offsets
+ *   durability  RECORD (replay ring) inserted and published, nothing stamped or answered
+ *   durability  REPLAY_END           stamping begins
+ *   keeper      SPARE_PUBLISHED      the spare may take over
+ *   keeper      SEAL                 seals what is open; EMPTY when it holds nothing
+ *   keeper      FREE                 a sealed generation goes
+ */
+import { invariant } from '../core/base/assert.ts';
+import { codeNumber } from '../core/base/errors.ts';
+import { GenerationWriter, maintainFuel } from '../core/memtable/writer.ts';
+import type { GenerationOptions } from '../core/memtable/writer.ts';
+import { ACTOR_SEQUENCER } from '../core/shared/control.ts';
+import type { Counters } from '../core/shared/counters.ts';
+import { OperationWalker, pageOf } from '../core/shared/record-pages.ts';
+import type { RingConsumer } from '../core/shared/ring.ts';
+import { Outbox, inboxOf } from './actor.ts';
+import type { Actor, ActorContext } from './actor.ts';
+import { SEQUENCER_COUNTERS, indexIn, makeCounters } from './counters.ts';
+import {
+  BOUND,
+  GENERATION,
+  KIND_WORD,
+  MSG_BOUND,
+  MSG_CLOSE,
+  MSG_EMPTY,
+  MSG_FREE,
+  MSG_OPENED,
+  MSG_RECEIPT,
+  MSG_RECORD,
+  MSG_REPLAY_BEGIN,
+  MSG_REPLAY_END,
+  MSG_SEAL,
+  MSG_SEALED,
+  MSG_SPARE,
+  MSG_SPARE_PUBLISHED,
+  RECEIPT,
+  RECORD,
+  REPLAY,
+  getWide,
+  setWide,
+} from './messages.ts';
+import { THREAD_BACKGROUND, THREAD_WRITE } from './topology.ts';
+
+/** Records taken from one ring before the next has its turn, and in one tick. */
+const RECORDS_PER_TICK = 64;
+
+/** Rows are rarely smaller than this, operation header and node included; the index is made for so many. */
+const ROW_BYTES_LIKELY = 128;
+const ROWS_MIN = 1_024;
+
+const RECORDS: number = indexIn(SEQUENCER_COUNTERS, 'records');
+const TRANSACTIONS: number = indexIn(SEQUENCER_COUNTERS, 'transactions');
+const OPERATIONS: number = indexIn(SEQUENCER_COUNTERS, 'operations');
+const REFUSED: number = indexIn(SEQUENCER_COUNTERS, 'refused');
+const SEALS: number = indexIn(SEQUENCER_COUNTERS, 'seals');
+const STALLS_FOR_SPARE: number = indexIn(SEQUENCER_COUNTERS, 'stallsForSpare');
+const STALLS_FOR_LOG: number = indexIn(SEQUENCER_COUNTERS, 'stallsForLog');
+
+/** What became of one attempt to take a record. */
+const TAKEN = 0;
+const BLOCKED = 1;
+
+export class Sequencer implements Actor {
+  readonly number: number = ACTOR_SEQUENCER;
+  readonly #context: ActorContext;
+  readonly #clients: RingConsumer[];
+  readonly #receipts: Outbox[];
+  readonly #replay: RingConsumer;
+  readonly #line: Outbox;
+  readonly #fromKeeper: RingConsumer;
+  readonly #keeper: Outbox;
+  readonly #counters: Counters;
+  readonly #walker: OperationWalker;
+  readonly #generationOptions: GenerationOptions;
+
+  /** First offset not given out. */
+  #next = 0;
+  #epoch = 0;
+  #atMs = 0;
+  /** False until the log is replayed: then records are stamped. */
+  #live = false;
+  #started = false;
+  #closing = false;
+  #sealWanted = false;
+  #maintaining = false;
+  #open: GenerationWriter | undefined;
+  #spare: GenerationWriter | undefined;
+  /** The keeper's view names the spare. */
+  #sparePublished = false;
+  readonly #sealed: Map<number, GenerationWriter> = new Map();
+  #turn = 0;
+
+  constructor(context: ActorContext) {
+    const { topology } = context;
+    this.#context = context;
+    this.#clients = topology.clients.map((client) => inboxOf(context, client.records));
+    this.#receipts = topology.clients.map(
+      (client, i) => new Outbox(context, client.receipts, context.clientBells[i]!),
+    );
+    this.#replay = inboxOf(context, topology.replay);
+    this.#line = new Outbox(context, topology.line, context.threadBells[THREAD_WRITE]!);
+    this.#fromKeeper = inboxOf(context, topology.keeperToSequencer);
+    this.#keeper = new Outbox(
+      context,
+      topology.sequencerToKeeper,
+      context.threadBells[THREAD_BACKGROUND]!,
+    );
+    this.#counters = makeCounters(
+      context.arena,
+      topology.counters[ACTOR_SEQUENCER]!,
+      SEQUENCER_COUNTERS,
+    );
+    this.#walker = new OperationWalker(context.arena, context.pool);
+    const bytes = context.config.memtableBytes;
+    this.#generationOptions = {
+      bytes,
+      rows: Math.max(ROWS_MIN, Math.floor(bytes / ROW_BYTES_LIKELY)),
+    };
+  }
+
+  tick(): boolean {
+    let worked = this.#takeKeeperMessages();
+    if (!this.#started) return this.#takeReplay() || worked;
+    worked = this.#provideSpare() || worked;
+    worked = this.#sealIfAsked() || worked;
+    worked = (this.#live ? this.#takeRecords() : this.#takeReplay()) || worked;
+    if (this.#maintaining) {
+      // Sorting for range reads, in slices between records.
+      this.#maintaining = this.#open!.maintain(maintainFuel);
+      worked = true;
+    }
+    return worked;
+  }
+
+  idle(): number {
+    return Infinity;
+  }
+
+  publish(): void {
+    this.#counters.publish();
+  }
+
+  onClose(): void {
+    // The arena's pages are given back as a whole when the next engine resets the pool.
+  }
+
+  #takeKeeperMessages(): boolean {
+    let worked = false;
+    const { u32 } = this.#fromKeeper;
+    for (let slot = this.#fromKeeper.peek(); slot >= 0; slot = this.#fromKeeper.peek()) {
+      const address = u32[slot + GENERATION.ADDRESS]!;
+      switch (u32[slot + KIND_WORD]) {
+        case MSG_SPARE_PUBLISHED:
+          invariant(this.#spare?.header === address, 'the spare that was offered', address);
+          this.#sparePublished = true;
+          break;
+        case MSG_FREE: {
+          const generation = this.#sealed.get(address);
+          invariant(generation !== undefined, 'a sealed generation is freed once', address);
+          this.#sealed.delete(address);
+          generation.free();
+          break;
+        }
+        case MSG_SEAL:
+          this.#sealWanted = true;
+          break;
+        default:
+          invariant(false, 'a message of the keeper', u32[slot + KIND_WORD]);
+      }
+      this.#fromKeeper.pop();
+      worked = true;
+    }
+    return worked;
+  }
+
+  /** Keeps a spare ready and offered, so that a full generation is never waited for. */
+  #provideSpare(): boolean {
+    if (this.#spare !== undefined || this.#closing) return false;
+    if (this.#keeper.ring.room(1) === 0) return false;
+    const { arena, pool } = this.#context;
+    const spare = GenerationWriter.create(arena, pool, this.#generationOptions);
+    // Out of pages: a flush will give some back and ring.
+    if (spare === undefined) return false;
+    this.#spare = spare;
+    this.#tellKeeper(MSG_SPARE, spare.header, 0, 0);
+    return true;
+  }
+
+  #sealIfAsked(): boolean {
+    const { control } = this.#context;
+    const open = this.#open!;
+    if (this.#sealWanted) {
+      if (open.rows > 0) {
+        if (!this.#canSeal()) return false;
+        this.#seal();
+      } else {
+        if (this.#keeper.ring.room(1) === 0) return false;
+        this.#tellKeeper(MSG_EMPTY, 0, this.#next, this.#next);
+      }
+      this.#sealWanted = false;
+      return true;
+    }
+    // A client found no page. What is sealed will give pages back; with nothing sealed, seal.
+    if (control.pagesWanted()) {
+      control.setPagesWanted(false);
+      if (this.#sealed.size === 0 && open.rows > 0 && this.#canSeal()) this.#seal();
+      return true;
+    }
+    return false;
+  }
+
+  #canSeal(): boolean {
+    const can =
+      this.#sparePublished && this.#keeper.ring.room(1) > 0 && this.#line.ring.room(2) >= 2;
+    if (!can) this.#counters.add(STALLS_FOR_SPARE, 1);
+    return can;
+  }
+
+  /** Requires: `#canSeal`. The spare takes over; readers know it already. */
+  #seal(): void {
+    const sealed = this.#open;
+    const spare = this.#spare;
+    invariant(sealed !== undefined && spare !== undefined, 'something to seal and to open');
+    sealed.seal(this.#next);
+    this.#sealed.set(sealed.header, sealed);
+    spare.open(this.#next);
+    this.#open = spare;
+    this.#spare = undefined;
+    this.#sparePublished = false;
+    this.#counters.add(SEALS, 1);
+    const slot = this.#line.claim();
+    const { u32 } = this.#line.ring;
+    u32[slot + KIND_WORD] = MSG_BOUND;
+    setWide(u32, slot + BOUND.UPPER, this.#next);
+    this.#line.send();
+    this.#tellKeeper(MSG_SEALED, sealed.header, sealed.lower, sealed.upper);
+  }
+
+  #tellKeeper(kind: number, address: number, lower: number, upper: number): void {
+    const slot = this.#keeper.claim();
+    invariant(slot >= 0, 'room in the ring to the keeper was looked for');
+    const { u32 } = this.#keeper.ring;
+    u32[slot + KIND_WORD] = kind;
+    u32[slot + GENERATION.ADDRESS] = address;
+    setWide(u32, slot + GENERATION.LOWER, lower);
+    setWide(u32, slot + GENERATION.UPPER, upper);
+    this.#keeper.send();
+  }
+
+  #takeRecords(): boolean {
+    let taken = 0;
+    let blocked = false;
+    let closeSeen = -1;
+    for (let i = 0; i < this.#clients.length && taken < RECORDS_PER_TICK && !blocked; i++) {
+      const client = (this.#turn + i) % this.#clients.length;
+      const inbox = this.#clients[client]!;
+      for (let slot = inbox.peek(); slot >= 0 && taken < RECORDS_PER_TICK; slot = inbox.peek()) {
+        if (inbox.u32[slot + KIND_WORD] === MSG_CLOSE) {
+          closeSeen = client;
+          break;
+        }
+        if (this.#takeRecord(client, inbox, slot) === BLOCKED) {
+          blocked = true;
+          break;
+        }
+        inbox.pop();
+        taken++;
+      }
+    }
+    this.#turn = (this.#turn + 1) % this.#clients.length;
+    // The engine closes when every ring was drained; records behind a CLOSE do not exist.
+    if (closeSeen >= 0 && taken === 0 && !blocked && this.#line.ring.room(1) > 0) {
+      this.#clients[closeSeen]!.pop();
+      this.#closing = true;
+      const slot = this.#line.claim();
+      this.#line.ring.u32[slot + KIND_WORD] = MSG_CLOSE;
+      this.#line.send();
+      return true;
+    }
+    return taken > 0;
+  }
+
+  #takeRecord(client: number, inbox: RingConsumer, slot: number): number {
+    const { control, clock } = this.#context;
+    const { u32 } = inbox;
+    invariant(u32[slot + KIND_WORD] === MSG_RECORD, 'a client sends records', client);
+    if (!control.hasSpace()) {
+      this.#answer(client, u32[slot + RECORD.NUMBER]!, 0, codeNumber('TIDEMARK_NO_SPACE'));
+      this.#counters.add(REFUSED, 1);
+      return TAKEN;
+    }
+    // One slot for the record, one kept for the bound of a seal.
+    if (this.#line.ring.room(2) < 2) {
+      this.#counters.add(STALLS_FOR_LOG, 1);
+      return BLOCKED;
+    }
+    const operations = u32[slot + RECORD.OPERATIONS]!;
+    const payloadBytes = u32[slot + RECORD.PAYLOAD_BYTES]!;
+    if (!this.#makeRoom(operations, payloadBytes)) return BLOCKED;
+    const first = this.#next;
+    const txCount = u32[slot + RECORD.TX_COUNT]!;
+    this.#atMs = Math.max(clock.nowMs(), this.#atMs);
+    this.#insert(u32[slot + RECORD.ADDRESS]!, txCount, first);
+
+    const out = this.#line.claim();
+    for (let word = 0; word < RECORD.OFFSET; word++) u32[out + word] = u32[slot + word]!;
+    setWide(u32, out + RECORD.OFFSET, first);
+    u32[out + RECORD.EPOCH] = this.#epoch;
+    setWide(u32, out + RECORD.AT_MS, this.#atMs);
+    this.#line.send();
+    this.#answer(client, u32[slot + RECORD.NUMBER]!, first, 0);
+    this.#counters.add(RECORDS, 1);
+    this.#counters.add(TRANSACTIONS, txCount);
+    this.#counters.add(OPERATIONS, operations);
+    return TAKEN;
+  }
+
+  /** The open generation can take the record, sealing it if it must; false = wait. */
+  #makeRoom(operations: number, payloadBytes: number): boolean {
+    let open = this.#open!;
+    if (open.roomFor(operations, payloadBytes)) return true;
+    if (open.rows === 0 || !this.#canSeal()) return false;
+    this.#seal();
+    open = this.#open!;
+    return open.roomFor(operations, payloadBytes);
+  }
+
+  /** Requires: `#makeRoom`. Inserts every operation and publishes `applied`. */
+  #insert(address: number, txCount: number, first: number): void {
+    const open = this.#open!;
+    const walker = this.#walker;
+    // Held before the client hears of it and lets go.
+    open.retainPage(pageOf(address));
+    walker.start(address, txCount);
+    while (walker.next()) open.insert(walker, first + walker.txIndex);
+    invariant(walker.txIndex < txCount, 'a record holds the transactions it says', txCount);
+    this.#next = first + txCount;
+    this.#maintaining = true;
+    this.#context.control.setApplied(this.#next);
+  }
+
+  #answer(client: number, number: number, first: number, refusal: number): void {
+    const receipts = this.#receipts[client]!;
+    const slot = receipts.claim();
+    invariant(slot >= 0, 'the slot of a receipt is reserved with its record', client);
+    const { u32 } = receipts.ring;
+    u32[slot + KIND_WORD] = MSG_RECEIPT;
+    u32[slot + RECEIPT.NUMBER] = number;
+    setWide(u32, slot + RECEIPT.OFFSET, first);
+    u32[slot + RECEIPT.REFUSAL] = refusal;
+    // A receipt alone settles nothing: durability rings when the frontier has passed.
+    if (refusal === 0) receipts.sendQuietly();
+    else receipts.send();
+  }
+
+  #takeReplay(): boolean {
+    let taken = 0;
+    const inbox = this.#replay;
+    const { u32 } = inbox;
+    for (let slot = inbox.peek(); slot >= 0; slot = inbox.peek()) {
+      switch (u32[slot + KIND_WORD]) {
+        case MSG_REPLAY_BEGIN:
+          if (!this.#begin(getWide(u32, slot + REPLAY.OFFSET))) return taken > 0;
+          this.#epoch = u32[slot + REPLAY.EPOCH]!;
+          this.#atMs = getWide(u32, slot + REPLAY.AT_MS);
+          break;
+        case MSG_RECORD: {
+          const first = getWide(u32, slot + RECORD.OFFSET);
+          invariant(first === this.#next, 'replay is contiguous', first, this.#next);
+          if (this.#line.ring.room(1) === 0) return taken > 0;
+          const operations = u32[slot + RECORD.OPERATIONS]!;
+          if (!this.#makeRoom(operations, u32[slot + RECORD.PAYLOAD_BYTES]!)) return taken > 0;
+          this.#insert(u32[slot + RECORD.ADDRESS]!, u32[slot + RECORD.TX_COUNT]!, first);
+          break;
+        }
+        case MSG_REPLAY_END:
+          invariant(getWide(u32, slot + REPLAY.OFFSET) === this.#next, 'replay is complete');
+          this.#epoch = u32[slot + REPLAY.EPOCH]!;
+          this.#atMs = getWide(u32, slot + REPLAY.AT_MS);
+          this.#live = true;
+          inbox.pop();
+          return true;
+        default:
+          invariant(false, 'a message of replay', u32[slot + KIND_WORD]);
+      }
+      inbox.pop();
+      if (++taken === RECORDS_PER_TICK) break;
+      // A spare must be offered before the open generation is full.
+      if (this.#spare === undefined) break;
+    }
+    return taken > 0;
+  }
+
+  /** Makes the first generation; false while pages are missing. */
+  #begin(next: number): boolean {
+    const { arena, pool, control } = this.#context;
+    const open = GenerationWriter.create(arena, pool, this.#generationOptions);
+    if (open === undefined) return false;
+    open.open(next);
+    this.#open = open;
+    this.#next = next;
+    this.#started = true;
+    control.setApplied(next);
+    this.#tellKeeper(MSG_OPENED, open.header, next, next);
+    return true;
+  }
+}

@@ -1,0 +1,356 @@
+/**
+ * The view: an immutable description of where everything lies, in shared memory, published by the
+ * keeper through one word. Blocks are shared between views and never change once a view names them.
+ * All fields are u32 words; offsets and times take two, low then high. Newest first wherever order
+ * has meaning for a reader. Built on the keeper's thread, read on every thread between enter and leave.
+ *
+ *   view        0 magic  1 version S  2 open generation  3 spare generation (0 = none yet)
+ *               4 sealed generations  5 collections
+ *               6.. sealed generation headers, newest first
+ *               then {id, block} per collection with parts, ascending by id
+ *   collection  0 id  1 kind  2 since  4 sinceNext  6 upper (all updates below are in parts)
+ *               8 runs  9.. run blocks, newest first
+ *   run         0 parts  1 level  2.. part blocks, ascending by key
+ *   part        0 file  1 descriptor (i32, -1 = not open)  2 offset  4 bytes  6 rows  8 smallest time
+ *               10 largest time  12 index block (0 = not loaded)  13 filter block (0 = none)
+ *               14 index offset  15 index bytes  16 smallest key bytes  17 largest key bytes
+ *               18 kind  19.. smallest key, largest key
+ */
+import { invariant } from '../base/assert.ts';
+import { compareAt } from '../base/bytes.ts';
+import { fromWords, highWord, lowWord } from '../shared/arena.ts';
+import type { Arena } from '../shared/arena.ts';
+import type { PartInfo } from './part-format.ts';
+
+export const VIEW_MAGIC = 0x5749_6d54;
+
+const VERSION_WORD = 1;
+const OPEN_WORD = 2;
+const SPARE_WORD = 3;
+const SEALED_COUNT_WORD = 4;
+const COLLECTION_COUNT_WORD = 5;
+const SEALED_WORD = 6;
+const COLLECTION_ENTRY_WORDS = 2;
+
+const KIND_WORD = 1;
+const SINCE_WORD = 2;
+const SINCE_NEXT_WORD = 4;
+const UPPER_WORD = 6;
+const RUN_COUNT_WORD = 8;
+const RUNS_WORD = 9;
+
+const PART_COUNT_WORD = 0;
+const LEVEL_WORD = 1;
+const PARTS_WORD = 2;
+
+const FILE_WORD = 0;
+const FD_WORD = 1;
+const OFFSET_WORD = 2;
+const BYTES_WORD = 4;
+const ROWS_WORD = 6;
+const MIN_TIME_WORD = 8;
+const MAX_TIME_WORD = 10;
+const INDEX_WORD = 12;
+const FILTER_WORD = 13;
+const INDEX_OFFSET_WORD = 14;
+const INDEX_BYTES_WORD = 15;
+const KEY_LO_BYTES_WORD = 16;
+const KEY_HI_BYTES_WORD = 17;
+const PART_KIND_WORD = 18;
+const KEYS_WORD = 19;
+
+function setWide(u32: Uint32Array, word: number, value: number): void {
+  u32[word] = lowWord(value);
+  u32[word + 1] = highWord(value);
+}
+
+function getWide(u32: Uint32Array, word: number): number {
+  return fromWords(u32[word]!, u32[word + 1]!);
+}
+
+// ------------------------------------------------------------------ building
+
+export type ViewFields = {
+  readonly version: number;
+  readonly open: number;
+  readonly spare: number;
+  /** Newest first. */
+  readonly sealed: readonly number[];
+  /** Ascending by id. */
+  readonly collections: readonly { readonly id: number; readonly block: number }[];
+};
+
+export function viewBytes(fields: ViewFields): number {
+  const words =
+    SEALED_WORD + fields.sealed.length + fields.collections.length * COLLECTION_ENTRY_WORDS;
+  return words * 4;
+}
+
+export function writeView(arena: Arena, address: number, fields: ViewFields): void {
+  const { u32 } = arena;
+  const at = address >>> 2;
+  u32[at] = VIEW_MAGIC;
+  u32[at + VERSION_WORD] = fields.version;
+  u32[at + OPEN_WORD] = fields.open;
+  u32[at + SPARE_WORD] = fields.spare;
+  u32[at + SEALED_COUNT_WORD] = fields.sealed.length;
+  u32[at + COLLECTION_COUNT_WORD] = fields.collections.length;
+  let word = at + SEALED_WORD;
+  for (const sealed of fields.sealed) u32[word++] = sealed;
+  for (const { id, block } of fields.collections) {
+    u32[word++] = id;
+    u32[word++] = block;
+  }
+}
+
+export type CollectionFields = {
+  readonly id: number;
+  readonly kind: number;
+  readonly since: number;
+  readonly sinceNext: number;
+  readonly upper: number;
+  /** Run blocks, newest first. */
+  readonly runs: readonly number[];
+};
+
+export function collectionBytes(fields: CollectionFields): number {
+  return (RUNS_WORD + fields.runs.length) * 4;
+}
+
+export function writeCollection(arena: Arena, address: number, fields: CollectionFields): void {
+  const { u32 } = arena;
+  const at = address >>> 2;
+  u32[at] = fields.id;
+  u32[at + KIND_WORD] = fields.kind;
+  setWide(u32, at + SINCE_WORD, fields.since);
+  setWide(u32, at + SINCE_NEXT_WORD, fields.sinceNext);
+  setWide(u32, at + UPPER_WORD, fields.upper);
+  u32[at + RUN_COUNT_WORD] = fields.runs.length;
+  for (let i = 0; i < fields.runs.length; i++) u32[at + RUNS_WORD + i] = fields.runs[i]!;
+}
+
+export function runBlockBytes(parts: number): number {
+  return (PARTS_WORD + parts) * 4;
+}
+
+export function writeRun(
+  arena: Arena,
+  address: number,
+  level: number,
+  parts: readonly number[],
+): void {
+  const { u32 } = arena;
+  const at = address >>> 2;
+  u32[at + PART_COUNT_WORD] = parts.length;
+  u32[at + LEVEL_WORD] = level;
+  for (let i = 0; i < parts.length; i++) u32[at + PARTS_WORD + i] = parts[i]!;
+}
+
+export function partBlockBytes(part: PartInfo): number {
+  return KEYS_WORD * 4 + part.keyLo.length + part.keyHi.length;
+}
+
+/** `index` and `filter` are addresses of their bytes, 0 where they are not in memory. */
+export function writePart(
+  arena: Arena,
+  address: number,
+  part: PartInfo,
+  fd: number,
+  index: number,
+  filter: number,
+): void {
+  const { u32, i32, u8 } = arena;
+  const at = address >>> 2;
+  u32[at + FILE_WORD] = part.file;
+  i32[at + FD_WORD] = fd;
+  setWide(u32, at + OFFSET_WORD, part.offset);
+  setWide(u32, at + BYTES_WORD, part.bytes);
+  setWide(u32, at + ROWS_WORD, part.len);
+  setWide(u32, at + MIN_TIME_WORD, part.minT);
+  setWide(u32, at + MAX_TIME_WORD, part.maxT);
+  u32[at + INDEX_WORD] = index;
+  u32[at + FILTER_WORD] = filter;
+  u32[at + INDEX_OFFSET_WORD] = part.indexOffset;
+  u32[at + INDEX_BYTES_WORD] = part.indexBytes;
+  u32[at + KEY_LO_BYTES_WORD] = part.keyLo.length;
+  u32[at + KEY_HI_BYTES_WORD] = part.keyHi.length;
+  u32[at + PART_KIND_WORD] = part.kind;
+  u8.set(part.keyLo, address + KEYS_WORD * 4);
+  u8.set(part.keyHi, address + KEYS_WORD * 4 + part.keyLo.length);
+}
+
+// ------------------------------------------------------------------ reading
+
+/** Looks at one view. Valid between enter and leave; fields are read where they lie. */
+export class ViewReader {
+  readonly #u32: Uint32Array;
+  readonly #i32: Int32Array;
+  readonly #u8: Uint8Array;
+  #at = 0;
+
+  constructor(arena: Arena) {
+    this.#u32 = arena.u32;
+    this.#i32 = arena.i32;
+    this.#u8 = arena.u8;
+  }
+
+  attach(address: number): void {
+    this.#at = address >>> 2;
+    invariant(this.#u32[this.#at] === VIEW_MAGIC, 'a view', address);
+  }
+
+  get version(): number {
+    return this.#u32[this.#at + VERSION_WORD]!;
+  }
+
+  get open(): number {
+    return this.#u32[this.#at + OPEN_WORD]!;
+  }
+
+  /** 0 = none. */
+  get spare(): number {
+    return this.#u32[this.#at + SPARE_WORD]!;
+  }
+
+  get sealedCount(): number {
+    return this.#u32[this.#at + SEALED_COUNT_WORD]!;
+  }
+
+  /** Newest first. */
+  sealed(i: number): number {
+    return this.#u32[this.#at + SEALED_WORD + i]!;
+  }
+
+  get collectionCount(): number {
+    return this.#u32[this.#at + COLLECTION_COUNT_WORD]!;
+  }
+
+  /** Address of the i-th collection's block, ascending by id. */
+  collectionAt(i: number): number {
+    const first = this.#at + SEALED_WORD + this.sealedCount;
+    return this.#u32[first + i * COLLECTION_ENTRY_WORDS + 1]!;
+  }
+
+  /** Address of the collection's block, 0 = nothing of it is in parts. */
+  collection(id: number): number {
+    const u32 = this.#u32;
+    const first = this.#at + SEALED_WORD + u32[this.#at + SEALED_COUNT_WORD]!;
+    let low = 0;
+    let high = u32[this.#at + COLLECTION_COUNT_WORD]!;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if (u32[first + middle * COLLECTION_ENTRY_WORDS]! < id) low = middle + 1;
+      else high = middle;
+    }
+    if (low === u32[this.#at + COLLECTION_COUNT_WORD]!) return 0;
+    const entry = first + low * COLLECTION_ENTRY_WORDS;
+    return u32[entry] === id ? u32[entry + 1]! : 0;
+  }
+
+  idOf(collection: number): number {
+    return this.#u32[collection >>> 2]!;
+  }
+
+  since(collection: number): number {
+    return getWide(this.#u32, (collection >>> 2) + SINCE_WORD);
+  }
+
+  sinceNext(collection: number): number {
+    return getWide(this.#u32, (collection >>> 2) + SINCE_NEXT_WORD);
+  }
+
+  upper(collection: number): number {
+    return getWide(this.#u32, (collection >>> 2) + UPPER_WORD);
+  }
+
+  runCount(collection: number): number {
+    return this.#u32[(collection >>> 2) + RUN_COUNT_WORD]!;
+  }
+
+  /** Address of the i-th run's block, newest first. */
+  run(collection: number, i: number): number {
+    return this.#u32[(collection >>> 2) + RUNS_WORD + i]!;
+  }
+
+  level(run: number): number {
+    return this.#u32[(run >>> 2) + LEVEL_WORD]!;
+  }
+
+  partCount(run: number): number {
+    return this.#u32[(run >>> 2) + PART_COUNT_WORD]!;
+  }
+
+  part(run: number, i: number): number {
+    return this.#u32[(run >>> 2) + PARTS_WORD + i]!;
+  }
+
+  /** Index of the first part whose largest key is >= the given one; the part count when none is. */
+  partAtOrAfter(run: number, key: Uint8Array, offset: number, length: number): number {
+    let low = 0;
+    let high = this.partCount(run);
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if (this.#compareHigh(this.part(run, middle), key, offset, length) < 0) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  }
+
+  #compareHigh(part: number, key: Uint8Array, offset: number, length: number): number {
+    const lowBytes = this.#u32[(part >>> 2) + KEY_LO_BYTES_WORD]!;
+    const highBytes = this.#u32[(part >>> 2) + KEY_HI_BYTES_WORD]!;
+    return compareAt(this.#u8, part + KEYS_WORD * 4 + lowBytes, highBytes, key, offset, length);
+  }
+
+  /** True when the part's smallest key is above the given one. */
+  beginsAfter(part: number, key: Uint8Array, offset: number, length: number): boolean {
+    const lowBytes = this.#u32[(part >>> 2) + KEY_LO_BYTES_WORD]!;
+    return compareAt(this.#u8, part + KEYS_WORD * 4, lowBytes, key, offset, length) > 0;
+  }
+
+  file(part: number): number {
+    return this.#u32[(part >>> 2) + FILE_WORD]!;
+  }
+
+  fd(part: number): number {
+    return this.#i32[(part >>> 2) + FD_WORD]!;
+  }
+
+  offset(part: number): number {
+    return getWide(this.#u32, (part >>> 2) + OFFSET_WORD);
+  }
+
+  bytes(part: number): number {
+    return getWide(this.#u32, (part >>> 2) + BYTES_WORD);
+  }
+
+  rows(part: number): number {
+    return getWide(this.#u32, (part >>> 2) + ROWS_WORD);
+  }
+
+  minTime(part: number): number {
+    return getWide(this.#u32, (part >>> 2) + MIN_TIME_WORD);
+  }
+
+  maxTime(part: number): number {
+    return getWide(this.#u32, (part >>> 2) + MAX_TIME_WORD);
+  }
+
+  /** Address of the part's index, 0 = not in memory. */
+  index(part: number): number {
+    return this.#u32[(part >>> 2) + INDEX_WORD]!;
+  }
+
+  indexOffset(part: number): number {
+    return this.#u32[(part >>> 2) + INDEX_OFFSET_WORD]!;
+  }
+
+  indexBytes(part: number): number {
+    return this.#u32[(part >>> 2) + INDEX_BYTES_WORD]!;
+  }
+
+  /** Address of the part's filter, 0 = none in memory. */
+  filter(part: number): number {
+    return this.#u32[(part >>> 2) + FILTER_WORD]!;
+  }
+}
