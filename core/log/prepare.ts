@@ -120,10 +120,11 @@ export class SpareMaker {
       case 'syncDir':
         storage.syncDir(LOG_DIR);
         this.#phase = 'done';
-        return false;
+        break;
       case 'done':
-        return false;
+        break;
     }
+    return false;
   }
 
   release(): void {

@@ -194,8 +194,8 @@ export class RecordHeader {
 
   /** Requires: isRecordHeader(bytes, at, ...). */
   decode(bytes: Uint8Array, at: number, seq: number, position: number): void {
-    this.kind = bytes[at + RECORD_KIND_OFFSET]!;
-    this.flags = bytes[at + RECORD_FLAGS_OFFSET]!;
+    this.kind = bytes[at + RECORD_KIND_OFFSET];
+    this.flags = bytes[at + RECORD_FLAGS_OFFSET];
     this.payloadLen = getU32(bytes, at + RECORD_PAYLOAD_LEN_OFFSET);
     this.txCount = getU16(bytes, at + RECORD_TX_COUNT_OFFSET);
     this.minTxOffset = getU64(bytes, at + RECORD_MIN_TX_OFFSET);

@@ -99,7 +99,7 @@ export function saltOf(logId: Uint8Array, seq: number): number {
 /** Fills target[at, at + 4096) with both copies. */
 export function encodeSegmentBlock(target: Uint8Array, at: number, header: SegmentHeader): void {
   target.fill(0, at, at + SEGMENT_BLOCK_BYTES);
-  for (let i = 0; i < MAGIC.length; i++) target[at + i] = MAGIC[i]!;
+  for (let i = 0; i < MAGIC.length; i++) target[at + i] = MAGIC[i];
   setU16(target, at + SEGMENT_FORMAT_OFFSET, FORMAT_MAJOR);
   target[at + SEGMENT_CHECKSUM_ALG_OFFSET] = CHECKSUM_CRC32;
   setU32(target, at + SEGMENT_RO_COMPAT_OFFSET, header.roCompat);
@@ -134,8 +134,8 @@ export function decodeSegmentHeader(
     return undefined;
   }
   expectKnown(file, 'formatMajor', getU16(bytes, at + SEGMENT_FORMAT_OFFSET), FORMAT_MAJOR);
-  expectKnown(file, 'checksumAlg', bytes[at + SEGMENT_CHECKSUM_ALG_OFFSET]!, CHECKSUM_CRC32);
-  expectKnown(file, 'blockLog2', bytes[at + SEGMENT_BLOCK_LOG2_OFFSET]!, 0);
+  expectKnown(file, 'checksumAlg', bytes[at + SEGMENT_CHECKSUM_ALG_OFFSET], CHECKSUM_CRC32);
+  expectKnown(file, 'blockLog2', bytes[at + SEGMENT_BLOCK_LOG2_OFFSET], 0);
   expectKnown(file, 'incompat', getU32(bytes, at + SEGMENT_INCOMPAT_OFFSET), 0);
   const payloadFormat = getU16(bytes, at + SEGMENT_PAYLOAD_FORMAT_OFFSET);
   expectKnown(file, 'payloadFormat', payloadFormat, PAYLOAD_FORMAT);

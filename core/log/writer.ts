@@ -803,8 +803,8 @@ export class LogWriter {
     this.#staged -= staged;
     for (let i = 0; i < this.#cuts; i++) {
       const from = i + cuts;
-      this.#cutAt[i] = from < this.#cuts ? this.#cutAt[from]! - staged : 0;
-      this.#cutPieces[i] = from < this.#cuts ? this.#cutPieces[from]! : NO_PIECE;
+      this.#cutAt[i] = from < this.#cuts ? this.#cutAt[from] - staged : 0;
+      this.#cutPieces[i] = from < this.#cuts ? this.#cutPieces[from] : NO_PIECE;
     }
     this.#cuts -= cuts;
     this.#batchBytes -= bytes;
@@ -814,9 +814,9 @@ export class LogWriter {
     const slices: Uint8Array[] = [];
     let at = 0;
     for (let i = 0; i < cuts; i++) {
-      const cutAt = this.#cutAt[i]!;
+      const cutAt = this.#cutAt[i];
       if (cutAt > at) slices.push(this.#staging.subarray(at, cutAt));
-      const { bytes, offset, length } = this.#cutPieces[i]!;
+      const { bytes, offset, length } = this.#cutPieces[i];
       if (length > 0) slices.push(bytes.subarray(offset, offset + length));
       at = cutAt;
     }
@@ -862,7 +862,7 @@ export class LogWriter {
   }
 
   #fail(call: string, cause: unknown, position: number): never {
-    const errno = (cause as { code?: unknown } | null)?.code;
+    const errno = cause instanceof Error && 'code' in cause ? cause.code : undefined;
     this.failed = new TidemarkError(
       'TIDEMARK_POISONED',
       `the log failed: ${call} of segment ${this.#fileSeq} at ${position}`,
@@ -886,7 +886,7 @@ function copyWords(
   to: number,
   count: number,
 ): void {
-  for (let i = 0; i < count; i++) target[to + i] = source[from + i]!;
+  for (let i = 0; i < count; i++) target[to + i] = source[from + i];
 }
 
 /**
