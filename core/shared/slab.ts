@@ -11,13 +11,25 @@ import type { BufferPool } from './buffer-pool.ts';
 /** Slot sizes: steps of about a quarter, multiples of 64, up to a whole page. */
 const CLASS_BYTES: readonly number[] = makeClasses();
 
+/** One leased page and its slots. */
+type SlabPage = {
+  readonly address: number;
+  readonly sizeClass: number;
+  /** Slots given out. */
+  live: number;
+  /** Slots given back, and the first one never given out. */
+  readonly free: number[];
+  fresh: number;
+  /** Place in the list of its class's pages with room, -1 = full. */
+  openIndex: number;
+};
+
 export class Slab {
   readonly #pool: BufferPool;
   readonly #kind: number;
-  /** Free slots by class, and by page: class and live slots. */
-  readonly #free: number[][] = CLASS_BYTES.map(() => []);
-  readonly #classOf: Map<number, number> = new Map();
-  readonly #liveOf: Map<number, number> = new Map();
+  readonly #pages: Map<number, SlabPage> = new Map();
+  /** By class: pages with room. The last one is used first. */
+  readonly #open: SlabPage[][] = CLASS_BYTES.map(() => []);
   #bytesLive = 0;
 
   constructor(pool: BufferPool, kind: number) {
@@ -28,32 +40,52 @@ export class Slab {
   /** Address of a block of at least `bytes`, or 0 when the budget is spent. Contents are arbitrary. */
   allocate(bytes: number): number {
     const sizeClass = classFor(bytes);
-    const free = this.#free[sizeClass]!;
-    if (free.length === 0 && !this.#grow(sizeClass)) return 0;
-    const address = free.pop()!;
-    const page = address >>> pageShift;
-    this.#liveOf.set(page, this.#liveOf.get(page)! + 1);
-    this.#bytesLive += CLASS_BYTES[sizeClass]!;
+    const open = this.#open[sizeClass];
+    const page = open.length > 0 ? open[open.length - 1] : this.#grow(sizeClass);
+    if (page === undefined) return 0;
+    const size = CLASS_BYTES[sizeClass];
+    let address = page.free.pop();
+    if (address === undefined) {
+      address = page.fresh;
+      page.fresh += size;
+    }
+    page.live++;
+    this.#bytesLive += size;
+    if (!hasRoom(page)) this.#takeFromOpen(page);
     return address;
+  }
+
+  /** True when `allocate` of so many bytes needs no further page. */
+  hasSlot(bytes: number): boolean {
+    return this.#open[classFor(bytes)].length > 0;
   }
 
   /** Requires: allocated here, and no reader can see it any more. */
   free(address: number): void {
-    const page = address >>> pageShift;
-    const sizeClass = this.#classOf.get(page);
-    invariant(sizeClass !== undefined, 'freed where it was allocated', address);
-    const live = this.#liveOf.get(page)! - 1;
-    invariant(live >= 0, 'freed once', address);
-    this.#liveOf.set(page, live);
-    this.#bytesLive -= CLASS_BYTES[sizeClass]!;
-    const free = this.#free[sizeClass]!;
-    free.push(address);
-    if (live === 0) this.#dropPage(page, sizeClass);
+    const page = this.#pages.get(address >>> pageShift);
+    invariant(page !== undefined, 'freed where it was allocated', address);
+    invariant(page.live > 0, 'freed once', address);
+    page.live--;
+    page.free.push(address);
+    this.#bytesLive -= CLASS_BYTES[page.sizeClass];
+    if (page.openIndex < 0) this.#addToOpen(page);
+    if (page.live > 0) return;
+    this.#takeFromOpen(page);
+    this.#pages.delete(address >>> pageShift);
+    this.#pool.free(page.address, this.#kind);
+  }
+
+  /** Gives back every page, whatever is allocated. Requires: no reader can see any of it any more. */
+  clear(): void {
+    for (const page of this.#pages.values()) this.#pool.free(page.address, this.#kind);
+    this.#pages.clear();
+    for (const open of this.#open) open.length = 0;
+    this.#bytesLive = 0;
   }
 
   /** Bytes of the block at `address`, as allocated. */
   sizeOf(address: number): number {
-    return CLASS_BYTES[this.#classOf.get(address >>> pageShift)!]!;
+    return CLASS_BYTES[this.#pages.get(address >>> pageShift)!.sizeClass];
   }
 
   get bytesLive(): number {
@@ -61,29 +93,36 @@ export class Slab {
   }
 
   get pages(): number {
-    return this.#liveOf.size;
+    return this.#pages.size;
   }
 
-  #grow(sizeClass: number): boolean {
-    const start = this.#pool.lease(this.#kind);
-    if (start === 0) return false;
-    const size = CLASS_BYTES[sizeClass]!;
-    this.#classOf.set(start >>> pageShift, sizeClass);
-    this.#liveOf.set(start >>> pageShift, 0);
-    const free = this.#free[sizeClass]!;
-    for (let at = start + (Math.floor(pageBytes / size) - 1) * size; at >= start; at -= size) {
-      free.push(at);
+  #grow(sizeClass: number): SlabPage | undefined {
+    const address = this.#pool.lease(this.#kind);
+    if (address === 0) return undefined;
+    const page = { address, sizeClass, live: 0, free: [], fresh: address, openIndex: -1 };
+    this.#pages.set(address >>> pageShift, page);
+    this.#addToOpen(page);
+    return page;
+  }
+
+  #addToOpen(page: SlabPage): void {
+    page.openIndex = this.#open[page.sizeClass].push(page) - 1;
+  }
+
+  #takeFromOpen(page: SlabPage): void {
+    const open = this.#open[page.sizeClass];
+    const last = open.pop()!;
+    if (last !== page) {
+      open[page.openIndex] = last;
+      last.openIndex = page.openIndex;
     }
-    return true;
+    page.openIndex = -1;
   }
+}
 
-  #dropPage(page: number, sizeClass: number): void {
-    const free = this.#free[sizeClass]!;
-    this.#free[sizeClass] = free.filter((address) => address >>> pageShift !== page);
-    this.#classOf.delete(page);
-    this.#liveOf.delete(page);
-    this.#pool.free((page << pageShift) >>> 0, this.#kind);
-  }
+function hasRoom(page: SlabPage): boolean {
+  const size = CLASS_BYTES[page.sizeClass];
+  return page.free.length > 0 || page.fresh + size <= page.address + pageBytes;
 }
 
 function makeClasses(): number[] {
@@ -101,7 +140,7 @@ function classFor(bytes: number): number {
   let high = CLASS_BYTES.length - 1;
   while (low < high) {
     const middle = (low + high) >>> 1;
-    if (CLASS_BYTES[middle]! < bytes) low = middle + 1;
+    if (CLASS_BYTES[middle] < bytes) low = middle + 1;
     else high = middle;
   }
   return low;

@@ -1,0 +1,88 @@
+/** Blocks of a slab: what is given out is disjoint, pages come and go with what is in them. */
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { pageBytes, pageShift } from '../../core/base/limits.ts';
+import { Prng } from '../../core/base/prng.ts';
+import { Arena } from '../../core/shared/arena.ts';
+import { BufferPool, KIND_CACHE } from '../../core/shared/buffer-pool.ts';
+import { Slab } from '../../core/shared/slab.ts';
+
+function makePool(pages: number, limit: number): BufferPool {
+  const arena = Arena.create((pages + 1) * pageBytes);
+  const pool = new BufferPool(arena, 128, 1);
+  pool.reset([0, 0, 0, 0, limit]);
+  return pool;
+}
+
+test('live blocks never overlap, never cross a page, and all pages come back', () => {
+  const random = new Prng(7);
+  const pool = makePool(24, 16);
+  const slab = new Slab(pool, KIND_CACHE);
+  const live = new Map<number, number>();
+  let refused = 0;
+  for (let step = 0; step < 20_000; step++) {
+    const growing = Math.floor(step / 2_000) % 2 === 0;
+    if (live.size === 0 || random.chance(growing ? 0.7 : 0.3)) {
+      const bytes = random.chance(0.02) ? random.between(1, pageBytes) : random.between(1, 2_000);
+      const had = slab.hasSlot(bytes);
+      const address = slab.allocate(bytes);
+      if (address === 0) {
+        assert.equal(had, false);
+        refused++;
+        continue;
+      }
+      assert.ok(slab.sizeOf(address) >= bytes);
+      assert.equal(address % 64, 0);
+      assert.equal(address >>> pageShift, (address + bytes - 1) >>> pageShift);
+      live.set(address, bytes);
+    } else {
+      const address = random.pick([...live.keys()].slice(0, 50));
+      live.delete(address);
+      slab.free(address);
+    }
+    assert.equal(pool.usedPages(KIND_CACHE), slab.pages);
+    if (step % 500 === 0) assertDisjoint(live);
+  }
+  assert.ok(refused > 0);
+  for (const address of live.keys()) slab.free(address);
+  assert.equal(slab.bytesLive, 0);
+  assert.equal(slab.pages, 0);
+  assert.equal(pool.usedPages(KIND_CACHE), 0);
+});
+
+test('a cleared slab has given back every page and can be used again', () => {
+  const pool = makePool(8, 8);
+  const slab = new Slab(pool, KIND_CACHE);
+  for (let i = 0; i < 3_000; i++) assert.notEqual(slab.allocate(64 + (i % 5) * 64), 0);
+  slab.clear();
+  assert.equal(slab.bytesLive, 0);
+  assert.equal(slab.hasSlot(64), false);
+  assert.equal(pool.usedPages(KIND_CACHE), 0);
+  const address = slab.allocate(100);
+  assert.notEqual(address, 0);
+  slab.free(address);
+  assert.equal(pool.usedPages(KIND_CACHE), 0);
+});
+
+test('freeing in any order takes time in proportion to what is freed', () => {
+  const pool = makePool(65, 65);
+  const slab = new Slab(pool, KIND_CACHE);
+  const addresses: number[] = [];
+  for (let address = slab.allocate(64); address !== 0; address = slab.allocate(64)) {
+    addresses.push(address);
+  }
+  assert.equal(addresses.length, 65 * 4_096);
+  // Page after page in turn: every page is half free for most of the time.
+  for (let i = 0; i < 4_096; i++) {
+    for (let page = 0; page < 65; page++) slab.free(addresses[page * 4_096 + i]);
+  }
+  assert.equal(pool.usedPages(KIND_CACHE), 0);
+});
+
+function assertDisjoint(live: Map<number, number>): void {
+  let end = 0;
+  for (const [address, bytes] of [...live].toSorted((a, b) => a[0] - b[0])) {
+    assert.ok(address >= end, 'blocks are disjoint');
+    end = address + bytes;
+  }
+}
