@@ -706,32 +706,65 @@ function stateFinding(state: SpineState): Finding | undefined {
   return undefined;
 }
 
-function sameEntry(a: BatchEntry, b: BatchEntry): boolean {
-  return a.id[1] === b.id[1] && a.level === b.level && a.desc === b.desc;
-}
-
 /** What changed between two states, as effects. */
 export function diffSpine<P extends SpinePart>(
   before: SpineState<P> | undefined,
   after: SpineState<P>,
 ): SpineDelta<P> {
   const old = before ?? EMPTY_STATE;
-  const hadHollows = new Set(old.hollows);
-  const hasHollows = new Set(after.hollows);
+  // A bid names exact contents, so equal ids are equal batches, whoever decoded them.
+  const hadHollows = new Map(old.hollows.map((placed) => [placed.hollow.bid, placed]));
+  const hasHollows = new Map(after.hollows.map((placed) => [placed.hollow.bid, placed]));
   const hadBatches = new Map(old.batches.map((entry) => [entry.id[0], entry]));
   const hasBatches = new Map(after.batches.map((entry) => [entry.id[0], entry]));
-  const isKept = (entry: BatchEntry, others: Map<number, BatchEntry>): boolean => {
-    const other = others.get(entry.id[0]);
-    return other !== undefined && sameEntry(entry, other);
-  };
+  const gone = old.hollows.filter((placed) => !isPlacedIn(placed, hasHollows));
   return {
     since: after.since,
-    hollowsRemoved: old.hollows.filter((h) => !hasHollows.has(h)).map((h) => h.hollow.bid),
-    hollowsAdded: after.hollows.filter((h) => !hadHollows.has(h)),
-    batchesRemoved: old.batches.filter((b) => !isKept(b, hasBatches)).map((b) => b.id),
-    batchesAdded: after.batches.filter((b) => !isKept(b, hadBatches)),
+    hollowsRemoved: gone.map((placed) => placed.hollow.bid),
+    hollowsAdded: after.hollows.filter((placed) => !isPlacedIn(placed, hadHollows)),
+    batchesRemoved: old.batches.filter((entry) => !isEntryIn(entry, hasBatches)).map((b) => b.id),
+    batchesAdded: after.batches.filter((entry) => !isEntryIn(entry, hadBatches)),
     merges: after.merges,
   };
+}
+
+/** True when the edit that would carry this delta may as well not be written. */
+export function isNoChange(before: SpineState | undefined, delta: SpineDelta): boolean {
+  const merges = before?.merges ?? [];
+  return (
+    delta.since === (before?.since ?? 0) &&
+    delta.hollowsRemoved.length === 0 &&
+    delta.hollowsAdded.length === 0 &&
+    delta.batchesRemoved.length === 0 &&
+    delta.batchesAdded.length === 0 &&
+    delta.merges.length === merges.length &&
+    delta.merges.every((merge, i) => {
+      const other = merges[i];
+      return (
+        merge.id[0] === other.id[0] &&
+        merge.id[1] === other.id[1] &&
+        merge.since === other.since &&
+        merge.remaining === other.remaining
+      );
+    })
+  );
+}
+
+function isPlacedIn(placed: Placed, others: ReadonlyMap<number, Placed>): boolean {
+  const other = others.get(placed.hollow.bid);
+  return other !== undefined && other.id[0] === placed.id[0] && other.id[1] === placed.id[1];
+}
+
+function isEntryIn(entry: BatchEntry, others: ReadonlyMap<number, BatchEntry>): boolean {
+  const other = others.get(entry.id[0]);
+  return (
+    other !== undefined &&
+    other.id[1] === entry.id[1] &&
+    other.level === entry.level &&
+    other.desc.lower === entry.desc.lower &&
+    other.desc.upper === entry.desc.upper &&
+    other.desc.since === entry.desc.since
+  );
 }
 
 /** The state after an edit. The delta is foreign: TIDEMARK_CORRUPT when it does not fit the state. */
