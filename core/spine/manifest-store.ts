@@ -458,26 +458,27 @@ function runStep(storage: Storage, fd: number, call: StorageCall): number {
     case 'write': {
       const { length } = call.bytes;
       expectCount(storage.write(fd, call.bytes, 0, length, call.position), length);
-      return fd;
+      break;
     }
     case 'read': {
       const { length } = call.bytes;
       expectCount(storage.read(fd, call.bytes, 0, length, call.position), length);
-      return fd;
+      break;
     }
     case 'sync':
       storage.sync(fd);
-      return fd;
+      break;
     case 'rename':
       storage.rename(call.from, call.to);
-      return fd;
+      break;
     case 'unlink':
       storage.unlink(call.path);
-      return fd;
+      break;
     case 'syncDir':
       storage.syncDir(call.path);
-      return fd;
+      break;
   }
+  return fd;
 }
 
 function expectCount(count: number, length: number): void {
