@@ -195,7 +195,7 @@ export function parseFooter(bytes: Uint8Array, at: number, length: number, ref: 
     file: ref.file,
     offset: ref.offset,
     bytes: ref.bytes,
-    kind: bytes[tail + KIND_OFFSET]!,
+    kind: bytes[tail + KIND_OFFSET],
     len: getU64(bytes, tail + ROWS_OFFSET),
     rowBytes: getU64(bytes, tail + ROW_BYTES_OFFSET),
     keyLo: bytes.slice(start, start + keyLoBytes),

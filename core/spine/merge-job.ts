@@ -1,0 +1,216 @@
+/**
+ * The merge job (spine.md 3): reads the listed runs, merges and consolidates their rows, writes them as
+ * one run. Plain JSON in and out; everything else it needs is the folder, so that a worker thread, the
+ * host's own thread a slice at a time, or another process can run it: same job, same bytes. Its outputs
+ * are synced before the result exists, and deleted when there will be none.
+ */
+import { invariant } from '../base/assert.ts';
+import { corrupt } from '../base/errors.ts';
+import { fanInMax } from '../base/limits.ts';
+import type { Storage } from '../storage/storage.ts';
+import { consolidation } from './consolidate.ts';
+import type { Consolidation } from './consolidate.ts';
+import { MergeCursor } from './merge-cursor.ts';
+import type { CreatedFile, FileIds } from './part-files.ts';
+import { partRef } from './part-format.ts';
+import type { PartInfo, PartRef } from './part-format.ts';
+import { readFooters } from './part-reader.ts';
+import { PART_SHAPE } from './part-writer.ts';
+import type { PartShape } from './part-writer.ts';
+import { RowSums } from './row-hash.ts';
+import { OwnRunParts, RunCursor } from './run-cursor.ts';
+import { figuresOf, rowFuel, RunOutput, sumsOfParts } from './run-output.ts';
+import type { RowFigures } from './run-output.ts';
+
+/** Runs of one hollow batch, oldest first: all of them, or some for a partial result. */
+export type MergeInput = { bid: number; runs: { runId: number; parts: PartRef[] }[] };
+
+export type MergeRequest = {
+  jobId: number;
+  collection: number;
+  kind: number;
+  /** Oldest first, neighbours in time. */
+  inputs: MergeInput[];
+  since: number;
+  /** The inputs hold the collection's oldest run. */
+  oldest: boolean;
+  /** Drops rows at or above it, to truncate a store. */
+  cut?: number;
+  outFiles: FileIds;
+  shape?: PartShape;
+};
+
+export type MergeResult = {
+  jobId: number;
+  collection: number;
+  inputs: { bid: number; runIds: number[] }[];
+  since: number;
+  /** One run, or none when nothing is left. */
+  runs: { parts: PartRef[] }[];
+  len: number;
+  diffSum: number;
+  hash: [number, number];
+  dropped: RowFigures;
+  /** Rows that became part of another one; always 0 for keyed collections. */
+  folded: number;
+  createdFiles: CreatedFile[];
+  stats: { rowsIn: number; bytesRead: number; bytesWritten: number };
+};
+
+export class MergeJob {
+  readonly #storage: Storage;
+  readonly #request: MergeRequest;
+  readonly #policy: Consolidation;
+  readonly #output: RunOutput;
+  #inputs: RowSums | undefined;
+  readonly #cursors: RunCursor[] = [];
+  readonly #merge: MergeCursor;
+  #rows: number;
+  #result: MergeResult | undefined;
+
+  constructor(storage: Storage, request: MergeRequest) {
+    const { kind, since, oldest, cut } = request;
+    this.#storage = storage;
+    this.#request = request;
+    this.#policy = consolidation(
+      kind,
+      cut === undefined ? { since, oldest } : { since, oldest, cut },
+    );
+    this.#output = new RunOutput(storage, request.outFiles, request.shape ?? PART_SHAPE);
+    this.#merge = new MergeCursor([]);
+    this.#rows = 0;
+  }
+
+  /** Rows done so far. */
+  get progress(): number {
+    return this.#rows;
+  }
+
+  /** Works for about so many rows; true while there is more to do. Throws when the job has failed. */
+  step(fuel: number): boolean {
+    invariant(this.#result === undefined, 'a finished job is not stepped');
+    try {
+      if (this.#inputs === undefined) this.#open();
+      if (this.#mergeRows(fuel)) return true;
+      this.#result = this.#finish();
+      return false;
+    } catch (error) {
+      this.#clear();
+      throw error;
+    }
+  }
+
+  /** Stops, and deletes what was written. */
+  cancel(): void {
+    if (this.#result === undefined) this.#clear();
+  }
+
+  /** Requires: `step` has returned false. */
+  result(): MergeResult {
+    invariant(this.#result !== undefined, 'the job has finished');
+    return this.#result;
+  }
+
+  #open(): void {
+    const runs = this.#request.inputs.flatMap((input) => input.runs);
+    invariant(runs.length > 0 && runs.length <= fanInMax, 'a job has runs', runs.length);
+    const all: PartInfo[] = [];
+    for (const run of runs) {
+      const parts = readFooters(this.#storage, run.parts);
+      for (const part of parts) {
+        if (part.kind !== this.#request.kind) {
+          throw corrupt(
+            'WRONG_KIND',
+            `part at ${part.offset} of file ${part.file} is of kind ${part.kind}`,
+            {
+              file: part.file,
+              offset: part.offset,
+            },
+          );
+        }
+      }
+      all.push(...parts);
+      this.#cursors.push(new RunCursor(this.#storage, new OwnRunParts(this.#storage, parts)));
+    }
+    this.#inputs = sumsOfParts(all);
+    this.#output.begin(this.#request.kind);
+    this.#merge.reset(this.#cursors);
+    this.#merge.first();
+  }
+
+  #mergeRows(fuel: number): boolean {
+    const merge = this.#merge;
+    const policy = this.#policy;
+    const output = this.#output;
+    let left = fuel;
+    let rows = 0;
+    while (merge.valid) {
+      if (left <= 0) {
+        this.#rows += rows;
+        return true;
+      }
+      left -= rowFuel(merge);
+      policy.row(merge, output);
+      merge.next();
+      rows += 1;
+    }
+    this.#rows += rows;
+    policy.end(output);
+    return false;
+  }
+
+  #finish(): MergeResult {
+    const { jobId, collection, since, inputs } = this.#request;
+    const parts = this.#output.end();
+    const output = figuresOf(sumsOfParts(parts));
+    this.#checkSums(output);
+    const createdFiles = this.#output.finish();
+    for (const cursor of this.#cursors) cursor.leave();
+    return {
+      jobId,
+      collection,
+      inputs: inputs.map(({ bid, runs }) => ({ bid, runIds: runs.map((run) => run.runId) })),
+      since,
+      runs: parts.length === 0 ? [] : [{ parts: parts.map(partRef) }],
+      ...output,
+      dropped: figuresOf(this.#output.dropped),
+      folded: 0,
+      createdFiles,
+      stats: {
+        rowsIn: this.#rows,
+        bytesRead: this.#cursors.reduce((sum, cursor) => sum + cursor.bytesRead, 0),
+        bytesWritten: createdFiles.reduce((sum, file) => sum + file.bytes, 0),
+      },
+    };
+  }
+
+  /** What the footers of the inputs promise must have been kept or dropped, row for row. */
+  #checkSums(output: RowFigures): void {
+    const met = new RowSums();
+    const { dropped } = this.#output;
+    met.addSums(output.len, output.diffSum, output.hash);
+    met.addSums(dropped.len, dropped.diffSum, dropped.hash());
+    const promised = figuresOf(this.#inputs!);
+    const found = figuresOf(met);
+    if (JSON.stringify(promised) === JSON.stringify(found)) return;
+    throw corrupt('HASH_MISMATCH', 'the rows of the inputs are not those their footers promise', {
+      promised,
+      found,
+    });
+  }
+
+  #clear(): void {
+    for (const cursor of this.#cursors) {
+      try {
+        cursor.leave();
+      } catch {
+        // The failure that ended the job is the one to tell.
+      }
+    }
+    try {
+      this.#output.abandon();
+    } catch {
+      // What could not be deleted is an orphan; the sweep of the next open takes it.
+    }
+  }
+}

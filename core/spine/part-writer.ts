@@ -1,0 +1,239 @@
+/**
+ * Writes the rows of one run, in order, as parts: blocks as they fill, then filter, index and footer.
+ * The same rows and sizes give the same bytes. A part is cut before the row that would take it beyond
+ * its size, its rows, or its index beyond a page; between two keys or between two versions of one.
+ * Called by flush and merge jobs, in private memory.
+ */
+import { invariant } from '../base/assert.ts';
+import { commonPrefix } from '../base/bytes.ts';
+import type { RowCursor } from '../base/cursor.ts';
+import { blockBytesTarget, keyBytesMax, partBytesTarget, partRowsMax } from '../base/limits.ts';
+import { KIND_KEYED, OP_DELETE, OP_PUT } from '../base/update.ts';
+import { BlockBuilder } from './block.ts';
+import { copyAt } from './copy.ts';
+import { filterBytes, writeFilter } from './filter.ts';
+import type { PartFiles } from './part-files.ts';
+import { footerBytesFor, writeFooter } from './part-format.ts';
+import type { PartInfo } from './part-format.ts';
+import { IndexBuilder } from './part-index.ts';
+import { keyHash, RowSums, valueHash } from './row-hash.ts';
+
+/** How large blocks and parts get. Plain JSON; part of what makes a job's bytes. */
+export type PartShape = { blockBytes: number; partBytes: number; partRows: number };
+
+export const PART_SHAPE: PartShape = {
+  blockBytes: blockBytesTarget,
+  partBytes: partBytesTarget,
+  partRows: partRowsMax,
+};
+
+const NO_KEY = -1;
+
+export class PartWriter {
+  readonly #files: PartFiles;
+  readonly #shape: PartShape;
+  readonly #block: BlockBuilder;
+  readonly #index: IndexBuilder;
+  readonly #sums: RowSums;
+  /** Hashes of the part's distinct keys. */
+  #hashes: Uint32Array;
+  #hashCount: number;
+  #kind: number;
+  #parts: PartInfo[];
+
+  /** The last row of the run; its length is NO_KEY before the first. */
+  readonly #last: Uint8Array;
+  #lastLength: number;
+  #lastTime: number;
+  #lastHash: number;
+
+  /** The part that is being written. */
+  #partAt: number;
+  #keyLo: Uint8Array;
+  #minT: number;
+  #maxT: number;
+  #negatives: number;
+  #rowBytes: number;
+
+  constructor(files: PartFiles, shape: PartShape) {
+    invariant(shape.partRows <= partRowsMax, 'the filter of a part fits a page', shape.partRows);
+    this.#files = files;
+    this.#shape = shape;
+    this.#block = new BlockBuilder();
+    this.#index = new IndexBuilder();
+    this.#sums = new RowSums();
+    this.#hashes = new Uint32Array(1024);
+    this.#hashCount = 0;
+    this.#kind = KIND_KEYED;
+    this.#parts = [];
+    this.#last = new Uint8Array(keyBytesMax);
+    this.#lastLength = NO_KEY;
+    this.#lastTime = -1;
+    this.#lastHash = 0;
+    this.#partAt = 0;
+    this.#keyLo = this.#last;
+    this.#minT = -1;
+    this.#maxT = -1;
+    this.#negatives = 0;
+    this.#rowBytes = 0;
+  }
+
+  /** Begins a run of a collection of that kind. */
+  begin(kind: number): void {
+    invariant(this.#sums.len === 0, 'the run before was ended');
+    this.#kind = kind;
+    this.#parts = [];
+    this.#lastLength = NO_KEY;
+  }
+
+  /** Adds the row that the cursor stands on, with its value loaded. Requires rows in order. */
+  add(row: RowCursor): void {
+    const { keyBytes, keyOffset, keyLength, time, kind, diff } = row;
+    const { valueBytes, valueOffset, valueLength } = row;
+    invariant(keyLength <= keyBytesMax, 'a key has a legal length', keyLength);
+    if (this.#kind === KIND_KEYED) {
+      invariant(kind === OP_PUT || kind === OP_DELETE, 'a keyed run holds puts and deletes', kind);
+    }
+    const last = this.#last;
+    const lastLength = this.#lastLength;
+    let shared = 0;
+    let isSameKey = false;
+    if (lastLength !== NO_KEY) {
+      shared = commonPrefix(last, 0, lastLength, keyBytes, keyOffset, keyLength);
+      if (shared === keyLength) {
+        isSameKey = shared === lastLength;
+        invariant(isSameKey && time < this.#lastTime, 'rows ascend', time, this.#lastTime);
+      } else {
+        const ascends = shared === lastLength || last[shared] < keyBytes[keyOffset + shared];
+        invariant(ascends, 'rows ascend', time);
+      }
+    }
+
+    const block = this.#block;
+    if (this.#sums.len === this.#shape.partRows) {
+      this.#endPart();
+    } else if (block.rows > 0 && block.bytesWith(keyLength, valueLength) > this.#shape.blockBytes) {
+      const bytes = this.#files.position - this.#partAt + block.bytes;
+      if (bytes >= this.#shape.partBytes || !this.#index.hasRoom) this.#endPart();
+      else this.#endBlock(keyBytes, keyOffset, keyLength, shared);
+    }
+    if (this.#sums.len === 0) this.#beginPart(keyBytes, keyOffset, keyLength);
+
+    if (!isSameKey) {
+      copyAt(keyBytes, keyOffset + shared, keyLength - shared, last, shared);
+      this.#lastLength = keyLength;
+      this.#lastHash = keyHash(keyBytes, keyOffset, keyLength);
+    }
+    if (!isSameKey || this.#hashCount === 0) {
+      if (this.#hashCount === this.#hashes.length) this.#growHashes();
+      this.#hashes[this.#hashCount++] = this.#lastHash;
+    }
+    this.#lastTime = time;
+    block.add(
+      keyBytes,
+      keyOffset,
+      keyLength,
+      shared,
+      time,
+      kind,
+      diff,
+      valueBytes,
+      valueOffset,
+      valueLength,
+    );
+    const v = valueHash(valueBytes, valueOffset, valueLength);
+    this.#sums.add(this.#lastHash, kind, v, time, diff);
+    if (time < this.#minT) this.#minT = time;
+    if (time > this.#maxT) this.#maxT = time;
+    if (diff < 0) this.#negatives += 1;
+    this.#rowBytes += keyLength + valueLength;
+  }
+
+  /** Ends the run. Its parts are complete, but not durable before `PartFiles.finish`. */
+  end(): PartInfo[] {
+    if (this.#sums.len > 0) this.#endPart();
+    return this.#parts;
+  }
+
+  #beginPart(key: Uint8Array, offset: number, length: number): void {
+    this.#files.beginPart(this.#parts.length === 0);
+    this.#partAt = this.#files.position;
+    this.#keyLo = key.slice(offset, offset + length);
+    this.#hashCount = 0;
+    this.#minT = Number.MAX_SAFE_INTEGER;
+    this.#maxT = 0;
+    this.#negatives = 0;
+    this.#rowBytes = 0;
+  }
+
+  #endBlock(next: Uint8Array, offset: number, length: number, shared: number): void {
+    this.#writeBlock();
+    const end = this.#files.position - this.#partAt;
+    this.#index.endBlock(end, this.#lastLength, next, offset, length, shared);
+  }
+
+  #writeBlock(): void {
+    const files = this.#files;
+    const at = files.reserve(this.#block.bytes);
+    files.advance(this.#block.write(files.staging, at));
+    this.#block.clear();
+  }
+
+  #endPart(): void {
+    const files = this.#files;
+    this.#writeBlock();
+    const rangeDeletesOffset = files.position - this.#partAt;
+    this.#index.endLast(rangeDeletesOffset);
+
+    const filterOffset = rangeDeletesOffset;
+    const filterAt = files.reserve(filterBytes(this.#hashCount));
+    const filterLength = writeFilter(this.#hashes, this.#hashCount, files.staging, filterAt);
+    files.advance(filterLength);
+
+    const indexOffset = filterOffset + filterLength;
+    const indexAt = files.reserve(this.#index.bytes);
+    const indexLength = this.#index.write(files.staging, indexAt);
+    files.advance(indexLength);
+
+    const footerOffset = indexOffset + indexLength;
+    const info: PartInfo = {
+      file: files.file,
+      offset: this.#partAt,
+      bytes: 0,
+      kind: this.#kind,
+      len: this.#sums.len,
+      rowBytes: this.#rowBytes,
+      keyLo: this.#keyLo,
+      keyHi: this.#last.slice(0, this.#lastLength),
+      minT: this.#minT,
+      maxT: this.#maxT,
+      negatives: this.#negatives,
+      rangeDeletes: 0,
+      diffSum: this.#sums.diffSum,
+      hash: this.#sums.hash(),
+      blockCount: this.#index.blockCount,
+      rangeDeletesOffset,
+      rangeDeletesBytes: 0,
+      filterOffset,
+      filterBytes: filterLength,
+      indexOffset,
+      indexBytes: indexLength,
+      footerOffset,
+    };
+    const footerLength = footerBytesFor(info);
+    info.bytes = footerOffset + footerLength;
+    const footerAt = files.reserve(footerLength);
+    files.advance(writeFooter(files.staging, footerAt, info));
+    this.#parts.push(info);
+
+    this.#index.clear();
+    this.#sums.clear();
+    this.#hashCount = 0;
+  }
+
+  #growHashes(): void {
+    const hashes = new Uint32Array(this.#hashes.length * 2);
+    hashes.set(this.#hashes);
+    this.#hashes = hashes;
+  }
+}

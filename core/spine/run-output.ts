@@ -1,0 +1,96 @@
+/**
+ * Where a job's rows end up: kept ones in parts, dropped ones in sums, so that whoever receives the
+ * result can see that nothing vanished unnoticed. At the end everything is synced and every footer read
+ * again from the disk. Called by flush and merge jobs, in private memory.
+ */
+import type { RowCursor } from '../base/cursor.ts';
+import { corrupt } from '../base/errors.ts';
+import type { Storage } from '../storage/storage.ts';
+import type { RowSink } from './consolidate.ts';
+import { PartFiles } from './part-files.ts';
+import type { CreatedFile, FileIds } from './part-files.ts';
+import type { PartInfo } from './part-format.ts';
+import { readFooters } from './part-reader.ts';
+import { PartWriter } from './part-writer.ts';
+import type { PartShape } from './part-writer.ts';
+import { keyHash, RowSums, valueHash } from './row-hash.ts';
+
+/** Figures of rows, summed: of what was kept or dropped. Plain JSON. */
+export type RowFigures = { len: number; diffSum: number; hash: [number, number] };
+
+export function figuresOf(sums: RowSums): RowFigures {
+  return { len: sums.len, diffSum: sums.diffSum, hash: sums.hash() };
+}
+
+/** Fuel that a row costs: one, and one more for every KiB of it. */
+export function rowFuel(row: RowCursor): number {
+  return 1 + ((row.keyLength + row.valueLength) >>> 10);
+}
+
+export class RunOutput implements RowSink {
+  /** Rows dropped since `begin`. */
+  readonly dropped: RowSums;
+  readonly #storage: Storage;
+  readonly #files: PartFiles;
+  readonly #writer: PartWriter;
+  readonly #written: PartInfo[] = [];
+
+  constructor(storage: Storage, ids: FileIds, shape: PartShape) {
+    this.dropped = new RowSums();
+    this.#storage = storage;
+    this.#files = new PartFiles(storage, ids);
+    this.#writer = new PartWriter(this.#files, shape);
+  }
+
+  /** Begins the run of one collection. */
+  begin(kind: number): void {
+    this.dropped.clear();
+    this.#writer.begin(kind);
+  }
+
+  keep(row: RowCursor): void {
+    row.loadValue();
+    this.#writer.add(row);
+  }
+
+  drop(row: RowCursor): void {
+    row.loadValue();
+    const k = keyHash(row.keyBytes, row.keyOffset, row.keyLength);
+    const v = valueHash(row.valueBytes, row.valueOffset, row.valueLength);
+    this.dropped.add(k, row.kind, v, row.time, row.diff);
+  }
+
+  /** Ends the run; its parts, with figures. */
+  end(): PartInfo[] {
+    const parts = this.#writer.end();
+    this.#written.push(...parts);
+    return parts;
+  }
+
+  /** Makes all of it durable and reads the footers back. */
+  finish(): CreatedFile[] {
+    const created = this.#files.finish();
+    const found = readFooters(this.#storage, this.#written);
+    for (let i = 0; i < found.length; i++) checkSame(this.#written[i], found[i]);
+    return created;
+  }
+
+  /** Deletes everything written. */
+  abandon(): void {
+    this.#files.abandon();
+  }
+}
+
+export function sumsOfParts(parts: readonly PartInfo[]): RowSums {
+  const sums = new RowSums();
+  for (const part of parts) sums.addSums(part.len, part.diffSum, part.hash);
+  return sums;
+}
+
+function checkSame(written: PartInfo, found: PartInfo): void {
+  if (JSON.stringify(written) === JSON.stringify(found)) return;
+  throw corrupt('BAD_FOOTER', `part at ${found.offset} of file ${found.file} reads back changed`, {
+    file: found.file,
+    offset: found.offset,
+  });
+}
