@@ -49,7 +49,10 @@ export type World = {
 
 export type ThreadScript<S> = {
   readonly name: string;
-  /** Builds the thread's own objects from the memory as `setup` left it (no writes), and returns its body. */
+  /**
+   * Builds the thread's own objects and returns its body. Runs before all bodies, after the starts of
+   * the threads named before it; may read and write.
+   */
   readonly start: (world: World, shared: S) => () => unknown;
   /** Planted: Atomics.load (or .store) by this thread of the words at these addresses is done plainly. */
   readonly plainLoads?: (shared: S) => readonly number[];
@@ -174,6 +177,9 @@ const SUSPENSION = new Suspension('suspended by the explorer');
 class Thread {
   readonly name: string;
   readonly start: () => () => unknown;
+  /** The memory before `start`, and whether it writes there. */
+  readonly image: Memory;
+  readonly startWrites: boolean;
   readonly root: Point;
   readonly plainLoads: ReadonlySet<number>;
   readonly plainStores: ReadonlySet<number>;
@@ -183,11 +189,15 @@ class Thread {
   constructor(
     name: string,
     start: () => () => unknown,
+    image: Memory,
+    startWrites: boolean,
     plainLoads: readonly number[],
     plainStores: readonly number[],
   ) {
     this.name = name;
     this.start = start;
+    this.image = image;
+    this.startWrites = startWrites;
     this.plainLoads = new Set(plainLoads);
     this.plainStores = new Set(plainStores);
     this.root = new Point(undefined, undefined, START, NO_FOOTPRINT, this.pointCount++, undefined);
@@ -199,16 +209,22 @@ class Thread {
   }
 }
 
-/** Where accesses go: straight to memory, to the memory before the threads, or through a thread's history. */
-const DIRECT = 0;
-const INITIAL = 1;
+/** Where accesses go: straight to a memory, to the memory with undo (checks), or through a thread's history. */
+const RAW = 0;
+const CHECK = 1;
 const THREAD = 2;
 
 class Machine<S> {
   readonly #check: (results: readonly unknown[]) => void;
   readonly #threads: readonly Thread[];
   readonly #memory: Memory;
+  /** As it was when the bodies began. */
   readonly #initial: Memory;
+  /** For what a thread builds when it is run again. */
+  readonly #scratch: Memory;
+  /** Target of raw accesses. */
+  #raw: Memory;
+  #rawWritten = false;
   readonly #world: World;
   readonly #labels: Map<number, string> = new Map();
   readonly #wasAtomics: typeof Atomics = Atomics;
@@ -223,7 +239,7 @@ class Machine<S> {
   #waiters: readonly number[] = [];
   /** Bit per thread: notified, and not run since. */
   #woken = 0;
-  #mode: number = DIRECT;
+  #mode: number = RAW;
   #steps: number[] = [];
 
   // The thread being run, the history it is handed, and where in it it stands.
@@ -240,6 +256,8 @@ class Machine<S> {
     const bytes = script.arenaBytes ?? ARENA_BYTES_DEFAULT;
     this.#memory = new Memory(bytes);
     this.#initial = new Memory(bytes);
+    this.#scratch = new Memory(bytes);
+    this.#raw = this.#memory;
     this.#atomics = this.#makeAtomics();
     const view = (kind: ViewKind): unknown => this.#makeView(kind, 0, bytes / bytesOf(kind));
     // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- what the code sees for an arena
@@ -260,27 +278,31 @@ class Machine<S> {
           this.#labels.set((address >>> 2) + i, words > 1 ? `${name}[${i}]` : name);
         }
       },
-      word: (address) => this.#memory.i32[address >>> 2],
+      word: (address) => (this.#mode === RAW ? this.#raw : this.#memory).i32[address >>> 2],
     };
     const shared = this.#patched(() => script.setup(this.#world));
+    this.#threads = script.threads.map((thread) => {
+      const image = new Memory(bytes);
+      image.u8.set(this.#memory.u8);
+      const start = (): (() => unknown) => thread.start(this.#world, shared);
+      this.#rawWritten = false;
+      this.#patched(start);
+      return new Thread(
+        thread.name,
+        start,
+        image,
+        this.#rawWritten,
+        thread.plainLoads?.(shared) ?? [],
+        thread.plainStores?.(shared) ?? [],
+      );
+    });
     this.#initial.u8.set(this.#memory.u8);
-    this.#undo.length = 0;
-    this.#touched.length = 0;
-    this.#isTouched.clear();
-    this.#threads = script.threads.map(
-      (thread) =>
-        new Thread(
-          thread.name,
-          () => thread.start(this.#world, shared),
-          thread.plainLoads?.(shared) ?? [],
-          thread.plainStores?.(shared) ?? [],
-        ),
-    );
     this.#check = (results) => script.check?.(this.#world, shared, results);
   }
 
   explore(statesMax: number): Report {
     return this.#patched(() => {
+      this.#mode = CHECK;
       const schedulesFrom: Map<string, number> = new Map();
       let depth = 0;
       const visit = (last: number): number => {
@@ -331,6 +353,7 @@ class Machine<S> {
 
   replay(schedule: readonly number[]): string[] {
     return this.#patched(() => {
+      this.#mode = CHECK;
       const lines: string[] = [];
       const at = (index: number): string =>
         `${String(lines.length).padStart(3)} ${this.#threads[index].name}: `;
@@ -558,7 +581,12 @@ class Machine<S> {
     this.#lastResult = undefined;
     this.#footprint = new Map();
     this.#suspended = false;
-    this.#mode = INITIAL;
+    this.#mode = RAW;
+    this.#raw = thread.image;
+    if (thread.startWrites) {
+      this.#raw = this.#scratch;
+      this.#raw.u8.set(thread.image.u8);
+    }
     let outcome: unknown;
     let call: Call = 'done';
     try {
@@ -569,7 +597,7 @@ class Machine<S> {
       call = 'threw';
       outcome = error;
     } finally {
-      this.#mode = DIRECT;
+      this.#mode = CHECK;
       this.#running = undefined;
     }
     if (outcome === SUSPENSION) return this.#last;
@@ -621,26 +649,32 @@ class Machine<S> {
   }
 
   #read(view: ViewKind, at: number): number {
-    if (this.#mode === DIRECT) return this.#readPlain(this.#memory, view, at);
-    if (this.#mode === INITIAL) return this.#readPlain(this.#initial, view, at);
+    if (this.#mode === RAW) return this.#readPlain(this.#raw, view, at);
+    if (this.#mode === CHECK) return this.#readPlain(this.#memory, view, at);
     return Number(this.#access({ call: 'read', view, at, a: 0, b: 0 }));
   }
 
   #store(view: ViewKind, at: number, value: number): void {
-    if (this.#mode === INITIAL) throw new Error('a thread writes in its body only');
-    if (this.#mode === DIRECT) this.#writePlain(view, at, value);
+    if (this.#mode === RAW) this.#fillRaw(view, at, 1, value);
+    else if (this.#mode === CHECK) this.#writePlain(view, at, value);
     else this.#access({ call: 'write', view, at, a: value, b: 0 });
+  }
+
+  #fillRaw(view: ViewKind, at: number, count: number, value: number): void {
+    const index = at / bytesOf(view);
+    this.#raw[view].fill(value, index, index + count);
+    this.#rawWritten = true;
   }
 
   // -- what the code sees -----------------------------------------------------------------------
 
+  /** Runs something that stands outside the threads' bodies. */
   #patched<R>(run: () => R): R {
     globalThis.Atomics = this.#atomics;
     try {
       return run();
     } finally {
       globalThis.Atomics = this.#wasAtomics;
-      this.#mode = DIRECT;
     }
   }
 
@@ -657,6 +691,11 @@ class Machine<S> {
       byteLength: length * size,
       BYTES_PER_ELEMENT: size,
       fill: (value: number, start = 0, end = length) => {
+        if (this.#mode === RAW && end > start) {
+          element(end - 1);
+          this.#fillRaw(kind, element(start), end - start, value);
+          return;
+        }
         for (let i = start; i < end; i++) this.#store(kind, element(i), value);
       },
       set: (source: ArrayLike<number>, at = 0) => {
@@ -708,12 +747,11 @@ class Machine<S> {
       return view.from + index * 4;
     };
     const direct = (call: Call, at: number, a: number, b: number): Result => {
-      const was = (this.#mode === INITIAL ? this.#initial : this.#memory).i32[at >>> 2];
+      const was = this.#read('i32', at);
       if (call === 'load') return was;
-      if (this.#mode === INITIAL) throw new Error('a thread writes in its body only');
       if (call === 'wait') throw new Error('wait outside a thread');
       if (call === 'notify') return 0;
-      if (atomicWrites(call, was, a)) this.#write(at >>> 2, atomicValue(call, was, a, b));
+      if (atomicWrites(call, was, a)) this.#store('i32', at, atomicValue(call, was, a, b));
       return call === 'store' ? a : was;
     };
     const on =
