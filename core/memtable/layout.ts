@@ -77,7 +77,8 @@ export const BUCKET_TABLE_WORD = 32;
 export const ANCHOR_TABLE_WORD: number = BUCKET_TABLE_WORD + TABLE_PAGES_MAX;
 export const RUN_TABLE_WORD: number = ANCHOR_TABLE_WORD + TABLE_PAGES_MAX;
 export const COLLECTION_TABLE_WORD: number = RUN_TABLE_WORD + TABLE_PAGES_MAX;
-export const COLLECTION_SLOTS = 32_768;
+export const COLLECTION_SLOTS_SHIFT = 15;
+export const COLLECTION_SLOTS: number = 1 << COLLECTION_SLOTS_SHIFT;
 export const HEADER_BYTES: number = (COLLECTION_TABLE_WORD + COLLECTION_SLOTS) * 4;
 
 export const DIRECTORY_RUNS_WORD = 0;
@@ -102,4 +103,30 @@ export function keyHash(bytes: Uint8Array, offset: number, length: number): numb
 export function mixCollection(hash: number, collection: number): number {
   const h = hash ^ Math.imul(collection, 0x9e37_79b1);
   return Math.imul(h ^ (h >>> 15), 0x85eb_ca6b);
+}
+
+/** Time of a node, by its word index. */
+export function timeAt(u32: Uint32Array, nodeWord: number): number {
+  const high = u32[nodeWord + NODE_TIME_HIGH_WORD] & TIME_HIGH_MASK;
+  return high * 0x1_0000_0000 + u32[nodeWord + NODE_TIME_LOW_WORD];
+}
+
+/** The newest version with time <= T among a node and those older, as a word index; 0 when there is none. */
+export function newestUpTo(u32: Uint32Array, nodeWord: number, T: number): number {
+  let word = nodeWord;
+  while (timeAt(u32, word) > T) {
+    const jump = u32[word + NODE_JUMP_WORD] >>> 2;
+    if (jump !== 0 && timeAt(u32, jump) > T) {
+      word = jump;
+    } else {
+      word = u32[word + NODE_OLDER_WORD] >>> 2;
+      if (word === 0) return 0;
+    }
+  }
+  return word;
+}
+
+/** Word index of the table slot where the search for a collection begins, counted from the table's start. */
+export function collectionSlot(collection: number): number {
+  return Math.imul(collection, 0x9e37_79b1) >>> (32 - COLLECTION_SLOTS_SHIFT);
 }
