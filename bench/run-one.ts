@@ -1,0 +1,45 @@
+/**
+ * The child: runs one task (argument: its JSON) in a process of its own, prints the outcome as one
+ * line of JSON, exits. A failure is an exit code and a message on stderr. Started by main.ts, as
+ * plain JavaScript: no loader, so that threads and memory of an engine are what they are in service.
+ */
+import { DRIVERS } from './engines/all.ts';
+import type { Driver } from './engines/engine.ts';
+import { durable } from './suites/durable.ts';
+import { limit } from './suites/limit.ts';
+import { load, prepare } from './suites/load.ts';
+import { openings, points, scan } from './suites/reads.ts';
+import { ring } from './suites/ring.ts';
+import type { Outcome, SuiteName, Task } from './task.ts';
+
+/** Of the machine or of a primitive: no engine takes part. */
+const PRIMITIVE_SUITES: Partial<Record<SuiteName, (task: Task) => Outcome | Promise<Outcome>>> = {
+  limit,
+  ring,
+};
+
+const ENGINE_SUITES: Partial<Record<SuiteName, (task: Task, driver: Driver) => Promise<Outcome>>> =
+  {
+    durable,
+    load,
+    prepare,
+    'point-all': points,
+    'point-hot': points,
+    scan,
+    open: openings,
+  };
+
+async function run(task: Task): Promise<Outcome> {
+  const primitive = PRIMITIVE_SUITES[task.suite];
+  if (primitive !== undefined) return primitive(task);
+  const suite = ENGINE_SUITES[task.suite];
+  const driver = DRIVERS.find(({ name }) => name === task.contender);
+  if (suite === undefined || driver === undefined) {
+    throw new Error(`nothing is called ${task.suite} of ${task.contender}`);
+  }
+  return suite(task, driver);
+}
+
+const given: Task = JSON.parse(process.argv[2] ?? '');
+const outcome = await run(given);
+process.stdout.write(`${JSON.stringify(outcome)}\n`);
