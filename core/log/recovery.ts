@@ -1,10 +1,87 @@
 /**
- * Opens a log: finds its segments, verifies them, tells a torn tail from damage, and says where the
- * writer goes on.
+ * Opens a log: finds its segments, verifies what lies above the flushed upper, tells a torn tail from
+ * damage, feeds what stands, and says where a writer goes on. Nothing that was acknowledged is left
+ * out in silence, nothing unproven is trusted or appended to, and a crash at any call is answered by
+ * doing it all again. Called by the durability actor at open; a step makes at most one storage call.
+ *
+ * The chain: segments from the highest one with a sound header backwards by prevSeq. A sound header
+ * proves the segment before it durable up to prevEndPos; what lies there beyond is void.
+ *
+ *   file                                    verdict
+ *   missing in the chain                    MISSING_SEGMENT
+ *   first header copy bad                   the second counts, warning
+ *   both bad, in the chain                  CHECKSUM
+ *   both bad or zero, above the chain       a witness in it above the end: CHECKSUM; else unused: a spare
+ *                                           after CLEAN if all its header block is zero, else an orphan
+ *   other logId | number not its name's     FOREIGN_SEGMENT | MISNAMED_SEGMENT
+ *   beside or below the chain               orphan
+ *
+ *   record (sound header)                   verdict, anywhere
+ *   minTxOffset above | below the expected  GAP | REGRESSION
+ *   epoch | committedAtMs below the last    EPOCH_REGRESSION | TIME_REGRESSION
+ *   prevChain other than the chain so far   FORK
+ *   contents that contradict themselves     FORMAT; unknown to this version: TIDEMARK_UNSUPPORTED_FORMAT
+ *
+ *   first bad place P, next offset k        verdict
+ *   in a segment that has a successor       CHECKSUM
+ *   last segment, zeros or end of file      clean end; a manifest witness above k: LOG_BEHIND_MANIFEST
+ *   last segment, a witness above k         CHECKSUM (witness: a claim beyond P, or the manifest's)
+ *   last segment, bytes but no witness      torn tail: quarantined (strictTail: error TORN_TAIL)
+ *   after CLEAN, whatever it is             as above, for CLEAN is the end until it is overwritten
+ *
+ *   end of the log                          the writer goes on
+ *   CLEAN, nothing behind it                in the same segment, over the CLEAN
+ *   anything else                           in a new segment behind the last proven commit; commits after
+ *                                           that (suspect: intact, unproven) are written again into it and
+ *                                           synced *before* its header makes it part of the log: the
+ *                                           header alone voids the old tail
+ *   no proven commit in the last segment    likewise, and the new segment takes its place in the chain
+ *
+ * Feeding runs behind proof: a commit is fed when a witness covers it, a suspect one when it has been
+ * written again and synced. So `durable` may go with what is fed.
  */
-import type { RecordHeader } from './record.ts';
+import { TidemarkError, corrupt } from '../base/errors.ts';
+import type { ErrorDetail } from '../base/errors.ts';
+import { invariant } from '../base/assert.ts';
+import { inPlaceBytesMin, segmentBytesMax } from '../base/limits.ts';
+import {
+  LOG_DIR,
+  QUARANTINE_DIR,
+  numberOf,
+  quarantinePath,
+  segmentPath,
+} from '../storage/names.ts';
 import type { Storage } from '../storage/storage.ts';
+import { validatePayload } from './payload.ts';
+import { zeroChunkBytesMin } from './prepare.ts';
+import {
+  READ_BAD_HEADER,
+  READ_BAD_PAYLOAD,
+  READ_CUT,
+  READ_END,
+  READ_MORE,
+  READ_RECORD,
+  SegmentReader,
+  TailScan,
+  isZero,
+  readBytesDefault,
+} from './reader.ts';
+import { RECORD_CLEAN, RECORD_COMMIT, RECORD_SEAL, decodeSegmentEnd } from './record.ts';
+import type { RecordHeader } from './record.ts';
+import {
+  COMPAT_ZERO_FILLED,
+  REASON_RECOVERY,
+  REASON_ROTATE,
+  SEGMENT_BLOCK_BYTES,
+  decodeSegmentBlock,
+  encodeSegmentBlock,
+  saltOf,
+} from './segment.ts';
+import type { SegmentHeader } from './segment.ts';
+import { ACCEPTED, LogWriter } from './writer.ts';
 import type { LogOptions, LogPosition, LogResume } from './writer.ts';
+
+export { logHoldsRecords } from './create.ts';
 
 /** What the manifest knows of the log. */
 export type LogFacts = {
@@ -48,12 +125,28 @@ export type LogSegment = {
 export type TornTail = {
   readonly seq: number;
   readonly position: number;
-  /** Bytes that were not zero, kept in `quarantine` (undefined when read-only). */
+  /** Bytes up to the last that was not zero, kept in `quarantine` (undefined when read-only). */
   readonly bytes: number;
   readonly quarantine: string | undefined;
-  /** Intact but unproven records behind the tear, which went with it. */
+  /** Sound headers among them, of records that went with the tail. */
   readonly records: number;
 };
+
+/** A file above the chain: no sound header, or only zeros where it would be. */
+type Unused = { readonly seq: number; readonly zero: boolean; readonly bytes: number };
+
+/** Where a pass over the log stands. */
+type Cursor = {
+  next: number;
+  chain: number;
+  epoch: number;
+  atMs: number;
+  /** End of the last commit, and its segment. */
+  seq: number;
+  commitEnd: number;
+};
+
+type Machine = Generator<void, void, void>;
 
 export class LogRecovery {
   /** Where a writer goes on; undefined until the last step, and when read-only. */
@@ -62,41 +155,906 @@ export class LogRecovery {
   next = 0;
   epoch = 0;
   atMs = 0;
-  /** The log ended with CLEAN. */
+  /** The log ended with CLEAN and nothing behind it. */
   clean = false;
   torn: TornTail | undefined = undefined;
   /** Commits at the end that nothing proved durable, written again. */
   suspectCount = 0;
-  readonly segments: LogSegment[] = [];
+  /** The chain, oldest first; the last one is live. */
+  segments: LogSegment[] = [];
   /** Files to unlink once the store is open. */
   readonly orphans: string[] = [];
   readonly warnings: string[] = [];
   /** The last step did nothing because `feed` had no room. */
   waiting = false;
 
+  readonly #storage: Storage;
+  readonly #facts: LogFacts;
+  readonly #options: RecoveryOptions;
+  readonly #feed: RecordFeed;
+  readonly #readBytes: number;
+  readonly #machine: Machine;
+  readonly #open: Set<number> = new Set();
+
+  /** Sound headers from the chain's bottom to its top. */
+  #chain: SegmentHeader[] = [];
+  #unused: Unused[] = [];
+  #highestSeq = 0;
+  /** Offsets below were durable: the highest witness so far. */
+  #proven: number;
+  #fed: Cursor;
+
   constructor(storage: Storage, facts: LogFacts, options: RecoveryOptions, feed: RecordFeed) {
-    void storage;
-    void facts;
-    void options;
-    void feed;
+    this.#storage = storage;
+    this.#facts = facts;
+    this.#options = options;
+    this.#feed = feed;
+    this.#readBytes = options.readBytes ?? readBytesDefault;
+    this.#proven = Math.max(facts.witness, facts.start?.upper ?? 0);
+    this.#fed = { next: 0, chain: 0, epoch: 0, atMs: 0, seq: 0, commitEnd: SEGMENT_BLOCK_BYTES };
+    this.#machine = this.#run();
   }
 
   /** At most one storage call. True while there is more to do. Throws TIDEMARK_CORRUPT and others. */
   step(): boolean {
-    throw new Error('not yet');
+    this.waiting = false;
+    return this.#machine.next().done !== true;
   }
 
-  /** Where the log stands after the last record fed. */
+  /** Where the log stands after the last record fed; within `feed`, after the one being offered. */
   mark(): LogPosition {
-    throw new Error('not yet');
+    const { next, seq, commitEnd, chain, epoch, atMs } = this.#fed;
+    return { upper: next, seq, position: commitEnd, chain, epoch, atMs };
   }
 
-  /** Gives descriptors back after a failure. */
-  release(): void {}
+  /** Gives descriptors back after a failure. `resume.fd` is not among them. */
+  release(): void {
+    for (const fd of this.#open) this.#storage.close(fd);
+    this.#open.clear();
+  }
+
+  // ---------------------------------------------------------------- the course of it
+
+  *#run(): Machine {
+    yield* this.#findChain();
+    if (!this.#options.readOnly) yield* this.#syncFirst();
+    const startIndex = this.#locateStart();
+    for (let i = startIndex; i < this.#chain.length - 1; i++) {
+      yield* this.#readWhole(this.#headerAt(i), this.#headerAt(i + 1));
+    }
+    yield* this.#readLast();
+  }
+
+  #headerAt(index: number): SegmentHeader {
+    const header = this.#chain[index];
+    invariant(header !== undefined, 'an index into the chain', index, this.#chain.length);
+    return header;
+  }
+
+  #openFile(path: string, how: 'read' | 'write' | 'create'): number {
+    const fd = this.#storage.open(path, how);
+    this.#open.add(fd);
+    return fd;
+  }
+
+  #close(fd: number): void {
+    this.#open.delete(fd);
+    this.#storage.close(fd);
+  }
+
+  // ---------------------------------------------------------------- files
+
+  /** Reads headers from the highest number down until the chain is whole. */
+  *#findChain(): Machine {
+    const { firstSeq, firstOffset } = this.#facts;
+    const present = new Set<number>();
+    for (const name of this.#storage.list(LOG_DIR)) {
+      const seq = numberOf(name, '.seg');
+      if (seq !== undefined) {
+        present.add(seq);
+        this.#highestSeq = Math.max(this.#highestSeq, seq);
+        continue;
+      }
+      const spare = /^spare-([0-9]+)\.tmp$/.exec(name);
+      if (spare === null) continue;
+      // Not finished, and its number is burned: whoever deletes it must not meet a new one of that name.
+      this.orphans.push(`${LOG_DIR}/${name}`);
+      this.#highestSeq = Math.max(this.#highestSeq, Number(spare[1]));
+    }
+    yield;
+
+    const descending = [...present].toSorted((a, b) => b - a);
+    let top: SegmentHeader | undefined;
+    for (const seq of descending) {
+      if (seq < firstSeq) break;
+      top = yield* this.#readHeader(seq);
+      if (top !== undefined) break;
+    }
+    if (top === undefined) {
+      if (!present.has(firstSeq)) throw missing(firstSeq, firstOffset);
+      throw corrupt('CHECKSUM', `${segmentPath(firstSeq)} has no readable header`, {
+        offset: firstOffset,
+        seq: firstSeq,
+        position: 0,
+        kind: 'header',
+      });
+    }
+    const chain = [top];
+    let bottom = top;
+    while (bottom.seq > firstSeq && bottom.prevSeq >= firstSeq) {
+      const { prevSeq, baseOffset } = bottom;
+      if (!present.has(prevSeq)) throw missing(prevSeq, baseOffset);
+      const header = yield* this.#readHeader(prevSeq);
+      if (header === undefined) {
+        throw corrupt('CHECKSUM', `${segmentPath(prevSeq)} has no readable header`, {
+          seq: prevSeq,
+          position: 0,
+          kind: 'header',
+        });
+      }
+      if (prevSeq >= bottom.seq || header.baseOffset > baseOffset) {
+        throw corrupt('REGRESSION', `${segmentPath(bottom.seq)} does not follow ${prevSeq}`, {
+          offset: baseOffset,
+          seq: bottom.seq,
+          position: 0,
+          got: header.baseOffset,
+        });
+      }
+      bottom = header;
+      chain.push(header);
+    }
+    // The lowest segment is the one the manifest names, or took the place of an empty one.
+    if (bottom.baseOffset !== firstOffset) {
+      if (bottom.seq !== firstSeq) throw missing(firstSeq, firstOffset);
+      throw corrupt('GAP', `the log begins at ${bottom.baseOffset}, not at ${firstOffset}`, {
+        offset: firstOffset,
+        seq: bottom.seq,
+        position: 0,
+        got: bottom.baseOffset,
+      });
+    }
+    this.#chain = chain.toReversed();
+    const linked = new Set(chain.map(({ seq }) => seq));
+    for (const seq of present) {
+      if (seq < top.seq && !linked.has(seq)) this.orphans.push(segmentPath(seq));
+    }
+    this.segments = this.#chain.map(segmentOf);
+  }
+
+  /** Undefined when the file has no sound header; above the chain it is then noted as unused. */
+  *#readHeader(seq: number): Generator<void, SegmentHeader | undefined, void> {
+    const path = segmentPath(seq);
+    const fd = this.#openFile(path, 'read');
+    yield;
+    const block = new Uint8Array(SEGMENT_BLOCK_BYTES);
+    const got = this.#storage.read(fd, block, 0, block.length, 0);
+    yield;
+    const { header, damaged } = decodeSegmentBlock(block, path);
+    if (header === undefined) {
+      this.#unused.push({ seq, zero: isZero(block, 0, got), bytes: this.#storage.size(fd) });
+      yield;
+    }
+    this.#close(fd);
+    yield;
+    if (header === undefined) return undefined;
+    if (damaged) this.warnings.push(`${path}: the first copy of its header is damaged`);
+    if (!this.#options.readOnly && header.roCompat !== 0) {
+      throw new TidemarkError(
+        'TIDEMARK_UNSUPPORTED_FORMAT',
+        `${path} has features that this version may only read (roCompat ${header.roCompat})`,
+        { file: path, field: 'roCompat', got: header.roCompat, known: 0 },
+      );
+    }
+    if (Buffer.compare(header.logId, this.#facts.logId) !== 0) {
+      throw corrupt('FOREIGN_SEGMENT', `${path} belongs to another log`, { seq, position: 0 });
+    }
+    if (header.seq !== seq) {
+      const detail = { seq, position: 0, got: header.seq };
+      throw corrupt('MISNAMED_SEGMENT', `${path} is segment ${header.seq}`, detail);
+    }
+    return header;
+  }
+
+  /**
+   * Dirty pages of an earlier incarnation reach the disk, or fail, before their contents are trusted:
+   * the last two segments, what lies above them, and the directory.
+   */
+  *#syncFirst(): Machine {
+    this.#storage.syncDir(LOG_DIR);
+    yield;
+    const seqs = this.#chain.slice(-2).map(({ seq }) => seq);
+    for (const { seq } of this.#unused) seqs.push(seq);
+    for (const seq of seqs) {
+      const fd = this.#openFile(segmentPath(seq), 'write');
+      yield;
+      this.#storage.sync(fd);
+      yield;
+      this.#close(fd);
+      yield;
+    }
+  }
+
+  /** Sets the cursor where reading begins; returns the index of its segment in the chain. */
+  #locateStart(): number {
+    const { start, firstOffset } = this.#facts;
+    const from = start?.upper ?? 0;
+    if (from < firstOffset) {
+      throw corrupt('NO_BASE', `the log begins at ${firstOffset}, the parts end at ${from}`, {
+        offset: from,
+        got: firstOffset,
+      });
+    }
+    if (start === undefined) {
+      this.#fed = cursorAtBase(this.#headerAt(0));
+      return 0;
+    }
+    const index = this.#chain.findIndex(({ seq }) => seq === start.seq);
+    if (index >= 0) {
+      const end = this.#chain[index + 1]?.prevEndPos ?? Number.MAX_SAFE_INTEGER;
+      const { baseOffset } = this.#headerAt(index);
+      if (start.position >= SEGMENT_BLOCK_BYTES && start.position <= end) {
+        if (baseOffset <= start.upper) {
+          this.#fed = cursorAt(start);
+          return index;
+        }
+      }
+    }
+    // An empty segment may have been replaced since: its successor begins where it did.
+    const same = this.#chain.findIndex(({ baseOffset }) => baseOffset === start.upper);
+    if (same < 0) {
+      const top = this.#headerAt(this.#chain.length - 1);
+      const detail = { offset: top.baseOffset, witness: start.upper, seq: top.seq };
+      throw start.upper > top.baseOffset
+        ? corrupt('LOG_BEHIND_MANIFEST', 'the log ends before what the manifest names', detail)
+        : corrupt('FORK', 'the log is not the one the manifest was written for', detail);
+    }
+    const header = this.#headerAt(same);
+    if (header.prevChain !== start.chain) {
+      throw corrupt('FORK', 'the history before the segment is not the one that was flushed', {
+        offset: start.upper,
+        seq: header.seq,
+        position: 0,
+      });
+    }
+    this.#fed = { ...cursorAt(start), seq: header.seq, commitEnd: SEGMENT_BLOCK_BYTES };
+    return same;
+  }
+
+  // ---------------------------------------------------------------- segments with a successor
+
+  /** Verifies and feeds what is left of a segment up to where its successor says it ends. */
+  *#readWhole(header: SegmentHeader, successor: SegmentHeader): Machine {
+    const cursor = this.#enter(header);
+    const fd = this.#openFile(segmentPath(header.seq), 'read');
+    yield;
+    const reader = this.#readerOf(fd, header.seq, cursor.commitEnd, successor.prevEndPos);
+    for (;;) {
+      const found = reader.next();
+      if (found === READ_MORE) {
+        yield;
+        continue;
+      }
+      if (found === READ_END && reader.position === successor.prevEndPos) break;
+      if (found !== READ_RECORD) {
+        throw this.#damaged(header.seq, reader.position, found, cursor.next, {
+          witness: successor.baseOffset,
+        });
+      }
+      admit(reader.header, cursor);
+      check(reader, cursor);
+      if (reader.header.kind === RECORD_COMMIT) yield* this.#offer(reader, cursor);
+    }
+    if (cursor.next !== successor.baseOffset) {
+      throw corrupt(
+        'GAP',
+        `segment ${header.seq} ends at ${cursor.next}, not where the next begins`,
+        {
+          offset: cursor.next,
+          seq: successor.seq,
+          position: 0,
+          got: successor.baseOffset,
+        },
+      );
+    }
+    if (cursor.chain !== successor.prevChain) {
+      throw corrupt('FORK', `segment ${successor.seq} follows another history`, {
+        offset: cursor.next,
+        seq: successor.seq,
+        position: 0,
+      });
+    }
+    this.#close(fd);
+    yield;
+  }
+
+  /** The cursor for a pass over a segment: from the start position if it lies in it, else its base. */
+  #enter(header: SegmentHeader): Cursor {
+    const fed = this.#fed;
+    if (fed.seq === header.seq) return { ...fed };
+    fed.seq = header.seq;
+    fed.commitEnd = SEGMENT_BLOCK_BYTES;
+    fed.epoch = Math.max(fed.epoch, header.epoch);
+    return { ...fed };
+  }
+
+  #readerOf(fd: number, seq: number, from: number, end: number): SegmentReader {
+    const salt = saltOf(this.#facts.logId, seq);
+    return new SegmentReader(this.#storage, fd, seq, salt, from, end, this.#readBytes);
+  }
+
+  /** Feeds the commit the reader stands on, which `cursor` counts in already; waits for room. */
+  *#offer(reader: SegmentReader, cursor: Cursor): Machine {
+    const { header } = reader;
+    this.#fed = { ...cursor };
+    while (!this.#feed(header, reader.bytes, reader.payloadOffset, header.payloadLen)) {
+      this.waiting = true;
+      yield;
+    }
+  }
+
+  // ---------------------------------------------------------------- the last segment
+
+  *#readLast(): Machine {
+    const last = this.#headerAt(this.#chain.length - 1);
+    const begin = this.#enter(last);
+    const fd = this.#openFile(segmentPath(last.seq), this.#options.readOnly ? 'read' : 'write');
+    yield;
+    const size = this.#storage.size(fd);
+    yield;
+    if (begin.commitEnd > size) {
+      throw this.#behindManifest(last.seq, size, begin.next);
+    }
+    const end = yield* this.#verifyLast(last, fd, size, begin);
+    if (end.tornBytes > 0) yield* this.#setAside(last.seq, fd, end);
+    this.next = end.cursor.next;
+    this.atMs = end.cursor.atMs;
+    // History that somebody may have seen is gone: what follows is told apart by its epoch.
+    this.epoch = end.cursor.epoch + (end.dropped ? 1 : 0);
+
+    if (this.#options.readOnly) {
+      yield* this.#feedLast(last.seq, fd, begin, end, this.next);
+      this.#close(fd);
+      yield;
+      return;
+    }
+    const { reader, cursor } = yield* this.#feedLast(last.seq, fd, begin, end, this.#proven);
+    if (this.clean) this.#resumeInPlace(last, fd, size, end);
+    else yield* this.#beginSegment(last, fd, size, reader, cursor);
+  }
+
+  /**
+   * First pass: how far the segment is sound, what its records prove, and what lies behind the end.
+   * Throws when a witness proves that more was there.
+   */
+  *#verifyLast(
+    last: SegmentHeader,
+    fd: number,
+    size: number,
+    begin: Cursor,
+  ): Generator<void, LogEnd, void> {
+    this.#proven = Math.max(this.#proven, last.baseOffset);
+    const witness = this.#proven;
+    const cursor = { ...begin };
+    const reader = this.#readerOf(fd, last.seq, begin.commitEnd, size);
+    let cleanAt = -1;
+    let commits = 0;
+    let found = READ_MORE;
+    while (cleanAt < 0) {
+      found = reader.next();
+      if (found === READ_MORE) {
+        yield;
+        continue;
+      }
+      if (found !== READ_RECORD) break;
+      const { header } = reader;
+      admit(header, cursor);
+      check(reader, cursor);
+      this.#prove(header.claim);
+      if (header.kind === RECORD_CLEAN) {
+        cleanAt = header.position;
+        commits = decodeSegmentEnd(reader.bytes, reader.payloadOffset).commits;
+      }
+    }
+    const position = reader.validBytes;
+    const next = cursor.next;
+
+    const tail = yield* this.#scan(fd, last.seq, position, size);
+    const tornBytes = tail.contentEnd - position;
+    if (tail.claim > next) {
+      throw this.#damaged(last.seq, position, found, next, {
+        witness: tail.claim,
+        records: tail.headers,
+      });
+    }
+    this.#prove(tail.claim);
+    this.clean = cleanAt >= 0 && tornBytes === 0;
+    // After CLEAN no later segment was ever begun: the SEAL that replaces it is synced before that.
+    const unused = this.clean ? [] : this.#unused;
+    let dropped = tornBytes > 0;
+    let content = -1;
+    for (const { seq, zero } of unused) {
+      const scan = yield* this.#scanUnused(seq);
+      if (scan.headers > 0) dropped = true;
+      if (scan.headers > 0 || !zero) content = seq;
+      if (scan.claim > next) {
+        throw this.#damaged(seq, 0, READ_BAD_HEADER, next, {
+          witness: scan.claim,
+          records: scan.headers,
+        });
+      }
+      this.#prove(scan.claim);
+    }
+    if (witness > next) {
+      if (tornBytes > 0) throw this.#damaged(last.seq, position, found, next, { witness });
+      if (content >= 0) throw this.#damaged(content, 0, READ_BAD_HEADER, next, { witness });
+      throw this.#behindManifest(last.seq, position, next);
+    }
+    return { position, cursor, cleanAt, commits, tornBytes, records: tail.headers, dropped };
+  }
+
+  #prove(claim: number): void {
+    if (claim > this.#proven) this.#proven = claim;
+  }
+
+  *#scan(fd: number, seq: number, from: number, end: number): Generator<void, TailScan, void> {
+    const salt = saltOf(this.#facts.logId, seq);
+    const scan = new TailScan(this.#storage, fd, salt, from, end, this.#readBytes);
+    let more = true;
+    while (more) {
+      more = scan.step();
+      yield;
+    }
+    return scan;
+  }
+
+  *#scanUnused(seq: number): Generator<void, TailScan, void> {
+    const fd = this.#openFile(segmentPath(seq), 'read');
+    yield;
+    const size = this.#storage.size(fd);
+    yield;
+    const scan = yield* this.#scan(fd, seq, SEGMENT_BLOCK_BYTES, size);
+    this.#close(fd);
+    yield;
+    return scan;
+  }
+
+  /** The torn tail, copied away before anything voids it. */
+  *#setAside(seq: number, fd: number, end: LogEnd): Machine {
+    const { position, tornBytes, records } = end;
+    if (this.#options.strictTail) {
+      throw corrupt('TORN_TAIL', `${segmentPath(seq)} ends in a torn write at ${position}`, {
+        offset: end.cursor.next,
+        seq,
+        position,
+        bytes: tornBytes,
+      });
+    }
+    const quarantine = this.#options.readOnly
+      ? undefined
+      : quarantinePath(`${seq}-${position}.torn`);
+    this.torn = { seq, position, bytes: tornBytes, quarantine, records };
+    if (quarantine === undefined) return;
+    // An attempt that a crash cut short may have left one: the same bytes, perhaps not all.
+    this.#storage.unlink(quarantine);
+    yield;
+    const target = this.#openFile(quarantine, 'create');
+    yield;
+    const chunk = new Uint8Array(Math.min(this.#readBytes, tornBytes));
+    for (let at = 0; at < tornBytes;) {
+      const wanted = Math.min(chunk.length, tornBytes - at);
+      const got = this.#storage.read(fd, chunk, 0, wanted, position + at);
+      yield;
+      if (got !== wanted) throw ioError('read', segmentPath(seq), got, wanted);
+      const put = this.#storage.write(target, chunk, 0, got, at);
+      if (put !== got) throw ioError('write', quarantine, put, got);
+      yield;
+      at += got;
+    }
+    this.#storage.sync(target);
+    yield;
+    this.#close(target);
+    yield;
+    this.#storage.syncDir(QUARANTINE_DIR);
+    yield;
+  }
+
+  /** Second pass: feeds the commits below `upper`. The reader returned stands behind the last of them. */
+  *#feedLast(
+    seq: number,
+    fd: number,
+    begin: Cursor,
+    end: LogEnd,
+    upper: number,
+  ): Generator<void, { reader: SegmentReader; cursor: Cursor }, void> {
+    invariant(upper <= end.cursor.next, 'what is proven is there', upper, end.cursor.next);
+    const reader = this.#readerOf(fd, seq, begin.commitEnd, end.position);
+    const cursor = { ...begin };
+    while (cursor.next < upper) {
+      const found = reader.next();
+      if (found === READ_MORE) {
+        yield;
+        continue;
+      }
+      if (found !== READ_RECORD) {
+        throw this.#damaged(seq, reader.position, found, cursor.next, { witness: upper });
+      }
+      admit(reader.header, cursor);
+      if (reader.header.kind === RECORD_COMMIT) yield* this.#offer(reader, cursor);
+    }
+    return { reader, cursor };
+  }
+
+  // ---------------------------------------------------------------- going on
+
+  /** After CLEAN: the writer goes on over it. */
+  #resumeInPlace(last: SegmentHeader, fd: number, size: number, end: LogEnd): void {
+    const { cursor } = end;
+    let spareSeq = 0;
+    for (const unused of this.#unused.toReversed()) {
+      const fits = unused.zero && unused.bytes === this.#options.segmentBytes;
+      if (fits && spareSeq === 0) spareSeq = unused.seq;
+      else this.orphans.push(segmentPath(unused.seq));
+    }
+    this.#open.delete(fd);
+    this.resume = {
+      logId: this.#facts.logId,
+      seq: last.seq,
+      fd,
+      position: end.cleanAt,
+      commitEnd: cursor.commitEnd,
+      baseOffset: last.baseOffset,
+      baseAtMs: last.baseAtMs,
+      commits: end.commits,
+      next: cursor.next,
+      durable: cursor.next,
+      chain: cursor.chain,
+      epoch: this.epoch,
+      atMs: cursor.atMs,
+      zeroedEnd: size,
+      claimed: cursor.next,
+      highestSeq: this.#highestSeq,
+      spareSeq,
+      filled: this.#filled(),
+    };
+  }
+
+  #filled(): boolean {
+    return this.#chain.some(({ reason }) => reason === REASON_ROTATE);
+  }
+
+  /**
+   * Begins a segment behind the last proven commit, where `proven` and `reader` stand, with the
+   * suspect commits that follow there; feeds those; trims the old file.
+   */
+  *#beginSegment(
+    last: SegmentHeader,
+    oldFd: number,
+    oldSize: number,
+    reader: SegmentReader,
+    proven: Cursor,
+  ): Machine {
+    for (const { seq } of this.#unused) this.orphans.push(segmentPath(seq));
+    // A segment without a proven commit is not worth a link: the new one takes its place.
+    const replaces = proven.commitEnd === SEGMENT_BLOCK_BYTES;
+    const suspects = proven.next < this.next;
+    const seq = this.#highestSeq + 1;
+    const fd = this.#openFile(segmentPath(seq), 'create');
+    yield;
+    const prepared =
+      (this.#options.prepare ?? true) ? (this.#options.preparedBytes ?? zeroChunkBytesMin) : 0;
+    const header: SegmentHeader = {
+      roCompat: 0,
+      compat: prepared > 0 ? COMPAT_ZERO_FILLED : 0,
+      logId: this.#facts.logId,
+      seq,
+      baseOffset: proven.next,
+      prevSeq: replaces ? last.prevSeq : last.seq,
+      prevEndPos: replaces ? last.prevEndPos : proven.commitEnd,
+      prevChain: proven.chain,
+      // Suspect commits keep their epochs.
+      epoch: suspects ? proven.epoch : this.epoch,
+      plannedBytes: this.#options.segmentBytes,
+      baseAtMs: proven.atMs,
+      reason: REASON_RECOVERY,
+    };
+    const block = new Uint8Array(
+      Math.min(SEGMENT_BLOCK_BYTES + prepared, this.#options.segmentBytes),
+    );
+    if (!suspects) encodeSegmentBlock(block, 0, header);
+    this.#put(fd, seq, block, block.length);
+    yield;
+    let position = SEGMENT_BLOCK_BYTES;
+    if (suspects) position = yield* this.#rewrite(header, fd, reader, { ...proven });
+    this.#storage.sync(fd);
+    yield;
+    if (suspects) {
+      encodeSegmentBlock(block, 0, header);
+      this.#put(fd, seq, block, SEGMENT_BLOCK_BYTES);
+      yield;
+      this.#storage.sync(fd);
+      yield;
+    }
+    this.#storage.syncDir(LOG_DIR);
+    yield;
+
+    const copies = this.#readerOf(fd, seq, SEGMENT_BLOCK_BYTES, position);
+    const cursor = { ...proven, seq, commitEnd: SEGMENT_BLOCK_BYTES };
+    this.#fed = { ...cursor };
+    while (cursor.next < this.next) {
+      const found = copies.next();
+      if (found === READ_MORE) {
+        yield;
+        continue;
+      }
+      if (found !== READ_RECORD) {
+        throw this.#damaged(seq, copies.position, found, cursor.next, { witness: this.next });
+      }
+      admit(copies.header, cursor);
+      if (copies.header.kind === RECORD_COMMIT) yield* this.#offer(copies, cursor);
+    }
+    this.#fed.epoch = this.epoch;
+
+    if (!replaces && oldSize > proven.commitEnd) {
+      // Only tidiness: the new header has voided it.
+      this.#storage.truncate(oldFd, proven.commitEnd);
+      yield;
+    }
+    this.#close(oldFd);
+    yield;
+    if (replaces) {
+      this.orphans.push(segmentPath(last.seq));
+      this.segments.pop();
+    }
+    this.segments.push(segmentOf(header));
+    this.#open.delete(fd);
+    this.resume = {
+      logId: header.logId,
+      seq,
+      fd,
+      position,
+      commitEnd: cursor.commitEnd,
+      baseOffset: header.baseOffset,
+      baseAtMs: header.baseAtMs,
+      commits: this.suspectCount,
+      next: this.next,
+      durable: this.next,
+      chain: cursor.chain,
+      epoch: this.epoch,
+      atMs: cursor.atMs,
+      zeroedEnd: Math.max(block.length, position),
+      claimed: proven.next,
+      highestSeq: seq,
+      spareSeq: 0,
+      filled: this.#filled(),
+    };
+  }
+
+  /** Writes the commits that `reader` still has into the new segment, as a writer would; returns where they end. */
+  *#rewrite(
+    header: SegmentHeader,
+    fd: number,
+    reader: SegmentReader,
+    cursor: Cursor,
+  ): Generator<void, number, void> {
+    const writer = new LogWriter(
+      this.#storage,
+      { ...this.#options, segmentBytes: segmentBytesMax, prepare: false },
+      {
+        logId: header.logId,
+        seq: header.seq,
+        fd,
+        position: SEGMENT_BLOCK_BYTES,
+        commitEnd: SEGMENT_BLOCK_BYTES,
+        baseOffset: header.baseOffset,
+        baseAtMs: header.baseAtMs,
+        commits: 0,
+        next: header.baseOffset,
+        durable: header.baseOffset,
+        chain: header.prevChain,
+        epoch: header.epoch,
+        atMs: header.baseAtMs,
+        zeroedEnd: SEGMENT_BLOCK_BYTES,
+        claimed: 0,
+        highestSeq: header.seq,
+        spareSeq: 0,
+        filled: false,
+      },
+    );
+    while (cursor.next < this.next) {
+      const found = reader.next();
+      if (found === READ_MORE) {
+        yield;
+        continue;
+      }
+      if (found !== READ_RECORD) {
+        throw this.#damaged(reader.header.seq, reader.position, found, cursor.next, {});
+      }
+      const record = reader.header;
+      admit(record, cursor);
+      if (record.kind !== RECORD_COMMIT) continue;
+      const refused = writer.append(
+        reader.bytes,
+        reader.payloadOffset,
+        record.payloadLen,
+        record.payloadCrc,
+        record.txCount,
+        record.minTxOffset,
+        record.epoch,
+        record.committedAtMs,
+      );
+      invariant(refused === ACCEPTED, 'a sound record is accepted again', refused);
+      this.suspectCount++;
+      if (writer.full || record.payloadLen >= inPlaceBytesMin) yield* drain(writer);
+    }
+    if (this.epoch > writer.epoch) {
+      writer.epoch = this.epoch;
+      writer.watermark();
+    }
+    yield* drain(writer);
+    return writer.position;
+  }
+
+  #put(fd: number, seq: number, bytes: Uint8Array, length: number): void {
+    const got = this.#storage.write(fd, bytes, 0, length, 0);
+    if (got !== length) throw ioError('write', segmentPath(seq), got, length);
+  }
+
+  // ---------------------------------------------------------------- errors
+
+  #damaged(
+    seq: number,
+    position: number,
+    found: number,
+    offset: number,
+    more: ErrorDetail,
+  ): TidemarkError {
+    const kind = found === READ_BAD_PAYLOAD ? 'payload' : found === READ_CUT ? 'length' : 'header';
+    const path = segmentPath(seq);
+    return corrupt('CHECKSUM', `${path} is damaged at ${position}: offset ${offset} was durable`, {
+      offset,
+      seq,
+      position,
+      kind,
+      ...more,
+    });
+  }
+
+  #behindManifest(seq: number, position: number, offset: number): TidemarkError {
+    const witness = Math.max(this.#facts.witness, this.#facts.start?.upper ?? 0);
+    return corrupt(
+      'LOG_BEHIND_MANIFEST',
+      `the log ends at offset ${offset}, the manifest names ${witness}`,
+      { offset, seq, position, witness },
+    );
+  }
 }
 
-/** True when any segment file holds a record: a store without a manifest may be created only if not. */
-export function logHoldsRecords(storage: Storage): boolean {
-  void storage;
-  throw new Error('not yet');
+/** What the first pass over the last segment found. */
+type LogEnd = {
+  /** End of what is sound. */
+  readonly position: number;
+  readonly cursor: Cursor;
+  /** Where CLEAN stands, or -1, and what it says. */
+  readonly cleanAt: number;
+  readonly commits: number;
+  readonly tornBytes: number;
+  readonly records: number;
+  /** Something written is not part of the log any more. */
+  readonly dropped: boolean;
+};
+
+/** Requires: nothing in the batch is lent from a buffer that has moved on. */
+function* drain(writer: LogWriter): Machine {
+  while (writer.staged) {
+    try {
+      writer.step(false);
+    } catch (error) {
+      // The log is not open yet: the disk's own error says more than that it is poisoned.
+      throw error instanceof TidemarkError && error.cause !== undefined ? error.cause : error;
+    }
+    yield;
+  }
+}
+
+function segmentOf(header: SegmentHeader): LogSegment {
+  return { seq: header.seq, baseOffset: header.baseOffset, baseAtMs: header.baseAtMs };
+}
+
+function cursorAtBase(header: SegmentHeader): Cursor {
+  return {
+    next: header.baseOffset,
+    chain: header.prevChain,
+    epoch: header.epoch,
+    atMs: header.baseAtMs,
+    seq: header.seq,
+    commitEnd: SEGMENT_BLOCK_BYTES,
+  };
+}
+
+function cursorAt(start: LogPosition): Cursor {
+  return {
+    next: start.upper,
+    chain: start.chain,
+    epoch: start.epoch,
+    atMs: start.atMs,
+    seq: start.seq,
+    commitEnd: start.position,
+  };
+}
+
+/** Checks that a sound record is the one that comes next, and moves the cursor past it. */
+function admit(header: RecordHeader, cursor: Cursor): void {
+  const { minTxOffset, epoch, committedAtMs } = header;
+  if (minTxOffset > cursor.next) throw misplaced('GAP', header, cursor.next, minTxOffset);
+  if (minTxOffset < cursor.next) throw misplaced('REGRESSION', header, cursor.next, minTxOffset);
+  if (epoch < cursor.epoch) throw misplaced('EPOCH_REGRESSION', header, cursor.epoch, epoch);
+  if (committedAtMs < cursor.atMs) {
+    throw misplaced('TIME_REGRESSION', header, cursor.atMs, committedAtMs);
+  }
+  if (header.prevChain !== cursor.chain) {
+    throw misplaced('FORK', header, cursor.chain, header.prevChain);
+  }
+  cursor.epoch = epoch;
+  if (header.kind !== RECORD_COMMIT) return;
+  cursor.next = header.endOffset;
+  cursor.chain = header.chain;
+  cursor.atMs = committedAtMs;
+  cursor.commitEnd = header.position + header.bytes;
+}
+
+/** Checks the contents of an admitted record. */
+function check(reader: SegmentReader, cursor: Cursor): void {
+  const { header } = reader;
+  const { kind, seq, position } = header;
+  if (kind === RECORD_COMMIT) {
+    try {
+      validatePayload(reader.bytes, reader.payloadOffset, header.payloadLen, header.txCount);
+    } catch (error) {
+      if (!(error instanceof TidemarkError)) throw error;
+      const where = { offset: header.minTxOffset, seq, position };
+      const text = `${segmentPath(seq)} at ${position}: ${error.message}`;
+      throw new TidemarkError(error.code, text, { ...error.detail, ...where });
+    }
+    return;
+  }
+  if (kind !== RECORD_SEAL && kind !== RECORD_CLEAN) return;
+  const end = decodeSegmentEnd(reader.bytes, reader.payloadOffset);
+  if (end.next === cursor.next && end.chain === cursor.chain) return;
+  throw corrupt('FORMAT', `the end of segment ${seq} at ${position} contradicts the log`, {
+    offset: cursor.next,
+    seq,
+    position,
+    got: end.next,
+  });
+}
+
+function misplaced(
+  finding: string,
+  header: RecordHeader,
+  expected: number,
+  got: number,
+): TidemarkError {
+  const { seq, position, minTxOffset } = header;
+  return corrupt(
+    finding,
+    `the record of ${segmentPath(seq)} at ${position} does not follow the one before it: ` +
+      `expected ${expected}, got ${got}`,
+    { offset: minTxOffset, seq, position, expected, got },
+  );
+}
+
+function missing(seq: number, below: number): TidemarkError {
+  return corrupt('MISSING_SEGMENT', `${segmentPath(seq)} is missing (offsets below ${below})`, {
+    seq,
+    below,
+  });
+}
+
+function ioError(call: string, path: string, got: number, wanted: number): TidemarkError {
+  return new TidemarkError('TIDEMARK_IO', `short ${call} of ${path}: ${got} of ${wanted} bytes`, {
+    call,
+    path,
+    got,
+    wanted,
+  });
 }

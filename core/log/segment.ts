@@ -155,6 +155,16 @@ export function decodeSegmentHeader(
   };
 }
 
+/** The header in a block of 4096 bytes: the first copy, or the second when that is damaged. */
+export function decodeSegmentBlock(
+  block: Uint8Array,
+  file: string,
+): { header: SegmentHeader | undefined; damaged: boolean } {
+  const first = decodeSegmentHeader(block, 0, file);
+  if (first !== undefined) return { header: first, damaged: false };
+  return { header: decodeSegmentHeader(block, SEGMENT_COPY_OFFSET, file), damaged: true };
+}
+
 function expectKnown(file: string, field: string, got: number, known: number): void {
   if (got === known) return;
   throw new TidemarkError(

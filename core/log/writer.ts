@@ -27,6 +27,7 @@ import {
 } from '../base/limits.ts';
 import { LOG_DIR, segmentPath } from '../storage/names.ts';
 import type { Storage } from '../storage/storage.ts';
+import { createLog } from './create.ts';
 import type { SpareJob, ZeroJob } from './prepare.ts';
 import { zeroChunkBytesMax, zeroChunkBytesMin } from './prepare.ts';
 import {
@@ -46,7 +47,6 @@ import {
 } from './record.ts';
 import {
   COMPAT_ZERO_FILLED,
-  REASON_CREATE,
   REASON_ROTATE,
   SEGMENT_BLOCK_BYTES,
   encodeSegmentBlock,
@@ -107,6 +107,8 @@ export type LogResume = {
   readonly atMs: number;
   /** The file holds written zeros from `position` to here. */
   readonly zeroedEnd: number;
+  /** The highest claim in the log. */
+  readonly claimed: number;
   /** No number up to this one is used again. */
   readonly highestSeq: number;
   /** A zero-filled file that waits under its number; 0: none. */
@@ -165,10 +167,12 @@ export class LogWriter {
   chain: number;
   /** Bytes written since the last sync. */
   unsyncedBytes = 0;
+  /** Bytes handed to the system so far, headers included. */
+  bytesWritten = 0;
   /** The batch takes no more: step first. */
   full = false;
   /** Highest claim any record carries; a watermark is of use while it is below `durable`. */
-  claimed = 0;
+  claimed: number;
   /** The first failure; the log is dead. */
   failed: TidemarkError | undefined = undefined;
   refusedExpected = 0;
@@ -257,6 +261,7 @@ export class LogWriter {
     this.next = resume.next;
     this.written = resume.next;
     this.durable = resume.durable;
+    this.claimed = resume.claimed;
     this.epoch = resume.epoch;
     this.atMs = resume.atMs;
     this.chain = resume.chain;
@@ -273,10 +278,7 @@ export class LogWriter {
     this.#filled = resume.filled;
   }
 
-  /**
-   * Writes segment 1 of a new log, synced with its directory entry, and returns its writer.
-   * Requires: the directory exists and holds no segment.
-   */
+  /** Makes a new log in the (existing) log directory, synced, and returns its writer. */
   static create(storage: Storage, logId: Uint8Array, options: LogOptions): LogWriter {
     return new LogWriter(storage, options, createLog(storage, logId, options));
   }
@@ -284,6 +286,11 @@ export class LogWriter {
   /** Bytes that may be appended before they meet unprepared room: the credit of spec 2.5. */
   get preparedBytes(): number {
     return Math.max(0, this.#zeroedEnd - this.#position);
+  }
+
+  /** Where in segment `seq` the next record goes. */
+  get position(): number {
+    return this.#position;
   }
 
   /** True while an appended record waits for `step`. */
@@ -786,12 +793,16 @@ export class LogWriter {
     }
     if (got !== bytes) {
       // The system stopped half-way and kept the reason to itself. Nothing is ever written after it.
-      const cause = new Error(`short write: ${got} of ${bytes} bytes`);
+      const cause = Object.assign(new Error(`EIO: short write, ${got} of ${bytes} bytes`), {
+        code: 'EIO',
+        syscall: 'write',
+      });
       this.#fail(cuts === 0 ? 'write' : 'writev', cause, position);
     }
     this.#batchAt = end;
     if (this.#zeroedEnd < end) this.#zeroedEnd = end;
     this.unsyncedBytes += bytes;
+    this.bytesWritten += bytes;
     this.written = upper;
     this.#meanBatchBytes += (bytes - this.#meanBatchBytes) / 16;
     this.#drop(staged, cuts, bytes);
@@ -887,64 +898,4 @@ function copyWords(
   count: number,
 ): void {
   for (let i = 0; i < count; i++) target[to + i] = source[from + i];
-}
-
-/**
- * Segment 1 of a new log: header and the first zeros, synced with the directory entry. The manifest
- * comes after it, so a store without one holds at most this. Requires: no segment is there.
- */
-export function createLog(storage: Storage, logId: Uint8Array, options: LogOptions): LogResume {
-  const prepared = (options.prepare ?? true) ? (options.preparedBytes ?? zeroChunkBytesMin) : 0;
-  const bytes = Math.min(SEGMENT_BLOCK_BYTES + prepared, options.segmentBytes);
-  const seq = 1;
-  const block = new Uint8Array(bytes);
-  encodeSegmentBlock(block, 0, {
-    roCompat: 0,
-    compat: prepared > 0 ? COMPAT_ZERO_FILLED : 0,
-    logId,
-    seq,
-    baseOffset: 0,
-    prevSeq: 0,
-    prevEndPos: 0,
-    prevChain: 0,
-    epoch: 0,
-    plannedBytes: options.segmentBytes,
-    baseAtMs: 0,
-    reason: REASON_CREATE,
-  });
-  const path = segmentPath(seq);
-  const fd = storage.open(path, 'create');
-  try {
-    const got = storage.write(fd, block, 0, bytes, 0);
-    if (got !== bytes) {
-      throw new TidemarkError('TIDEMARK_IO', `short write: ${got} of ${bytes} bytes of ${path}`, {
-        call: 'write',
-        path,
-      });
-    }
-    storage.sync(fd);
-    storage.syncDir(LOG_DIR);
-  } catch (error) {
-    storage.close(fd);
-    throw error;
-  }
-  return {
-    logId,
-    seq,
-    fd,
-    position: SEGMENT_BLOCK_BYTES,
-    commitEnd: SEGMENT_BLOCK_BYTES,
-    baseOffset: 0,
-    baseAtMs: 0,
-    commits: 0,
-    next: 0,
-    durable: 0,
-    chain: 0,
-    epoch: 0,
-    atMs: 0,
-    zeroedEnd: bytes,
-    highestSeq: seq,
-    spareSeq: 0,
-    filled: false,
-  };
 }
