@@ -49,6 +49,8 @@ export type MergeNeeds = {
   /** Runs that make a job worth while: `runsPerMerge`, or 2 for an idle collection. */
   readonly runsMin?: number;
   readonly runsMax?: number;
+  /** Inputs together: for the worker that is kept from large jobs, so that small ones never queue up. */
+  readonly bytesMax?: number;
   /** How long the collection has had something to merge; breaks ties between collections. */
   readonly ageMs?: number;
 };
@@ -84,6 +86,19 @@ export function backpressure(runs: number, debt: number, flushBytesPerSecond: nu
   return Math.max(0, Math.min(0.99, Math.max(byRuns, byDebt)));
 }
 
+/** Where a job would read: parts [from, to) of a spine batch, or `runsMax` runs of the one part from `firstRun` on. */
+type Window = {
+  batch: number;
+  from: number;
+  to: number;
+  firstRun: number;
+  oldest: boolean;
+  bytes: number;
+  score: number;
+};
+
+const WHOLE = -1;
+
 /** The best job, or undefined when nothing is worth one. */
 export function chooseMerge<P extends SpinePart>(
   batches: readonly SpineBatch<P>[],
@@ -91,41 +106,60 @@ export function chooseMerge<P extends SpinePart>(
 ): MergeChoice<P> | undefined {
   const runsMin = needs.runsMin ?? runsPerMerge;
   const runsMax = needs.runsMax ?? fanInMax;
-  const ageScore = (needs.ageMs ?? 0) * (ageWeight / 1_000);
-  let best: MergeChoice<P> | undefined;
-  const offer = (choice: MergeChoice<P>): void => {
-    if (best === undefined || choice.score > best.score) best = choice;
+  const bytesMax = needs.bytesMax ?? Number.POSITIVE_INFINITY;
+  const best: Window = {
+    batch: -1,
+    from: 0,
+    to: 0,
+    firstRun: WHOLE,
+    oldest: false,
+    bytes: 0,
+    score: Number.NEGATIVE_INFINITY,
   };
-  let runsBefore = 0;
-  for (const batch of batches) {
-    if (runCount(batch) >= runsMin) {
-      offerWindows(batch, runsBefore === 0, needs.busy, runsMin, runsMax, ageScore, offer);
+  let isOldest = true;
+  for (let i = 0; i < batches.length; i++) {
+    const runs = runCount(batches[i]);
+    if (runs >= runsMin) {
+      improve(best, i, batches[i].parts, isOldest, needs.busy, runsMin, runsMax, bytesMax);
     }
-    runsBefore += runCount(batch);
+    if (runs > 0) isOldest = false;
   }
-  return best;
+  if (best.batch < 0) return undefined;
+  const parts = batches[best.batch].parts.slice(best.from, best.to);
+  return choiceOf(parts, best, runsMax, needs.ageMs ?? 0);
 }
 
 /**
- * Every window of neighbours that are not busy: which one is best depends on the sizes alone. A spine
- * batch has few parts, for compaction keeps replacing them by one.
+ * Tries every window of neighbours that are not busy: which is best depends on the sizes alone. Few
+ * parts are in a spine batch, for each job leaves one of those it read, and a window is short.
  */
-function offerWindows<P extends SpinePart>(
-  batch: SpineBatch<P>,
+function improve(
+  best: Window,
+  batch: number,
+  parts: readonly Placed[],
   isOldest: boolean,
   busy: ReadonlySet<number>,
   runsMin: number,
   runsMax: number,
-  ageScore: number,
-  offer: (choice: MergeChoice<P>) => void,
+  bytesMax: number,
 ): void {
-  const { parts } = batch;
-  let runsBefore = 0;
+  let oldest = isOldest;
+  const take = (from: number, to: number, firstRun: number, runs: number, bytes: number): void => {
+    const score = (runs - 1) / (bytes + jobBytesFixed);
+    if (bytes > bytesMax || score <= best.score) return;
+    best.batch = batch;
+    best.from = from;
+    best.to = to;
+    best.firstRun = firstRun;
+    best.oldest = oldest && firstRun <= 0;
+    best.bytes = bytes;
+    best.score = score;
+  };
   for (let from = 0; from < parts.length; from++) {
-    const first = parts[from].hollow;
-    const oldest = isOldest && runsBefore === 0;
-    if (!busy.has(first.bid) && first.runs.length > runsMax) {
-      offer(partialChoice(parts[from], oldest, runsMax, ageScore));
+    const { bid, runs: firstRuns } = parts[from].hollow;
+    if (!busy.has(bid) && firstRuns.length > runsMax) {
+      const firstRun = cheapestRuns(firstRuns, runsMax);
+      take(from, from + 1, firstRun, runsMax, runsBytes(firstRuns, firstRun, runsMax));
     }
     let runs = 0;
     let bytes = 0;
@@ -133,65 +167,54 @@ function offerWindows<P extends SpinePart>(
       const { hollow } = parts[to];
       runs += hollow.runs.length;
       if (busy.has(hollow.bid) || runs > runsMax) break;
-      for (const run of hollow.runs) bytes += runBytes(run);
-      if (runs < runsMin) continue;
-      const score = scoreOf(runs, bytes, ageScore);
-      offer(windowChoice(parts.slice(from, to + 1), oldest, bytes, score));
+      bytes += runsBytes(hollow.runs, 0, hollow.runs.length);
+      if (runs >= runsMin) take(from, to + 1, WHOLE, runs, bytes);
     }
-    runsBefore += first.runs.length;
+    if (firstRuns.length > 0) oldest = false;
   }
 }
 
-function scoreOf(runs: number, bytes: number, ageScore: number): number {
-  return (runs - 1) / (bytes + jobBytesFixed) + ageScore;
-}
-
-function windowChoice<P extends SpinePart>(
-  parts: readonly Placed<P>[],
-  oldest: boolean,
-  bytes: number,
-  score: number,
-): MergeChoice<P> {
-  const runs = parts.flatMap((part) => part.hollow.runs);
-  return {
-    inputs: parts.map((part) => part.hollow.bid),
-    runs,
-    lower: parts[0].hollow.desc.lower,
-    upper: parts.at(-1)!.hollow.desc.upper,
-    sinceMin: joinSince(parts, 0),
-    oldest,
-    len: sumsOf(runs).len,
-    bytes,
-    score,
-  };
-}
-
-/** A batch with more runs than a job takes: its cheapest neighbouring runs. */
-function partialChoice<P extends SpinePart>(
-  placed: Placed<P>,
-  oldest: boolean,
-  runsMax: number,
-  ageScore: number,
-): MergeChoice<P> {
-  const { runs } = placed.hollow;
+/** Of a batch with more runs than a job takes: where the cheapest neighbours begin. */
+function cheapestRuns(runs: readonly Run[], count: number): number {
   let from = 0;
   let least = Number.POSITIVE_INFINITY;
-  for (let i = 0; i + runsMax <= runs.length; i++) {
-    let bytes = 0;
-    for (let j = i; j < i + runsMax; j++) bytes += runBytes(runs[j]);
+  for (let i = 0; i + count <= runs.length; i++) {
+    const bytes = runsBytes(runs, i, count);
     if (bytes >= least) continue;
     least = bytes;
     from = i;
   }
-  const chosen = runs.slice(from, from + runsMax);
-  const score = scoreOf(runsMax, least, ageScore);
-  const whole = windowChoice([placed], oldest && from === 0, least, score);
-  return {
-    ...whole,
-    runIds: chosen.map((run) => run.runId),
-    runs: chosen,
-    len: sumsOf(chosen).len,
+  return from;
+}
+
+function runsBytes(runs: readonly Run[], from: number, count: number): number {
+  let bytes = 0;
+  for (let i = from; i < from + count; i++) bytes += runBytes(runs[i]);
+  return bytes;
+}
+
+function choiceOf<P extends SpinePart>(
+  parts: readonly Placed<P>[],
+  window: Window,
+  runsMax: number,
+  ageMs: number,
+): MergeChoice<P> {
+  const all = parts.flatMap((part) => part.hollow.runs);
+  const { firstRun } = window;
+  const runs = firstRun === WHOLE ? all : all.slice(firstRun, firstRun + runsMax);
+  const choice = {
+    inputs: parts.map((part) => part.hollow.bid),
+    runs,
+    lower: parts[0].hollow.desc.lower,
+    upper: parts[parts.length - 1].hollow.desc.upper,
+    sinceMin: joinSince(parts, 0),
+    oldest: window.oldest,
+    len: sumsOf(runs).len,
+    bytes: window.bytes,
+    score: window.score + ageMs * (ageWeight / 1_000),
   };
+  if (firstRun === WHOLE) return choice;
+  return { ...choice, runIds: runs.map((run) => run.runId) };
 }
 
 /**
@@ -245,19 +268,21 @@ function joinedByKey<P extends SpinePart>(
 }
 
 /**
- * The level below which everything should become one spine batch when reads visit too many runs and no
- * job can help: every spine batch is merged already, there are just many. Undefined: leave them.
+ * The level below which everything should become one spine batch (`Spine.collapse`) when reads visit too
+ * many runs and no job can help: every spine batch is merged already, there are just many. Undefined:
+ * leave them. Batches oldest first.
  */
 export function collapseLevel(
-  batches: readonly { level: number; runs: number }[],
+  batches: readonly { readonly level: number; readonly runs: number }[],
 ): number | undefined {
-  const runs = batches.reduce((sum, batch) => sum + batch.runs, 0);
-  if (!(runs > runsSoft)) return undefined;
-  let below = 0;
+  let runs = 0;
+  for (const batch of batches) runs += batch.runs;
+  if (runs <= runsSoft) return undefined;
+  let taken = 0;
   // Newest first: the small ones, whose rewrite is cheap.
   for (const batch of batches.toReversed()) {
-    below += batch.runs;
-    if (below >= runsPerMerge) return batch.level + 1;
+    taken += batch.runs;
+    if (taken >= runsPerMerge) return batch.level + 1;
   }
   return undefined;
 }

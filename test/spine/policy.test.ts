@@ -1,0 +1,259 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { runsHard, runsPerMerge, runsSoft } from '../../core/base/limits.ts';
+import { Prng } from '../../core/base/prng.ts';
+import { KIND_KEYED, KIND_MULTISET } from '../../core/base/update.ts';
+import { isCompact, runCount } from '../../core/spine/batch.ts';
+import type { SpineBatch, SpinePart } from '../../core/spine/batch.ts';
+import {
+  backpressure,
+  chooseMerge,
+  chooseMove,
+  collapseLevel,
+  debtBytes,
+  liveRuns,
+  runsMinFor,
+} from '../../core/spine/policy.ts';
+import type { MergeChoice } from '../../core/spine/policy.ts';
+import { Spine } from '../../core/spine/spine.ts';
+import { balanced, counterIds, plainPart } from './golden.ts';
+
+const NONE: ReadonlySet<number> = new Set();
+const MIB = 1_048_576;
+
+type Sizes = readonly (readonly number[])[];
+
+/** One spine batch; a list of run sizes in bytes for each of its parts. */
+function batchOf(sizes: Sizes, from = 0): SpineBatch {
+  const parts = sizes.map((runSizes, i) => {
+    const lower = from + i;
+    const runs = runSizes.map((bytes, j) => {
+      const part = { ...plainPart(lower, lower + 1, 1, lower + 1), bytes };
+      return { runId: lower * 100 + j + 1, parts: [part], len: 1 };
+    });
+    const desc = { lower, upper: lower + 1, since: 0 };
+    const hollow = { bid: lower + 1, desc, runs, len: runs.length };
+    return { id: [lower, lower + 1] as const, hollow };
+  });
+  const len = parts.reduce((sum, { hollow }) => sum + hollow.len, 0);
+  const upper = from + sizes.length;
+  return { id: [from, upper], desc: { lower: from, upper, since: 0 }, parts, len };
+}
+
+function keyed(t: number, key: number, change: Partial<SpinePart> = {}): SpinePart {
+  return {
+    ...plainPart(t, t + 1, 2, t + 1),
+    keyLo: new Uint8Array([key]),
+    keyHi: new Uint8Array([key + 5]),
+    bytes: 10 * MIB,
+    ...change,
+  };
+}
+
+/** The files of the one run that a move makes of these batches, if it makes one. */
+function moved(parts: readonly SpinePart[]): readonly (readonly number[])[] | undefined {
+  const spine = new Spine({ kind: KIND_KEYED, ids: counterIds() });
+  parts.forEach((part, t) => {
+    spine.push({ lower: t, upper: t + 1, since: 0, runs: [[part]] });
+  });
+  spine.collapse();
+  const move = chooseMove(spine.batches(), NONE);
+  if (move !== undefined) assert.equal(spine.apply(move).outcome, 'applied');
+  return move?.runs.map((run) => run.map((part) => part.file));
+}
+
+function levelsOf(spine: Spine): { level: number; runs: number }[] {
+  const { batches } = spine.state();
+  return spine.batches().map((batch, i) => ({ level: batches[i].level, runs: runCount(batch) }));
+}
+
+test('fewer runs than the gate are left alone', () => {
+  const batches = [batchOf([[100], [100], [100]])];
+  assert.equal(chooseMerge(batches, { busy: NONE }), undefined);
+  assert.deepEqual(chooseMerge(batches, { busy: NONE, runsMin: 3 })?.inputs, [1, 2, 3]);
+});
+
+test('a job never spans two spine batches', () => {
+  const batches = [batchOf([[100], [100]]), batchOf([[100], [100]], 2)];
+  assert.equal(chooseMerge(batches, { busy: NONE }), undefined);
+});
+
+test('most runs removed for the fewest bytes', () => {
+  const small = batchOf([[MIB], [MIB], [MIB], [MIB]], 4);
+  const large = batchOf([[50 * MIB], [50 * MIB], [50 * MIB], [50 * MIB]]);
+  assert.deepEqual(chooseMerge([large, small], { busy: NONE })?.inputs, [5, 6, 7, 8]);
+  const mixed = batchOf([[500 * MIB], [MIB], [MIB], [MIB], [MIB]]);
+  const choice = chooseMerge([mixed], { busy: NONE });
+  assert.deepEqual(choice?.inputs, [2, 3, 4, 5]);
+  assert.equal(choice?.oldest, false);
+  assert.equal(choice?.bytes, 4 * MIB);
+});
+
+test('batches in flight are left out, and their neighbours not joined across them', () => {
+  const batch = batchOf([[1], [1], [1], [1], [1], [1], [1]]);
+  const choice = chooseMerge([batch], { busy: new Set([3]) });
+  assert.deepEqual(choice?.inputs, [4, 5, 6, 7]);
+  assert.equal(chooseMerge([batch], { busy: new Set([4]) }), undefined);
+});
+
+test('no more runs than a job takes, and no batch split while it fits one', () => {
+  const batch = batchOf([
+    [1, 1, 1],
+    [1, 1, 1],
+    [1, 1, 1],
+  ]);
+  const choice = chooseMerge([batch], { busy: NONE, runsMax: 8 });
+  assert.equal(choice?.inputs.length, 2);
+  assert.equal(choice?.runIds, undefined);
+});
+
+test('a batch with more runs than a job takes: its cheapest neighbours, oldest only at its start', () => {
+  const batch = batchOf([[9, 9, 9, 1, 1, 1]]);
+  const choice = chooseMerge([batch], { busy: NONE, runsMax: 3 });
+  assert.deepEqual(choice?.inputs, [1]);
+  assert.deepEqual(choice?.runIds, [4, 5, 6]);
+  assert.equal(choice?.oldest, false);
+  const first = chooseMerge([batchOf([[1, 1, 1, 9, 9, 9]])], { busy: NONE, runsMax: 3 });
+  assert.deepEqual(first?.runIds, [1, 2, 3]);
+  assert.equal(first?.oldest, true);
+});
+
+test('the oldest run is in the inputs only if nothing but empty batches lies below', () => {
+  const oldest = (sizes: Sizes, busy: number[] = []): boolean | undefined =>
+    chooseMerge([batchOf(sizes)], { busy: new Set(busy) })?.oldest;
+  assert.equal(oldest([[1], [1], [1], [1]]), true);
+  assert.equal(oldest([[], [1], [1], [1], [1]], [1]), true);
+  assert.equal(oldest([[1], [1], [1], [1], [1]], [1]), false);
+  const later = [batchOf([[1]]), batchOf([[1], [1], [1], [1]], 1)];
+  assert.equal(chooseMerge(later, { busy: NONE })?.oldest, false);
+  const belowIsEmpty = [batchOf([[]]), batchOf([[1], [1], [1], [1]], 1)];
+  assert.equal(chooseMerge(belowIsEmpty, { busy: NONE })?.oldest, true);
+});
+
+test('a worker kept from large jobs is given small ones only', () => {
+  const batches = [
+    batchOf([[90 * MIB], [90 * MIB], [90 * MIB], [90 * MIB]]),
+    batchOf([[MIB], [MIB]], 4),
+  ];
+  assert.ok(chooseMerge(batches, { busy: NONE }) !== undefined);
+  assert.equal(chooseMerge(batches, { busy: NONE, bytesMax: 64 * MIB }), undefined);
+  const small = chooseMerge(batches, { busy: NONE, bytesMax: 64 * MIB, runsMin: 2 });
+  assert.deepEqual(small?.inputs, [5, 6]);
+});
+
+test('of two collections the one that has waited longer goes first, all else being equal', () => {
+  const batches = [batchOf([[1], [1], [1], [1]])];
+  const young = chooseMerge(batches, { busy: NONE, ageMs: 1_000 });
+  const old = chooseMerge(batches, { busy: NONE, ageMs: 60_000 });
+  assert.ok((old?.score ?? 0) > (young?.score ?? 0));
+});
+
+test('pressure rises between the marks and stops the flush above the hard one', () => {
+  assert.equal(backpressure(runsSoft, 0, 0), 0);
+  const some = backpressure(runsSoft + 10, 0, 0);
+  assert.ok(some > 0 && some < backpressure(runsSoft + 20, 0, 0));
+  assert.ok(backpressure(runsHard, 0, 0) < 1);
+  assert.equal(backpressure(runsHard + 1, 0, 0), 1);
+  assert.equal(backpressure(0, 400 * MIB, 10 * MIB), 0);
+  const byDebt = backpressure(0, 800 * MIB, 10 * MIB);
+  assert.ok(byDebt > 0 && byDebt < 1);
+});
+
+test('debt is what lies in spine batches of more than one run', () => {
+  const batches = [batchOf([[100]]), batchOf([[10], [20]], 1)];
+  assert.equal(debtBytes(batches), 30);
+  assert.equal(liveRuns(batches), 3);
+});
+
+test('empty batches join their neighbour without a job', () => {
+  const spine = new Spine({ kind: KIND_MULTISET, effort: 1, ids: counterIds() });
+  for (let t = 0; t < 5; t++) {
+    spine.push({ lower: t, upper: t + 1, since: 0, runs: [[plainPart(t, t + 1, 1, t + 1)]] });
+  }
+  const first = spine.batches()[0].parts.map(({ hollow }) => hollow.bid);
+  assert.equal(chooseMove(spine.batches(), NONE), undefined);
+  spine.apply(balanced(spine, { inputs: first.slice(1), since: 0, runs: [] }));
+  assert.equal(chooseMove(spine.batches(), new Set(first)), undefined);
+  const move = chooseMove(spine.batches(), NONE);
+  assert.ok(move !== undefined);
+  const outcome = spine.apply(move);
+  assert.equal(outcome.outcome, 'applied');
+  assert.ok(isCompact(spine.batches()[0]));
+  assert.equal(chooseMove(spine.batches(), NONE), undefined);
+});
+
+test('runs of keys that only grow are joined by reference, if their parts are not too small', () => {
+  assert.deepEqual(moved([keyed(0, 10), keyed(1, 20), keyed(2, 30)]), [[1, 2, 3]]);
+  assert.deepEqual(moved([keyed(0, 20), keyed(1, 30), keyed(2, 10)]), [[3, 1, 2]]);
+  assert.equal(moved([keyed(0, 10), keyed(1, 15)]), undefined);
+  assert.equal(moved([keyed(0, 10), keyed(1, 20, { negatives: 1 })]), undefined);
+  assert.equal(moved([keyed(0, 10), keyed(1, 20, { rangeDeletes: 1 })]), undefined);
+  assert.equal(moved([keyed(0, 10, { bytes: 1 }), keyed(1, 20, { bytes: 1 })]), undefined);
+});
+
+test('when all is merged and there are still too many runs, the small end is to be collapsed', () => {
+  const spine = new Spine({ kind: KIND_MULTISET, ids: counterIds() });
+  for (let t = 0; t <= runsSoft; t++) {
+    const part = plainPart(t, t + 1, 2 ** (runsSoft - t), t + 1);
+    assert.equal(collapseLevel(levelsOf(spine)), undefined);
+    spine.push({ lower: t, upper: t + 1, since: 0, runs: [[part]] });
+  }
+  assert.equal(chooseMerge(spine.batches(), { busy: NONE }), undefined);
+  const level = collapseLevel(levelsOf(spine));
+  assert.equal(level, runsPerMerge);
+  spine.collapse(level);
+  assert.ok((chooseMerge(spine.batches(), { busy: NONE })?.runs.length ?? 0) >= runsPerMerge);
+});
+
+/** Flushes of 100 KB while two workers merge `speed` times as fast as flushes come; one is kept from large jobs. */
+function simulate(flushes: number, speed: number, sizes: readonly number[], seed: number) {
+  const prng = new Prng(seed);
+  const spine = new Spine({ kind: KIND_MULTISET, ids: counterIds() });
+  const flying: { choice: MergeChoice; left: number }[] = [];
+  let pushedLen = 0;
+  let rewrittenLen = 0;
+  let runsMost = 0;
+  for (let t = 0; t < flushes; t++) {
+    const len = prng.pick(sizes);
+    spine.push({ lower: t, upper: t + 1, since: 0, runs: [[plainPart(t, t + 1, len, t + 1)]] });
+    pushedLen += len;
+    for (const job of flying) job.left -= speed * len;
+    for (const job of flying.filter(({ left }) => left <= 0)) {
+      flying.splice(flying.indexOf(job), 1);
+      const { inputs, lower, upper } = job.choice;
+      const part = plainPart(lower, upper, job.choice.len, t);
+      const outcome = spine.apply(balanced(spine, { inputs, since: 0, runs: [[part]] }));
+      assert.equal(outcome.outcome, 'applied');
+      rewrittenLen += job.choice.len;
+    }
+    const live = liveRuns(spine.batches());
+    runsMost = Math.max(runsMost, live);
+    while (flying.length < 2) {
+      const busy = new Set(flying.flatMap(({ choice }) => choice.inputs));
+      const isReserved = flying.some(({ choice }) => choice.bytes > 64 * MIB);
+      const choice = chooseMerge(spine.batches(), {
+        busy,
+        runsMin: runsMinFor(live),
+        ...(isReserved ? { bytesMax: 64 * MIB } : {}),
+      });
+      if (choice === undefined) break;
+      assert.ok(choice.inputs.every((bid) => !busy.has(bid)));
+      flying.push({ choice, left: choice.len });
+    }
+  }
+  const atRest = spine.batches().map(runCount);
+  return { amplification: rewrittenLen / pushedLen, runsMost, atRest };
+}
+
+test('while workers keep up, runs stay few and work stays near the model (P13)', () => {
+  // L = 12 levels above the flush, merged by fours: 6 rewrites, up to 3 runs a level.
+  for (const seed of [1, 2, 3]) {
+    const even = simulate(4_096, 1e6, [1_000], seed);
+    assert.ok(even.amplification <= 6 * 1.2, `${even.amplification}`);
+    assert.ok(even.runsMost <= runsSoft + runsPerMerge, `${even.runsMost} runs`);
+    assert.ok(even.atRest.every((runs) => runs < runsPerMerge));
+    const busy = simulate(4_096, 8, [100, 1_000, 10_000], seed);
+    assert.ok(busy.amplification <= 6 * 1.2, `${busy.amplification}`);
+    assert.ok(busy.runsMost <= runsHard, `${busy.runsMost} runs`);
+  }
+});
