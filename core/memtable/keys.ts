@@ -76,33 +76,35 @@ export function compareKeys(
  * to it as well. Only equal codes need a look at the keys, and only behind the place they name. Thus
  * a merge looks at each byte about once, however long the shared prefixes.
  *
- * A place is a pair of bytes, so that a random key rarely ties: (32,767 - pair) << 17 | value, with
- * value = (first + 1) * 257 + (second + 1, or 0 where the key ends). As i32, biased to order by sign.
+ * A place is four bytes, so that other keys than odd ones rarely tie: (16,383 - place) * 2^35 +
+ * bytes, big endian, zeros where the key ends * 8 + how many there are. A double holds that exactly.
  */
-const PAIR_SHIFT = 17;
-const PAIR_MAX = 32_767;
-const VALUE_BASE = 257;
-const BIAS = 0x8000_0000;
+const PLACE_SHIFT = 2;
+const PLACE_MAX: number = keyBytesMax >>> PLACE_SHIFT;
+const COUNT_BASE = 8;
+const PLACE_BASE: number = 0x1_0000_0000 * COUNT_BASE;
 
 /** Another collection than the base's. Ties among these are settled by looking. */
-export const CODE_OTHER = 0x7fff_fffe;
+export const CODE_OTHER: number = (PLACE_MAX + 1) * PLACE_BASE;
 /** Above every code: the run has ended. */
-export const CODE_END = 0x7fff_ffff;
+export const CODE_END: number = CODE_OTHER + 1;
 
-invariant(PAIR_MAX === keyBytesMax >>> 1, 'a code can name every place of a key');
-invariant(256 * VALUE_BASE + 256 < 1 << PAIR_SHIFT, 'a value fits below its place');
-const CODE_MAX: number = ((PAIR_MAX << PAIR_SHIFT) | (256 * VALUE_BASE + 256)) ^ BIAS;
-invariant(CODE_MAX < CODE_OTHER, 'a shared collection is always the smaller code');
+invariant(Number.isSafeInteger(CODE_END), 'a code is exact');
 
 /** Code of a key whose first difference from its base is at byte `at`. */
 export function codeOf(u8: Uint8Array, key: number, keyBytes: number, at: number): number {
-  const pair = at >>> 1;
-  const first = key + (pair << 1);
-  const second = (pair << 1) + 1 < keyBytes ? u8[first + 1] + 1 : 0;
-  return (((PAIR_MAX - pair) << PAIR_SHIFT) | ((u8[first] + 1) * VALUE_BASE + second)) ^ BIAS;
+  const place = at >>> PLACE_SHIFT;
+  const from = place << PLACE_SHIFT;
+  const left = keyBytes - from;
+  const first = key + from;
+  let value = u8[first] << 24;
+  if (left > 1) value |= u8[first + 1] << 16;
+  if (left > 2) value |= u8[first + 2] << 8;
+  if (left > 3) value |= u8[first + 3];
+  return (PLACE_MAX - place) * PLACE_BASE + (value >>> 0) * COUNT_BASE + (left > 3 ? 4 : left);
 }
 
 /** Keys with this same code (not CODE_OTHER) and base are equal below the result. */
 export function equalBelow(code: number): number {
-  return (PAIR_MAX + 1 - ((code ^ BIAS) >>> PAIR_SHIFT)) << 1;
+  return (PLACE_MAX + 1 - Math.floor(code / PLACE_BASE)) << PLACE_SHIFT;
 }

@@ -16,6 +16,7 @@ import {
   keyBytesAt,
 } from './keys.ts';
 import { NODE_OPERATION_WORD } from './layout.ts';
+import { PAGE_WORDS, PAGE_WORD_MASK } from './run-space.ts';
 import type { RunSpace } from './run-space.ts';
 
 /** Bytes compared that cost as much as one step. */
@@ -34,11 +35,16 @@ export class RunMerger {
   readonly #space: RunSpace;
   /** Leaves of the tree: a power of two. */
   readonly #width: number;
+
+  // Per input: its head's code, relative to the last output or to what the head lost to;
+  // position behind the page or run that is being read; word of the head in the arena, and where to stop.
+  readonly #codes: Float64Array;
   readonly #positions: Int32Array;
   readonly #ends: Int32Array;
-  /** Head of each input and its code, relative to what it lost to, or to the last output. */
-  readonly #nodes: Uint32Array;
-  readonly #codes: Int32Array;
+  readonly #words: Int32Array;
+  readonly #stops: Int32Array;
+  readonly #codePages: Float64Array[] = [];
+
   /** Inner node n has children 2n and 2n + 1; leaves are width + input. Each holds the input that lost there. */
   readonly #losers: Int32Array;
   #winner = 0;
@@ -53,20 +59,21 @@ export class RunMerger {
     let width = 1;
     while (width < inputs.length) width *= 2;
     this.#width = width;
+    this.#codes = new Float64Array(width).fill(CODE_END);
     this.#positions = new Int32Array(width);
     this.#ends = new Int32Array(width);
-    this.#nodes = new Uint32Array(width);
-    this.#codes = new Int32Array(width).fill(CODE_END);
+    this.#words = new Int32Array(width);
+    this.#stops = new Int32Array(width);
     this.#losers = new Int32Array(width);
     let count = 0;
     for (const [i, run] of inputs.entries()) {
       invariant(run.count > 0, 'a run has entries');
+      count += run.count;
       this.#positions[i] = run.start;
       this.#ends[i] = run.start + run.count;
-      this.#nodes[i] = space.get(run.start);
+      this.#turnPage(i);
       // Relative to nothing: settled by a full look.
       this.#codes[i] = CODE_OTHER;
-      count += run.count;
     }
     invariant(count === output.count, 'the output holds the inputs', count, output.count);
     this.#winner = this.#build(1);
@@ -78,43 +85,65 @@ export class RunMerger {
 
   /** Merges for about `fuel` steps; returns the fuel left, 0 or less when there is more to merge. */
   work(fuel: number): number {
-    const { start, count } = this.output;
-    const space = this.#space;
+    const u32 = this.#u32;
     const codes = this.#codes;
+    const words = this.#words;
+    const stops = this.#stops;
+    const losers = this.#losers;
+    const codePages = this.#codePages;
+    const width = this.#width;
+    const { start, count } = this.output;
+    let winner = this.#winner;
     this.#fuel = fuel;
     while (this.#written < count && this.#fuel > 0) {
-      const winner = this.#winner;
-      space.set(start + this.#written, this.#nodes[winner], codes[winner]);
-      this.#written++;
-      const next = this.#positions[winner] + 1;
-      if (next < this.#ends[winner]) {
-        this.#positions[winner] = next;
-        this.#nodes[winner] = space.get(next);
-        codes[winner] = space.codeOf(next);
-      } else {
-        codes[winner] = CODE_END;
+      // As far as the page of the output reaches.
+      const position = start + this.#written;
+      const room = Math.min(count - this.#written, PAGE_WORDS - (position & PAGE_WORD_MASK));
+      const target = this.#space.wordOf(position);
+      const targetCodes = this.#space.codePage(position);
+      const stop = target + Math.min(room, this.#fuel);
+      let word = target;
+      // Looking at long keys costs fuel as well.
+      for (; word < stop && this.#fuel > 0; word++) {
+        const head = words[winner];
+        u32[word] = u32[head];
+        targetCodes[word & PAGE_WORD_MASK] = codes[winner];
+        let code: number = CODE_END;
+        if (head + 1 < stops[winner]) {
+          words[winner] = head + 1;
+          code = codePages[winner][(head + 1) & PAGE_WORD_MASK];
+        } else if (this.#turnPage(winner)) {
+          code = codePages[winner][words[winner] & PAGE_WORD_MASK];
+        }
+        codes[winner] = code;
+        // All that is met on the way up lost to the last output, as the new head's code is relative to it.
+        for (let n = (width + winner) >>> 1; n > 0; n >>>= 1) {
+          const other = losers[n];
+          const otherCode = codes[other];
+          if (otherCode > code) continue;
+          if (otherCode === code && (code === CODE_END || this.#settle(winner, other))) continue;
+          losers[n] = winner;
+          winner = other;
+          code = otherCode;
+        }
       }
-      this.#replay(winner);
-      this.#fuel--;
+      this.#written += word - target;
+      this.#fuel -= word - target;
     }
+    this.#winner = winner;
     return this.#fuel;
   }
 
-  /** Plays the leaf of `input` up to the root. All it meets lost to the last output, as its own code is relative to it. */
-  #replay(input: number): void {
-    const codes = this.#codes;
-    const losers = this.#losers;
-    let winner = input;
-    for (let n = (this.#width + input) >>> 1; n > 0; n >>>= 1) {
-      const other = losers[n];
-      const a = codes[winner];
-      const b = codes[other];
-      if (b < a || (a === b && a !== CODE_END && !this.#settle(winner, other))) {
-        losers[n] = winner;
-        winner = other;
-      }
-    }
-    this.#winner = winner;
+  /** Goes on with the input's next page; false at its end. */
+  #turnPage(input: number): boolean {
+    const position = this.#positions[input];
+    const steps = Math.min(this.#ends[input] - position, PAGE_WORDS - (position & PAGE_WORD_MASK));
+    if (steps === 0) return false;
+    this.#words[input] = this.#space.wordOf(position);
+    this.#stops[input] = this.#words[input] + steps;
+    this.#codePages[input] = this.#space.codePage(position);
+    this.#positions[input] = position + steps;
+    return true;
   }
 
   #build(n: number): number {
@@ -132,8 +161,10 @@ export class RunMerger {
     const u32 = this.#u32;
     const u8 = this.#u8;
     const codes = this.#codes;
-    const aOperation = u32[(this.#nodes[a] >>> 2) + NODE_OPERATION_WORD];
-    const bOperation = u32[(this.#nodes[b] >>> 2) + NODE_OPERATION_WORD];
+    const aNode = u32[this.#words[a]];
+    const bNode = u32[this.#words[b]];
+    const aOperation = u32[(aNode >>> 2) + NODE_OPERATION_WORD];
+    const bOperation = u32[(bNode >>> 2) + NODE_OPERATION_WORD];
     const code = codes[a];
     let from = 0;
     if (code === CODE_OTHER) {

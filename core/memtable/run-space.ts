@@ -9,14 +9,18 @@ import { KIND_MEMTABLE } from '../shared/buffer-pool.ts';
 import type { BufferPool } from '../shared/buffer-pool.ts';
 import { RUN_TABLE_WORD, RUN_WORDS_SHIFT, TABLE_PAGES_MAX } from './layout.ts';
 
-const PAGE_WORDS: number = 1 << RUN_WORDS_SHIFT;
-const PAGE_WORD_MASK: number = PAGE_WORDS - 1;
+export const PAGE_WORDS: number = 1 << RUN_WORDS_SHIFT;
+export const PAGE_WORD_MASK: number = PAGE_WORDS - 1;
+
+/** Pages of codes that a sealed generation left, for the next one: making them anew would trouble the collector. */
+const sparePages: Float64Array[] = [];
+const sparePagesMax = 32;
 
 export class RunSpace {
   readonly #u32: Uint32Array;
   readonly #pool: BufferPool;
   readonly #tableWord: number;
-  readonly #codePages: Int32Array[] = [];
+  readonly #codePages: Float64Array[] = [];
   #pages = 0;
   #words = 0;
 
@@ -61,33 +65,32 @@ export class RunSpace {
       if (page === 0) return false;
       // Plain: whoever reads this entry found a directory that was published after it.
       this.#u32[this.#tableWord + this.#pages] = page;
-      this.#codePages.push(new Int32Array(PAGE_WORDS));
+      this.#codePages.push(sparePages.pop() ?? new Float64Array(PAGE_WORDS));
       this.#pages++;
     }
     return true;
   }
 
-  get(position: number): number {
+  /** Word of the arena in which a position lies; the rest of its page follows. */
+  wordOf(position: number): number {
     const page = this.#u32[this.#tableWord + (position >>> RUN_WORDS_SHIFT)];
-    return this.#u32[(page >>> 2) + (position & PAGE_WORD_MASK)];
+    return (page >>> 2) + (position & PAGE_WORD_MASK);
   }
 
-  codeOf(position: number): number {
-    return this.#codePages[position >>> RUN_WORDS_SHIFT][position & PAGE_WORD_MASK];
-  }
-
-  set(position: number, node: number, code: number): void {
-    const page = this.#u32[this.#tableWord + (position >>> RUN_WORDS_SHIFT)];
-    this.#u32[(page >>> 2) + (position & PAGE_WORD_MASK)] = node;
-    this.#codePages[position >>> RUN_WORDS_SHIFT][position & PAGE_WORD_MASK] = code;
+  /** Codes of the page in which a position lies, by its lower bits (which are those of the word too). */
+  codePage(position: number): Float64Array {
+    return this.#codePages[position >>> RUN_WORDS_SHIFT];
   }
 
   /** The codes are needed no more: nothing will be merged. */
   dropCodes(): void {
+    for (const page of this.#codePages)
+      if (sparePages.length < sparePagesMax) sparePages.push(page);
     this.#codePages.length = 0;
   }
 
   free(): void {
+    this.dropCodes();
     for (let i = 0; i < this.#pages; i++) {
       this.#pool.free(this.#u32[this.#tableWord + i], KIND_MEMTABLE);
     }

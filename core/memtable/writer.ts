@@ -70,7 +70,7 @@ import {
 } from './layout.ts';
 import { RunMerger } from './merge.ts';
 import type { Run } from './merge.ts';
-import { RunSpace } from './run-space.ts';
+import { PAGE_WORD_MASK, RunSpace } from './run-space.ts';
 import { AnchorSorter } from './sort.ts';
 
 export type GenerationOptions = {
@@ -78,6 +78,8 @@ export type GenerationOptions = {
   bytes: number;
   /** Rows at which it is full; the bucket array is made for so many. */
   rows: number;
+  /** Fewer buckets than rows. For tests. */
+  buckets?: number;
   /** Keys of a chunk, which is sorted when full. For tests. */
   chunkKeys?: number;
   /** Runs of one level that are merged into one of the next. For tests. */
@@ -94,15 +96,15 @@ export type OperationFields = {
   readonly valueBytes: number;
 };
 
-/** Fuel for one `maintain` between other work: about 0.2 ms. */
-export const maintainFuel = 8_192;
+/** Fuel for one `maintain` between other work: about 0.15 ms. */
+export const maintainFuel = 4_096;
 
 const chunkKeysDefault = 512;
 const fanInDefault = 8;
 /** A chunk is also full by bytes of keys, so that sorting it is a bounded step. */
 const chunkKeyBytesMax: number = 64 * KiB;
 /** Sorting an anchor costs as much as so many steps of a merge. */
-const SORT_FUEL = 4;
+const SORT_FUEL = 3;
 /** Steps of merging that each key will need: one a level, and the levels are few. */
 const MERGE_FUEL = 6;
 /** Chunks that may wait for `maintain` before insert sorts one itself. */
@@ -211,8 +213,8 @@ export class GenerationWriter {
   ): GenerationWriter | undefined {
     const header = pool.lease(KIND_MEMTABLE);
     if (header === 0) return undefined;
-    let buckets = bucketsMin;
-    while (buckets < options.rows) buckets *= 2;
+    let buckets = 1;
+    while (buckets < (options.buckets ?? Math.max(options.rows, bucketsMin))) buckets *= 2;
     const writer = new GenerationWriter(arena, pool, options, header, buckets);
     if (writer.#prepare(buckets)) return writer;
     writer.free();
@@ -445,7 +447,7 @@ export class GenerationWriter {
     this.#i32[this.#word + word + 1] = highWord(value);
   }
 
-  /** Sorts full chunks and merges runs for about `fuel` steps of 25 ns. True while there is more to do. */
+  /** Sorts full chunks and merges runs for about `fuel` steps of 40 ns. True while there is more to do. */
   maintain(fuel: number): boolean {
     if (this.upper !== -1) return false;
     let left = fuel;
@@ -495,10 +497,11 @@ export class GenerationWriter {
   #writeRun(start: number, nodes: Uint32Array, count: number): void {
     const u32 = this.#u32;
     const u8 = this.#u8;
+    const space = this.#space;
     let last = 0;
     for (let i = 0; i < count; i++) {
       const operation = u32[(nodes[i] >>> 2) + NODE_OPERATION_WORD];
-      let code = CODE_OTHER;
+      let code: number = CODE_OTHER;
       if (last !== 0 && collectionAt(u32, operation) === collectionAt(u32, last)) {
         const bytes = keyBytesAt(u32, operation);
         const lastBytes = keyBytesAt(u32, last);
@@ -507,7 +510,8 @@ export class GenerationWriter {
         const at = firstDifference(u32, u8, key, keyAddressAt(u32, last), 0, limit);
         code = codeOf(u8, key, bytes, at);
       }
-      this.#space.set(start + i, nodes[i], code);
+      u32[space.wordOf(start + i)] = nodes[i];
+      space.codePage(start + i)[(start + i) & PAGE_WORD_MASK] = code;
       last = operation;
     }
   }

@@ -1,0 +1,202 @@
+/**
+ * Generations against a model that looks at everything. Goal: whatever is inserted, in whatever
+ * shape of keys and whenever chunks are sorted and runs merged, a reader at T sees exactly what was
+ * written up to T, by points and by ranges, both ways. Chunks of a few keys make merges happen early.
+ */
+import assert from 'node:assert/strict';
+import { describe, test } from 'node:test';
+import { OP_DELETE, OP_PUT, OP_UPDATE } from '../../core/base/update.ts';
+import { OFFSET_MAX } from '../../core/base/frontier.ts';
+import { MiB } from '../../core/base/limits.ts';
+import { compareBytes } from '../../core/base/bytes.ts';
+import { Prng } from '../../core/base/prng.ts';
+import { setVerify } from '../../core/base/assert.ts';
+import { VERSIONS_ALL, VERSIONS_NEWEST } from '../../core/memtable/cursor.ts';
+import { keyHash } from '../../core/memtable/reader.ts';
+import type { GenerationOptions, GenerationWriter } from '../../core/memtable/writer.ts';
+import { Model, World, bytes, rowAt, text } from './world.ts';
+import type { Operation, Row } from './world.ts';
+
+setVerify(true);
+
+type Shape = {
+  name: string;
+  collections: number;
+  key: (random: Prng, collection: number) => Uint8Array;
+};
+
+const few = (random: Prng, alphabet: string, lengthMax: number): Uint8Array => {
+  let key = '';
+  for (let n = random.between(0, lengthMax); n > 0; n--) key += random.pick([...alphabet]);
+  return bytes(key);
+};
+
+const SHAPES: Shape[] = [
+  { name: 'few keys, the empty one among them', collections: 2, key: (r) => few(r, 'ab', 2) },
+  { name: 'zeros and ends', collections: 1, key: (r) => few(r, '\0\x01', 9) },
+  {
+    name: 'one hot key',
+    collections: 1,
+    key: (r) => bytes(r.chance(0.8) ? 'hot' : few(r, 'xyz', 3).toString()),
+  },
+  { name: 'random bytes', collections: 1, key: (r) => r.fill(new Uint8Array(16)) },
+  { name: 'high bytes', collections: 3, key: (r) => few(r, '\x7f\x80\xff', 5) },
+  {
+    name: 'long shared prefixes',
+    collections: 2,
+    key: (r) => bytes('tenant/0000000000000001/'.repeat(3) + text(few(r, '01/', 12))),
+  },
+  {
+    name: 'counters',
+    collections: 1,
+    key: (() => {
+      let n = 65_500;
+      return () => {
+        const key = Buffer.alloc(8);
+        key.writeBigUInt64BE(BigInt(n++));
+        return key;
+      };
+    })(),
+  },
+  { name: 'many collections', collections: 300, key: (r) => few(r, 'ab', 3) },
+];
+
+function randomOperation(random: Prng, shape: Shape): Operation {
+  // Ids far apart, the catalog's among them.
+  const collection = random.below(shape.collections) * 1_000_003;
+  const key = shape.key(random, collection);
+  const roll = random.unit();
+  if (roll < 0.2) return { collection, key, kind: OP_DELETE, value: bytes(''), diff: -1 };
+  const value = random.fill(new Uint8Array(random.below(40)));
+  if (roll < 0.4) {
+    return { collection, key, kind: OP_UPDATE, value, diff: random.between(1, 9) * 1e12 - 5e12 };
+  }
+  return { collection, key, kind: OP_PUT, value, diff: 1 };
+}
+
+function checkPoint(world: World, model: Model, collection: number, key: string, T: number): void {
+  const raw = bytes(`--${key}`);
+  const hash = keyHash(raw, 2, raw.length - 2);
+  const node = world.reader.find(collection, raw, 2, raw.length - 2, hash, T);
+  const expected = model.find(collection, key, T);
+  if (expected === undefined) assert.equal(node, 0);
+  else assert.deepEqual(world.rowOf(node), expected);
+}
+
+function walk(world: World, backward: boolean): Row[] {
+  const { cursor } = world;
+  const rows: Row[] = [];
+  if (backward) cursor.last();
+  else cursor.first();
+  for (let row = rowAt(cursor); row !== undefined; row = rowAt(cursor)) {
+    rows.push(row);
+    if (backward) cursor.previous();
+    else cursor.next();
+  }
+  return rows;
+}
+
+/** Ranges of one collection as of T: whole walks, seeks, and steps to and fro. */
+function checkRanges(
+  world: World,
+  model: Model,
+  writer: GenerationWriter,
+  collection: number,
+  T: number,
+  random: Prng,
+): void {
+  const { cursor } = world;
+  for (const versions of [VERSIONS_ALL, VERSIONS_NEWEST]) {
+    const rows = model.rows(collection, T, versions === VERSIONS_ALL);
+    cursor.open(writer.header, collection, T, versions);
+    assert.deepEqual(walk(world, false), rows);
+    assert.deepEqual(walk(world, true), rows.toReversed());
+    for (let n = 0; n < 8; n++) {
+      const key =
+        rows.length > 0 && random.chance(0.7) ? bytes(random.pick(rows).key) : few(random, 'ab', 3);
+      const above = rows.findIndex((row) => compareBytes(bytes(row.key), key) >= 0);
+      let at = above === -1 ? rows.length : above;
+      if (random.chance(0.5)) {
+        cursor.seek(key, 0, key.length);
+      } else {
+        cursor.seekBelow(key, 0, key.length);
+        at--;
+      }
+      for (let steps = 0; steps < 12; steps++) {
+        assert.deepEqual(rowAt(cursor), rows[at]);
+        if (!cursor.valid) break;
+        if (random.chance(0.5)) {
+          cursor.next();
+          at++;
+        } else {
+          cursor.previous();
+          at--;
+        }
+      }
+    }
+  }
+}
+
+function checkAll(
+  world: World,
+  model: Model,
+  writer: GenerationWriter,
+  time: number,
+  random: Prng,
+): void {
+  world.reader.attach(writer.header);
+  assert.deepEqual(world.reader.collections(), model.collections());
+  for (let n = 0; n < 6; n++) {
+    const collection = random.pick([...model.collections(), 77]);
+    assert.equal(world.reader.newestTimeOf(collection), model.newestTime(collection));
+    const T = random.pick([-1, 0, OFFSET_MAX, time, time - 1, random.below(time + 1)]);
+    for (const row of model.rows(collection, OFFSET_MAX, false).slice(0, 40)) {
+      checkPoint(world, model, collection, row.key, T);
+    }
+    checkPoint(world, model, collection, 'nowhere', T);
+    checkRanges(world, model, writer, collection, T, random);
+  }
+}
+
+function run(shape: Shape, seed: number, options: Partial<GenerationOptions>): void {
+  const random = new Prng(seed);
+  const world = new World(32 * MiB);
+  const model = new Model();
+  const writer = world.create(options);
+  const first = random.pick([0, 1_000, 2 ** 32 - 100, 2 ** 45]);
+  writer.open(first);
+  let time = first;
+  for (let n = 0; n < 250; n++) {
+    const operations = Array.from({ length: random.between(1, 4) }, () =>
+      randomOperation(random, shape),
+    );
+    world.write(writer, operations, time);
+    model.write(operations, time);
+    if (random.chance(0.5)) writer.maintain(random.below(40));
+    if (random.chance(0.06)) checkAll(world, model, writer, time, random);
+    time += random.below(3);
+  }
+  while (writer.maintain(50));
+  checkAll(world, model, writer, time, random);
+  writer.seal(time + 1);
+  checkAll(world, model, writer, time, random);
+  assert.equal(world.reader.lower, first);
+  assert.equal(world.reader.upper, time + 1);
+  assert.equal(world.reader.rows, writer.rows);
+  assert.equal(world.reader.bytes, writer.bytes);
+  assert.equal(world.leased().memtable, writer.pages);
+  writer.free();
+  world.closePage();
+  assert.deepEqual(world.leased(), { record: 0, memtable: 0 });
+}
+
+describe('a generation answers like the model', () => {
+  for (const shape of SHAPES) {
+    test(shape.name, () => {
+      for (let seed = 1; seed <= 4; seed++) {
+        run(shape, seed, { chunkKeys: seed * seed, fanIn: seed + 1, buckets: 8 });
+        run(shape, seed, {});
+      }
+    });
+  }
+});

@@ -1,0 +1,215 @@
+/**
+ * A small world for the memtable: an arena, a pool, records laid into pages as a client lays them, and
+ * the naive model that is always right.
+ */
+import assert from 'node:assert/strict';
+import { compareBytes, setF64, setU16, setU32 } from '../../core/base/bytes.ts';
+import type { RowCursor } from '../../core/base/cursor.ts';
+import { pageBytes } from '../../core/base/limits.ts';
+import {
+  OP_COLLECTION_OFFSET,
+  OP_DIFF_OFFSET,
+  OP_KEY_BYTES_OFFSET,
+  OP_KIND_OFFSET,
+  OP_PUT,
+  OP_UPDATE,
+  OP_VALUE_BYTES_OFFSET,
+  TX_BYTES_OFFSET,
+  TX_COUNT_OFFSET,
+  TX_HEADER_BYTES,
+  keyOffsetOf,
+  operationBytes,
+} from '../../core/base/update.ts';
+import { GenerationCursor } from '../../core/memtable/cursor.ts';
+import { GenerationReader } from '../../core/memtable/reader.ts';
+import { GenerationWriter } from '../../core/memtable/writer.ts';
+import type { GenerationOptions } from '../../core/memtable/writer.ts';
+import { Arena } from '../../core/shared/arena.ts';
+import { BufferPool, KIND_MEMTABLE, KIND_RECORD } from '../../core/shared/buffer-pool.ts';
+import {
+  OperationWalker,
+  gatherValue,
+  layChained,
+  pageOf,
+  releaseChain,
+} from '../../core/shared/record-pages.ts';
+
+export type Operation = {
+  collection: number;
+  key: Uint8Array;
+  kind: number;
+  value: Uint8Array;
+  diff: number;
+};
+
+/** A row as read: key and value as latin-1 text, so that rows compare with deepEqual. */
+export type Row = { key: string; time: number; kind: number; diff: number; value: string };
+
+export function text(bytes: Uint8Array): string {
+  return Buffer.from(bytes).toString('latin1');
+}
+
+export function bytes(latin1: string): Uint8Array {
+  return Buffer.from(latin1, 'latin1');
+}
+
+export function put(collection: number, key: string, value: string): Operation {
+  return { collection, key: bytes(key), kind: OP_PUT, value: bytes(value), diff: 1 };
+}
+
+/** One transaction in payload format 1. */
+export function encode(operations: readonly Operation[]): Uint8Array {
+  let size = TX_HEADER_BYTES;
+  for (const o of operations) size += operationBytes(o.kind, o.key.length, o.value.length);
+  const target = new Uint8Array(size);
+  setU32(target, TX_BYTES_OFFSET, size);
+  setU32(target, TX_COUNT_OFFSET, operations.length);
+  let at = TX_HEADER_BYTES;
+  for (const o of operations) {
+    setU32(target, at + OP_COLLECTION_OFFSET, o.collection);
+    target[at + OP_KIND_OFFSET] = o.kind;
+    setU16(target, at + OP_KEY_BYTES_OFFSET, o.key.length);
+    setU32(target, at + OP_VALUE_BYTES_OFFSET, o.value.length);
+    if (o.kind === OP_UPDATE) setF64(target, at + OP_DIFF_OFFSET, o.diff);
+    target.set(o.key, at + keyOffsetOf(o.kind));
+    target.set(o.value, at + keyOffsetOf(o.kind) + o.key.length);
+    at += operationBytes(o.kind, o.key.length, o.value.length);
+  }
+  return target;
+}
+
+export class World {
+  readonly arena: Arena;
+  readonly pool: BufferPool;
+  readonly walker: OperationWalker;
+  readonly reader: GenerationReader;
+  readonly cursor: GenerationCursor;
+  /** The client's open page and what is filled of it. */
+  #page = 0;
+  #filled = 0;
+
+  constructor(arenaBytes: number, memtablePages = 1_000, recordPages = 1_000) {
+    this.arena = Arena.create(arenaBytes);
+    this.pool = new BufferPool(this.arena, 128, 1);
+    this.pool.reset([0, recordPages, memtablePages]);
+    this.walker = new OperationWalker(this.arena, this.pool);
+    this.reader = new GenerationReader(this.arena);
+    this.cursor = new GenerationCursor(this.arena, this.pool);
+  }
+
+  create(options: Partial<GenerationOptions> = {}): GenerationWriter {
+    const writer = GenerationWriter.create(this.arena, this.pool, {
+      bytes: 16 << 20,
+      rows: 100_000,
+      ...options,
+    });
+    assert.ok(writer, 'a generation');
+    return writer;
+  }
+
+  /** Lays one transaction as a client does: into its open page, or over a chain of its own. */
+  lay(payload: Uint8Array): { address: number; release: () => void } {
+    if (payload.length > pageBytes) {
+      const address = layChained(this.arena, this.pool, payload, 0, 1);
+      assert.notEqual(address, 0, 'record pages');
+      return { address, release: () => releaseChain(this.pool, address) };
+    }
+    if (this.#page === 0 || this.#filled + payload.length > pageBytes) {
+      this.closePage();
+      this.#page = this.pool.lease(KIND_RECORD);
+      assert.notEqual(this.#page, 0, 'a record page');
+      this.pool.retain(this.#page);
+      this.#filled = 0;
+    }
+    const address = this.#page + this.#filled;
+    this.arena.u8.set(payload, address);
+    this.#filled += payload.length;
+    return { address, release: () => {} };
+  }
+
+  closePage(): void {
+    if (this.#page !== 0) this.pool.release(this.#page);
+    this.#page = 0;
+  }
+
+  /** A whole write: lay, ask for room, hold, insert. */
+  write(writer: GenerationWriter, operations: readonly Operation[], time: number): void {
+    const payload = encode(operations);
+    const { address, release } = this.lay(payload);
+    assert.ok(writer.roomFor(operations.length, payload.length), 'room for a record');
+    writer.retainPage(pageOf(address));
+    this.walker.start(address, 1);
+    while (this.walker.next()) writer.insert(this.walker, time);
+    release();
+  }
+
+  /** Pages leased of the two kinds that the memtable touches. */
+  leased(): { record: number; memtable: number } {
+    const counts = this.pool.audit();
+    return { record: counts[KIND_RECORD], memtable: counts[KIND_MEMTABLE] };
+  }
+
+  rowOf(node: number): Row {
+    const { reader } = this;
+    const key = reader.keyAddressOf(node);
+    const value = new Uint8Array(reader.valueBytesOf(node));
+    gatherValue(this.arena, this.pool, reader.valueAddressOf(node), value.length, value, 0);
+    return {
+      key: text(this.arena.u8.subarray(key, key + reader.keyBytesOf(node))),
+      time: reader.timeOf(node),
+      kind: reader.kindOf(node),
+      diff: reader.diffOf(node),
+      value: text(value),
+    };
+  }
+}
+
+export function rowAt(cursor: RowCursor): Row | undefined {
+  if (!cursor.valid) return undefined;
+  cursor.loadValue();
+  const { keyBytes, keyOffset, keyLength, valueBytes, valueOffset, valueLength } = cursor;
+  return {
+    key: text(keyBytes.subarray(keyOffset, keyOffset + keyLength)),
+    time: cursor.time,
+    kind: cursor.kind,
+    diff: cursor.diff,
+    value: text(valueBytes.subarray(valueOffset, valueOffset + valueLength)),
+  };
+}
+
+/** All operations, and answers by looking at all of them. */
+export class Model {
+  readonly #rows: { collection: number; row: Row }[] = [];
+
+  write(operations: readonly Operation[], time: number): void {
+    for (const o of operations) {
+      const row = { key: text(o.key), time, kind: o.kind, diff: o.diff, value: text(o.value) };
+      this.#rows.push({ collection: o.collection, row });
+    }
+  }
+
+  /** Rows of a collection up to T in the order of cursors. Of equal key and time, the later one comes first. */
+  rows(collection: number, T: number, all: boolean): Row[] {
+    const rows: Row[] = [];
+    for (const entry of this.#rows) {
+      if (entry.collection === collection && entry.row.time <= T) rows.unshift(entry.row);
+    }
+    // Stable, and newest first already.
+    const sorted = rows.toSorted((a, b) => compareBytes(bytes(a.key), bytes(b.key)));
+    return all ? sorted : sorted.filter((row, i) => i === 0 || sorted[i - 1].key !== row.key);
+  }
+
+  find(collection: number, key: string, T: number): Row | undefined {
+    return this.#rows.findLast(
+      (entry) => entry.collection === collection && entry.row.key === key && entry.row.time <= T,
+    )?.row;
+  }
+
+  newestTime(collection: number): number {
+    return this.#rows.findLast((entry) => entry.collection === collection)?.row.time ?? -1;
+  }
+
+  collections(): number[] {
+    return [...new Set(this.#rows.map((entry) => entry.collection))].toSorted((a, b) => a - b);
+  }
+}
