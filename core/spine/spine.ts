@@ -358,17 +358,19 @@ export class Spine<P extends SpinePart = SpinePart> {
   /**
    * Makes one spine batch of all, or of all batches at levels below `level`: structural only, a merge
    * job can then take the whole. `level` acts as a push of 2^level virtual records would, without it.
+   * False when nothing changed.
    */
-  collapse(level: number = this.#levels.length): void {
-    if (this.#levels.length === 0) return;
-    const k = Math.min(level, this.#levels.length);
-    const whole = k === this.#levels.length;
-    this.#applyFuel(whole ? Number.MAX_SAFE_INTEGER : this.#fuelOf(k));
+  collapse(level: number = this.#levels.length): boolean {
+    if (this.#levels.length === 0) return false;
+    const before = this.state();
+    const whole = level >= this.#levels.length;
+    this.#applyFuel(whole ? Number.MAX_SAFE_INTEGER : this.#fuelOf(level));
     // Completed merges may have added a level on top.
-    this.#rollUp(whole ? this.#levels.length : k);
+    this.#rollUp(whole ? this.#levels.length : level);
     this.#dropVacantTop();
     this.#tidy();
     this.#changed();
+    return !isNoChange(before, diffSpine(before, this.state()));
   }
 
   /** Checks every invariant; our own mistake when one is broken. */

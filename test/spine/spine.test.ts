@@ -514,3 +514,11 @@ describe('the effect of operations', () => {
     assert.deepEqual(delta.hollowsRemoved, []);
   });
 });
+
+test('collapsing says whether it changed anything', () => {
+  const spine = pushed(9);
+  assert.equal(spine.collapse(), true);
+  assert.equal(spine.batches().length, 1);
+  assert.equal(spine.collapse(), false);
+  assert.equal(spine.collapse(0), false);
+});
