@@ -9,6 +9,7 @@ import type { Bell } from '../core/shared/bell.ts';
 import type { BufferPool } from '../core/shared/buffer-pool.ts';
 import type { Control } from '../core/shared/control.ts';
 import { RingConsumer, RingProducer } from '../core/shared/ring.ts';
+import type { LockHolder } from '../core/storage/lock.ts';
 import type { Clock, Storage } from '../core/storage/storage.ts';
 import type { RingPlace, Topology } from './topology.ts';
 
@@ -39,6 +40,10 @@ export type EngineConfig = {
   readonly errorIfExists: boolean;
   readonly strictTail: boolean;
   readonly breakLock: boolean;
+  /** Identity of the log if one is made: 16 random bytes, base64. */
+  readonly newLogId: string;
+  /** Who opens, as the LOCK file will say; undefined: nobody else can be there (simulation). */
+  readonly holder: LockHolder | undefined;
 };
 
 export type ActorContext = {

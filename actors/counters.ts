@@ -52,6 +52,11 @@ export const KEEPER_COUNTERS = [
   'filesDeleted',
   'segmentsDeleted',
   'stallMsForRuns',
+  'jobsRunning',
+  'sealed',
+  'flushedUpper',
+  'segments',
+  'workWaiting',
 ] as const;
 
 export const COMPACTOR_COUNTERS = ['jobs', 'jobsLarge', 'jobMs', 'prepares', 'failed'] as const;

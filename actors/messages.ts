@@ -69,7 +69,7 @@ export const MSG_RECOVERED = 9;
 export const RECOVERED = { UPPER: 1, ORPHANS: 3 } as const;
 
 // keeper -> durability
-/** Create or recover the log; the words name JSON in the keeper's pages. */
+/** Create or recover the log: JSON in a table of text-blocks.ts. */
 export const MSG_RECOVER = 10;
 export const RECOVER = { ADDRESS: 1, BYTES: 2 } as const;
 
@@ -80,22 +80,23 @@ export const MSG_OPENED = 11;
 export const MSG_SPARE = 12;
 /** Generation ADDRESS was sealed; it covers [LOWER, UPPER). The spare is open now. */
 export const MSG_SEALED = 13;
-export const GENERATION = { ADDRESS: 1, LOWER: 2, UPPER: 4 } as const;
+/** TOKEN: that of the MSG_SEAL which this answers, 0 = none. */
+export const GENERATION = { ADDRESS: 1, LOWER: 2, UPPER: 4, TOKEN: 6 } as const;
 
 // keeper -> sequencer
 /** The view names the spare: the sequencer may switch to it. */
 export const MSG_SPARE_PUBLISHED = 14;
 /** No reader can see generation ADDRESS any more. */
 export const MSG_FREE = 15;
-/** Seal the open generation now, if it holds anything. Answered by MSG_SEALED or MSG_EMPTY. */
+/** Seal the open generation now, if it holds anything. Answered by MSG_SEALED or MSG_EMPTY with TOKEN. */
 export const MSG_SEAL = 16;
 /** sequencer -> keeper: nothing to seal; all below UPPER is sealed. */
 export const MSG_EMPTY = 17;
 
 // keeper -> compactor, and back
-/** A job, as JSON; the answer is written to REPLY (at most REPLY_BYTES). */
+/** A job as JSON, and room for its answer: tables of text-blocks.ts. */
 export const MSG_JOB = 18;
-export const JOB = { ID: 1, ADDRESS: 2, BYTES: 3, REPLY: 4, REPLY_BYTES: 5, LARGE: 6 } as const;
+export const JOB = { ID: 1, ADDRESS: 2, BYTES: 3, REPLY: 4, LARGE: 5 } as const;
 export const MSG_CANCEL = 19;
 /** The job's outcome: OK 1 or 0, and the bytes of JSON at REPLY. */
 export const MSG_RESULT = 20;

@@ -218,6 +218,23 @@ export class NodeStorage implements Storage {
   }
 }
 
+/** What a file of the system says, or undefined when it does not say it to us. Not for a store's files. */
+export function textOf(path: string): string | undefined {
+  try {
+    return fs.readFileSync(path, 'latin1');
+  } catch {
+    return undefined;
+  }
+}
+
+export function linkTarget(path: string): string | undefined {
+  try {
+    return fs.readlinkSync(path);
+  } catch {
+    return undefined;
+  }
+}
+
 function isMissing(error: unknown): boolean {
   return (error as { code?: unknown } | null)?.code === 'ENOENT';
 }

@@ -150,6 +150,8 @@ export function checkOptions(directory: unknown, given: unknown): CheckedOptions
       errorIfExists: flag(options, 'errorIfExists', false),
       strictTail: flag(options, 'strictTail', false),
       breakLock: flag(options, 'breakLock', false),
+      newLogId: '',
+      holder: undefined,
     },
     memoryBytes: arena,
     inline: threads === 0,

@@ -90,7 +90,8 @@ export class Sequencer implements Actor {
   #live = false;
   #started = false;
   #closing = false;
-  #sealWanted = false;
+  /** Token of the keeper's wish to seal, 0 = none. */
+  #sealWanted = 0;
   #maintaining = false;
   #open: GenerationWriter | undefined;
   #spare: GenerationWriter | undefined;
@@ -171,7 +172,7 @@ export class Sequencer implements Actor {
           break;
         }
         case MSG_SEAL:
-          this.#sealWanted = true;
+          this.#sealWanted = u32[slot + GENERATION.TOKEN]!;
           break;
         default:
           invariant(false, 'a message of the keeper', u32[slot + KIND_WORD]);
@@ -198,15 +199,15 @@ export class Sequencer implements Actor {
   #sealIfAsked(): boolean {
     const { control } = this.#context;
     const open = this.#open!;
-    if (this.#sealWanted) {
+    if (this.#sealWanted !== 0) {
       if (open.rows > 0) {
         if (!this.#canSeal()) return false;
-        this.#seal();
+        this.#seal(this.#sealWanted);
       } else {
         if (this.#keeper.ring.room(1) === 0) return false;
-        this.#tellKeeper(MSG_EMPTY, 0, this.#next, this.#next);
+        this.#tellKeeper(MSG_EMPTY, 0, this.#next, this.#next, this.#sealWanted);
       }
-      this.#sealWanted = false;
+      this.#sealWanted = 0;
       return true;
     }
     // A client found no page. What is sealed will give pages back; with nothing sealed, seal.
@@ -226,7 +227,7 @@ export class Sequencer implements Actor {
   }
 
   /** Requires: `#canSeal`. The spare takes over; readers know it already. */
-  #seal(): void {
+  #seal(token = 0): void {
     const sealed = this.#open;
     const spare = this.#spare;
     invariant(sealed !== undefined && spare !== undefined, 'something to seal and to open');
@@ -242,10 +243,10 @@ export class Sequencer implements Actor {
     u32[slot + KIND_WORD] = MSG_BOUND;
     setWide(u32, slot + BOUND.UPPER, this.#next);
     this.#line.send();
-    this.#tellKeeper(MSG_SEALED, sealed.header, sealed.lower, sealed.upper);
+    this.#tellKeeper(MSG_SEALED, sealed.header, sealed.lower, sealed.upper, token);
   }
 
-  #tellKeeper(kind: number, address: number, lower: number, upper: number): void {
+  #tellKeeper(kind: number, address: number, lower: number, upper: number, token = 0): void {
     const slot = this.#keeper.claim();
     invariant(slot >= 0, 'room in the ring to the keeper was looked for');
     const { u32 } = this.#keeper.ring;
@@ -253,6 +254,7 @@ export class Sequencer implements Actor {
     u32[slot + GENERATION.ADDRESS] = address;
     setWide(u32, slot + GENERATION.LOWER, lower);
     setWide(u32, slot + GENERATION.UPPER, upper);
+    u32[slot + GENERATION.TOKEN] = token;
     this.#keeper.send();
   }
 
@@ -260,8 +262,9 @@ export class Sequencer implements Actor {
     let taken = 0;
     let blocked = false;
     let closeSeen = -1;
-    for (let i = 0; i < this.#clients.length && taken < RECORDS_PER_TICK && !blocked; i++) {
-      const client = (this.#turn + i) % this.#clients.length;
+    const clients = this.#context.control.clients();
+    for (let i = 0; i < clients && taken < RECORDS_PER_TICK && !blocked; i++) {
+      const client = (this.#turn + i) % clients;
       const inbox = this.#clients[client]!;
       for (let slot = inbox.peek(); slot >= 0 && taken < RECORDS_PER_TICK; slot = inbox.peek()) {
         if (inbox.u32[slot + KIND_WORD] === MSG_CLOSE) {
@@ -276,7 +279,7 @@ export class Sequencer implements Actor {
         taken++;
       }
     }
-    this.#turn = (this.#turn + 1) % this.#clients.length;
+    this.#turn++;
     // The engine closes when every ring was drained; records behind a CLOSE do not exist.
     if (closeSeen >= 0 && taken === 0 && !blocked && this.#line.ring.room(1) > 0) {
       this.#clients[closeSeen]!.pop();

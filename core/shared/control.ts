@@ -1,11 +1,10 @@
 /**
- * The engine's control words: frontiers, state, view, stalls. One writer a word. This is the only
- * place with 64-bit words shared by threads: Int32 triples (high, low, high), written in this order,
- * read in reverse and retried when the two highs differ.
+ * The engine's control words: frontiers, state, view, stalls. One writer a word; frontiers are triples
+ * (triple.ts).
  *
  *   line  0  G: the epoch                      (retirers, by add)
  *   line  1  view: address of the newest one   (keeper)
- *   line  2  state, failure bytes, pages wanted (state by CAS; failure under its own word)
+ *   line  2  state, failure bytes, pages wanted, client slots (state by CAS; failure under its own word)
  *   line  3  applied                           (sequencer)
  *   line  4  written, durable, log position    (durability)
  *   line  5  log sequence, room, log epoch     (durability)
@@ -15,6 +14,7 @@
 import { LINE_BYTES } from './arena.ts';
 import type { Arena } from './arena.ts';
 import { EPOCH_FIRST } from './epoch.ts';
+import { loadTriple, storeTriple } from './triple.ts';
 
 export const STATE_STARTING = 0;
 export const STATE_OPEN = 1;
@@ -36,6 +36,7 @@ const STATE_WORD: number = 2 * LINE_WORDS;
 const FAILURE_CLAIM_WORD: number = STATE_WORD + 1;
 const FAILURE_LENGTH_WORD: number = STATE_WORD + 2;
 const PAGES_WANTED_WORD: number = STATE_WORD + 3;
+const CLIENTS_WORD: number = STATE_WORD + 4;
 const APPLIED_WORD: number = 3 * LINE_WORDS;
 const WRITTEN_WORD: number = 4 * LINE_WORDS;
 const DURABLE_WORD: number = WRITTEN_WORD + 3;
@@ -47,23 +48,6 @@ const FAILURE_WORD: number = CALLS_WORD + ACTORS * LINE_WORDS;
 const FAILURE_BYTES = 8_192;
 
 export const CONTROL_BYTES: number = FAILURE_WORD * 4 + FAILURE_BYTES;
-
-/** Stores a frontier; its word has one writer. */
-export function storeTriple(i32: Int32Array, word: number, value: number): void {
-  const high = Math.floor(value / 0x1_0000_0000);
-  Atomics.store(i32, word, high);
-  Atomics.store(i32, word + 1, value | 0);
-  Atomics.store(i32, word + 2, high);
-}
-
-export function loadTriple(i32: Int32Array, word: number): number {
-  for (;;) {
-    const high = Atomics.load(i32, word + 2);
-    const low = Atomics.load(i32, word + 1);
-    // Equal highs on both sides of the low word: no carry happened between.
-    if (Atomics.load(i32, word) === high) return high * 0x1_0000_0000 + (low >>> 0);
-  }
-}
 
 export class Control {
   readonly #arena: Arena;
@@ -130,6 +114,16 @@ export class Control {
 
   setPagesWanted(wanted: boolean): void {
     Atomics.store(this.#i32, this.#word + PAGES_WANTED_WORD, wanted ? 1 : 0);
+  }
+
+  /** Client slots ever claimed: nobody need look beyond. */
+  clients(): number {
+    return Atomics.load(this.#i32, this.#word + CLIENTS_WORD);
+  }
+
+  /** One more slot is in use; returns its number. */
+  claimClient(): number {
+    return Atomics.add(this.#i32, this.#word + CLIENTS_WORD, 1);
   }
 
   /** First offset not inserted into the memtable. */

@@ -3,7 +3,7 @@
  * private numbers and publishes what changed, before it sleeps and now and then while it is busy.
  */
 import type { Arena } from './arena.ts';
-import { loadTriple, storeTriple } from './control.ts';
+import { loadTriple, storeTriple } from './triple.ts';
 
 const TRIPLE_WORDS = 3;
 

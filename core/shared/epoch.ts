@@ -10,8 +10,10 @@
  *   word 2  io: oldest epoch among unfinished asynchronous file reads, 0 = none
  *   word 4  lowest hold: a frontier triple (control.ts)
  */
+import { NO_FRONTIER } from '../base/frontier.ts';
 import { LINE_BYTES } from './arena.ts';
 import type { Arena } from './arena.ts';
+import { loadTriple, storeTriple } from './triple.ts';
 
 export const SLOT_STATE_WORD = 0;
 export const SLOT_NOW_WORD = 1;
@@ -144,6 +146,32 @@ export class RetireList {
     }
     return true;
   }
+}
+
+/** The lowest time that any client holds; no frontier when none does. A hold word is T + 1, 0 = none. */
+export function lowestHold(arena: Arena, slotsAddress: number, slotCount: number): number {
+  let lowest = NO_FRONTIER;
+  for (let slot = 0; slot < slotCount; slot++) {
+    const word = (slotsAddress + slot * CLIENT_SLOT_BYTES) >>> 2;
+    const held = loadTriple(arena.i32, word + SLOT_HOLD_WORD);
+    if (held !== 0 && held - 1 < lowest) lowest = held - 1;
+  }
+  return lowest;
+}
+
+/** Publishes a client's lowest hold; -1 = none. Its slot has one writer, the client. */
+export function storeHold(arena: Arena, slotAddress: number, T: number): void {
+  storeTriple(arena.i32, (slotAddress >>> 2) + SLOT_HOLD_WORD, T + 1);
+}
+
+/** True while some reader is inside, or has a file read out. */
+export function readersInside(arena: Arena, slotsAddress: number, slotCount: number): boolean {
+  for (let slot = 0; slot < slotCount; slot++) {
+    const word = (slotsAddress + slot * CLIENT_SLOT_BYTES) >>> 2;
+    if (Atomics.load(arena.i32, word + SLOT_NOW_WORD) !== 0) return true;
+    if (Atomics.load(arena.i32, word + SLOT_IO_WORD) !== 0) return true;
+  }
+  return false;
 }
 
 /** True when a reader at `seen` may hold what was retired under `epoch`. */

@@ -33,6 +33,7 @@ import {
   bytesOf,
   conflictWord,
   isPlain,
+  looksOf,
   masksConflict,
   sameAccess,
   wordsOf,
@@ -64,6 +65,12 @@ export type Script<S> = {
   /** The invariant, in words. */
   readonly promise: string;
   readonly arenaBytes?: number;
+  /**
+   * For code that looks again until something changes: after so many identical looks a thread runs on
+   * only when one of the words it looks at has changed. Must be above any bound the code itself puts
+   * on looking. Not given, such code is refused as unbounded.
+   */
+  readonly spins?: number;
   /** Lays out the memory; what it returns is shared by all threads and must be constant. */
   readonly setup: (world: World) => S;
   readonly threads: readonly ThreadScript<S>[];
@@ -105,6 +112,8 @@ export type ExploreOptions = {
 const ARENA_BYTES_DEFAULT = 65_536;
 const STATES_MAX_DEFAULT = 4_000_000;
 const STEPS_MAX = 1_000;
+/** Lines of a failing schedule that are shown. */
+const LINES_MAX = 80;
 
 /** Explores all interleavings; throws `ExplorerFailure` at the first that breaks a promise. */
 export function explore<S>(script: Script<S>, options: ExploreOptions = {}): Report {
@@ -152,7 +161,7 @@ function failureOf<S>(script: Script<S>, finding: Finding): ExplorerFailure {
     `promise:  ${script.promise}`,
     `schedule: ${formatSchedule(names, finding.schedule)}`,
     `replay:   --only='${script.name}' --replay=${finding.schedule.join('')}`,
-    ...replay(script, finding.schedule),
+    ...replay(script, finding.schedule).slice(-LINES_MAX),
   ].join('\n');
   return new ExplorerFailure(finding.kind, finding.message, finding.schedule, text);
 }
@@ -215,6 +224,7 @@ const CHECK = 1;
 const THREAD = 2;
 
 class Machine<S> {
+  readonly #spins: number;
   readonly #check: (results: readonly unknown[]) => void;
   readonly #threads: readonly Thread[];
   readonly #memory: Memory;
@@ -297,6 +307,7 @@ class Machine<S> {
       );
     });
     this.#initial.u8.set(this.#memory.u8);
+    this.#spins = script.spins ?? Infinity;
     this.#check = (results) => script.check?.(this.#world, shared, results);
   }
 
@@ -394,11 +405,26 @@ class Machine<S> {
   }
 
   #canStep(index: number): boolean {
-    return !this.#threads[index].ended && !this.#waiters.includes(index);
+    const thread = this.#threads[index];
+    return !thread.ended && !this.#waiters.includes(index) && !this.#spinning(thread);
+  }
+
+  /** True when the next look of a thread that only looks would find what the last ones found. */
+  #spinning(thread: Thread): boolean {
+    const { point } = thread;
+    if (this.#spins === Infinity) return false;
+    point.looks ??= looksOf(point, this.#spins);
+    for (const look of point.looks) {
+      if (this.#readPlain(this.#memory, look.view, look.at) !== look.value) return false;
+    }
+    return point.looks.length > 0;
   }
 
   #atEnd(): void {
     const stuck = this.#threads.filter((thread) => !thread.ended);
+    if (stuck.some((thread) => this.#spinning(thread))) {
+      throw new Finding('unbounded', `${stuck.map(({ name }) => name).join(', ')} look for ever`);
+    }
     if (stuck.length > 0) {
       const names = stuck.map(
         (thread) => `${thread.name} waits on ${this.#nameOf(thread.point.at)}`,

@@ -46,6 +46,8 @@ export class Point {
   readonly id: number;
   /** Return value or error of an ended thread. */
   readonly outcome: unknown;
+  /** What the thread has seen in each of its last, identical looks; none when it does not go round. */
+  looks: readonly Look[] | undefined = undefined;
 
   constructor(
     parent: Point | undefined,
@@ -66,6 +68,31 @@ export class Point {
     this.id = id;
     this.outcome = outcome;
   }
+}
+
+export type Look = { readonly view: ViewKind; readonly at: number; readonly value: Result };
+
+/** Accesses in one look, at the most. */
+const LOOK_ACCESSES_MAX = 16;
+
+/** The accesses that the history up to `point` ends in `times` times over, all of them loads; or none. */
+export function looksOf(point: Point, times: number): readonly Look[] {
+  const looks: Look[] = [];
+  for (let p = point; p.parent !== undefined; p = p.parent) {
+    const { call, view, at } = p.parent;
+    if ((call !== 'load' && call !== 'read') || looks.length === LOOK_ACCESSES_MAX * times) break;
+    looks.push({ view, at, value: p.result });
+  }
+  for (let period = 1; period * times <= looks.length; period++) {
+    let same = true;
+    for (let i = period; i < period * times && same; i++) {
+      const a = looks[i];
+      const b = looks[i - period];
+      same = a.at === b.at && a.view === b.view && Object.is(a.value, b.value);
+    }
+    if (same) return looks.slice(0, period);
+  }
+  return [];
 }
 
 export type Access = { call: Call; view: ViewKind; at: number; a: number; b: number };

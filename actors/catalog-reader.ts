@@ -1,0 +1,57 @@
+/**
+ * The keeper's look at the catalog: which collections there are and how much history each keeps. Read
+ * through the ordinary path, with a client slot of its own; called on the keeper's thread between ticks.
+ */
+import { NO_BYTES } from '../core/base/bytes.ts';
+import { CATALOG_ID } from '../core/base/update.ts';
+import type { ActorContext } from './actor.ts';
+import {
+  CATALOG_VALUES,
+  ROWS_LOWER,
+  ROWS_UPPER,
+  checkCatalogRow,
+  nameOfCatalogKey,
+} from './catalog.ts';
+import { decodeLent } from './encodings.ts';
+import { NEWEST, Reader } from './reader.ts';
+
+const ROWS_PER_BATCH = 256;
+
+/** History that keeps all. */
+const KEEP_ALL = -1;
+
+export class CatalogReader {
+  readonly #reader: Reader;
+  /** Offsets of history by collection id. */
+  readonly #history: Map<number, number> = new Map();
+
+  constructor(context: ActorContext, client: number) {
+    this.#reader = new Reader(context, client);
+  }
+
+  refresh(): void {
+    this.#history.clear();
+    const range = { lower: ROWS_LOWER, upper: ROWS_UPPER, upperOpen: false, reverse: false };
+    for (;;) {
+      const batch = this.#reader.readRange(CATALOG_ID, NEWEST, range, ROWS_PER_BATCH);
+      let last: Uint8Array = NO_BYTES;
+      for (let i = 0; i < batch.count; i++) {
+        const keyStart = batch.places[i * 3]!;
+        const valueStart = batch.places[i * 3 + 1]!;
+        const key = batch.slab.subarray(keyStart, valueStart);
+        const value = decodeLent(CATALOG_VALUES, batch.slab, valueStart, batch.places[i * 3 + 2]!);
+        const row = checkCatalogRow(value, nameOfCatalogKey(key));
+        this.#history.set(row.id, row.history.offsets ?? KEEP_ALL);
+        last = key;
+      }
+      if (batch.ended) return;
+      range.lower = Buffer.concat([last, Buffer.from([0])]);
+    }
+  }
+
+  /** Offsets that the collection keeps, -1 = all. The catalog itself keeps only what is newest. */
+  historyOf(id: number): number {
+    if (id === CATALOG_ID) return 0;
+    return this.#history.get(id) ?? KEEP_ALL;
+  }
+}

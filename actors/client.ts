@@ -1,0 +1,368 @@
+/**
+ * A thread's handle on an engine: its commit line, its reader, its holds, its requests to the keeper,
+ * and the one bell it waits on without ever blocking. Collections, transactions and snapshots work
+ * through it. Lives on the thread that opened or attached.
+ */
+import { invariant } from '../core/base/assert.ts';
+import { TidemarkError, codeOfNumber, describeCode } from '../core/base/errors.ts';
+import { keyBytesMax } from '../core/base/limits.ts';
+import type { Bell } from '../core/shared/bell.ts';
+import { STATE_CLOSED, STATE_CLOSING, STATE_OPEN, STATE_POISONED } from '../core/shared/control.ts';
+import { storeHold } from '../core/shared/epoch.ts';
+import type { RingConsumer } from '../core/shared/ring.ts';
+import { Outbox, inboxOf } from './actor.ts';
+import type { ActorContext } from './actor.ts';
+import { CommitLine, poisonedError } from './commit-line.ts';
+import type { Codec } from './encodings.ts';
+import { tooLarge } from './encodings.ts';
+import { poison } from './host.ts';
+import { DONE, KIND_WORD, MSG_COMPACT, MSG_DONE, MSG_FLUSH, REQUEST } from './messages.ts';
+import { NEWEST, Reader, historyLost } from './reader.ts';
+import { THREAD_BACKGROUND } from './topology.ts';
+
+/** Look again this often while something is awaited, should a wake-up ever be lost. */
+const WAIT_MS = 1_000;
+
+type Waiter = {
+  readonly upper: number;
+  readonly durable: boolean;
+  readonly resolve: () => void;
+  readonly reject: (error: unknown) => void;
+};
+
+type Pending = { readonly resolve: () => void; readonly reject: (error: unknown) => void };
+
+/** How a client is woken: by its bell, or by the inline host that runs on the same thread. */
+export type ClientHooks = {
+  /** Inline: there is work for the actors. Undefined: they have threads of their own. */
+  readonly kick: (() => void) | undefined;
+  /** Runs a function at the end of the turn. */
+  readonly endOfTurn: (run: () => void) => void;
+};
+
+export class Client {
+  readonly context: ActorContext;
+  readonly number: number;
+  readonly line: CommitLine;
+  readonly reader: Reader;
+  readonly #bell: Bell;
+  readonly #hooks: ClientHooks;
+  readonly #requests: Outbox;
+  readonly #answers: RingConsumer;
+  readonly #asked: Map<number, Pending> = new Map();
+  #nextRequest = 1;
+  readonly #waiters: Waiter[] = [];
+  readonly #stateWaiters: { state: number; resolve: () => void }[] = [];
+  #armed = false;
+  #keepAlive: NodeJS.Timeout | undefined;
+  /** Times held, with how many hold each. */
+  readonly #holds: Map<number, number> = new Map();
+  #lowestHold = -1;
+  readonly #keyScratch: KeyScratch = new KeyScratch();
+  #disposed = false;
+
+  constructor(context: ActorContext, number: number, hooks: ClientHooks) {
+    const place = context.topology.clients[number];
+    const bell = context.clientBells[number];
+    invariant(place !== undefined && bell !== undefined, 'a client slot', number);
+    this.context = context;
+    this.number = number;
+    this.#bell = bell;
+    this.#hooks = hooks;
+    this.line = new CommitLine(context, number, hooks.endOfTurn, () => this.wake());
+    this.reader = new Reader(context, number);
+    this.#requests = new Outbox(context, place.requests, context.threadBells[THREAD_BACKGROUND]!);
+    this.#answers = inboxOf(context, place.answers);
+  }
+
+  // ---------------------------------------------------------------- waiting
+
+  get #pending(): boolean {
+    return (
+      this.line.pending ||
+      this.#asked.size > 0 ||
+      this.#waiters.length > 0 ||
+      this.#stateWaiters.length > 0
+    );
+  }
+
+  /** Something is awaited: let the actors work, and look when the bell rings. */
+  wake(): void {
+    if (this.#hooks.kick !== undefined) {
+      this.#keepProcess(this.#pending);
+      this.#hooks.kick();
+      return;
+    }
+    if (this.#armed) return;
+    this.#armed = true;
+    this.#wait();
+  }
+
+  #wait(): void {
+    for (;;) {
+      const seen = this.#bell.park();
+      // Published before the parked flag was up: nobody would ring for it.
+      this.poll();
+      if (!this.#pending || this.#disposed) break;
+      const rung = this.#bell.waitAsync(seen, WAIT_MS);
+      if (rung === undefined) continue;
+      this.#keepProcess(true);
+      void rung.then(() => {
+        this.#bell.unpark();
+        this.#wait();
+      });
+      return;
+    }
+    this.#bell.unpark();
+    this.#armed = false;
+    this.#keepProcess(false);
+  }
+
+  /** A pending wait does not keep a process alive by itself; a timer does. */
+  #keepProcess(alive: boolean): void {
+    if (alive) {
+      this.#keepAlive ??= setInterval(() => {}, 0x7fff_ffff);
+      this.#keepAlive.ref();
+      return;
+    }
+    this.#keepAlive?.unref();
+  }
+
+  /** Takes what has come. Called when the bell rings, or after a slice of the inline host. */
+  poll(): void {
+    try {
+      this.line.poll();
+      this.#takeAnswers();
+      this.#settleWaiters();
+      if (this.#hooks.kick !== undefined) this.#keepProcess(this.#pending);
+    } catch (error) {
+      poison(this.context, error);
+      this.line.poll();
+    }
+  }
+
+  #takeAnswers(): void {
+    const { u32 } = this.#answers;
+    for (let slot = this.#answers.peek(); slot >= 0; slot = this.#answers.peek()) {
+      invariant(u32[slot + KIND_WORD] === MSG_DONE, 'the keeper answers requests');
+      const number = u32[slot + DONE.NUMBER]!;
+      const refusal = u32[slot + DONE.REFUSAL]!;
+      const asked = this.#asked.get(number);
+      invariant(asked !== undefined, 'a request is answered once', number);
+      this.#asked.delete(number);
+      this.#answers.pop();
+      if (refusal === 0) {
+        asked.resolve();
+        continue;
+      }
+      const code = codeOfNumber(refusal);
+      asked.reject(new TidemarkError(code, describeCode(code)));
+    }
+  }
+
+  #settleWaiters(): void {
+    const { control } = this.context;
+    const state = control.state();
+    if (this.#waiters.length > 0) {
+      const durable = control.durable();
+      const visible = this.reader.visible();
+      for (let i = 0; i < this.#waiters.length; i++) {
+        const waiter = this.#waiters[i]!;
+        if (waiter.upper <= (waiter.durable ? durable : visible)) waiter.resolve();
+        else if (state >= STATE_CLOSED) waiter.reject(this.#overError(state));
+        else continue;
+        this.#waiters.splice(i--, 1);
+      }
+    }
+    for (let i = 0; i < this.#stateWaiters.length; i++) {
+      const waiter = this.#stateWaiters[i]!;
+      if (state < waiter.state) continue;
+      waiter.resolve();
+      this.#stateWaiters.splice(i--, 1);
+    }
+    if (state >= STATE_CLOSED && this.#asked.size > 0) {
+      const error = this.#overError(state);
+      for (const asked of this.#asked.values()) asked.reject(error);
+      this.#asked.clear();
+    }
+  }
+
+  #overError(state: number): TidemarkError {
+    return state === STATE_POISONED
+      ? poisonedError(this.context)
+      : new TidemarkError('TIDEMARK_CLOSED', 'the engine is closed');
+  }
+
+  /** Resolves when the engine's state is `state` or beyond. */
+  stateReached(state: number): Promise<void> {
+    if (this.context.control.state() >= state) return Promise.resolve();
+    return new Promise((resolve) => {
+      this.#stateWaiters.push({ state, resolve });
+      this.wake();
+    });
+  }
+
+  /** Resolves when all offsets below `upper` are durable, or visible to readers. */
+  frontierReached(upper: number, durable: boolean, signal: AbortSignal | undefined): Promise<void> {
+    this.assertUsable();
+    signal?.throwIfAborted();
+    return new Promise((resolve, reject) => {
+      const waiter: Waiter = { upper, durable, resolve, reject };
+      this.#waiters.push(waiter);
+      signal?.addEventListener(
+        'abort',
+        () => {
+          const at = this.#waiters.indexOf(waiter);
+          if (at < 0) return;
+          this.#waiters.splice(at, 1);
+          reject(signal.reason as Error);
+        },
+        { once: true },
+      );
+      this.wake();
+    });
+  }
+
+  // ---------------------------------------------------------------- requests
+
+  /** Everything committed so far goes into parts. */
+  flush(): Promise<void> {
+    return this.#request(MSG_FLUSH, 0, false);
+  }
+
+  compact(collection: number | undefined): Promise<void> {
+    return this.#request(MSG_COMPACT, collection ?? 0, collection === undefined);
+  }
+
+  #request(kind: number, collection: number, whole: boolean): Promise<void> {
+    this.assertUsable();
+    const slot = this.#requests.claim();
+    if (slot < 0) {
+      const busy = new TidemarkError('TIDEMARK_BUSY', 'too many requests are under way');
+      return Promise.reject(busy);
+    }
+    const number = this.#nextRequest++;
+    const { u32 } = this.#requests.ring;
+    u32[slot + KIND_WORD] = kind;
+    u32[slot + REQUEST.NUMBER] = number;
+    u32[slot + REQUEST.COLLECTION] = collection;
+    u32[slot + REQUEST.WHOLE] = whole ? 1 : 0;
+    return new Promise((resolve, reject) => {
+      this.#asked.set(number, { resolve, reject });
+      this.#requests.send();
+      this.wake();
+    });
+  }
+
+  // ---------------------------------------------------------------- state
+
+  /** Throws unless reads and writes are answered. */
+  assertUsable(): void {
+    const state = this.context.control.state();
+    if (state === STATE_OPEN) return;
+    if (state === STATE_POISONED) throw poisonedError(this.context);
+    const what = state === STATE_CLOSING ? 'closing' : 'closed';
+    throw new TidemarkError('TIDEMARK_CLOSED', `the engine is ${what}`);
+  }
+
+  // ---------------------------------------------------------------- holds
+
+  /** Keeps history from `T` on, until `release(T)`. The caller checks that it was still there. */
+  hold(T: number): void {
+    this.#holds.set(T, (this.#holds.get(T) ?? 0) + 1);
+    if (this.#lowestHold >= 0 && this.#lowestHold <= T) return;
+    this.#lowestHold = T;
+    this.#publishHold();
+  }
+
+  release(T: number): void {
+    const count = this.#holds.get(T);
+    invariant(count !== undefined, 'released as often as held', T);
+    if (count > 1) {
+      this.#holds.set(T, count - 1);
+      return;
+    }
+    this.#holds.delete(T);
+    if (T !== this.#lowestHold) return;
+    this.#lowestHold = -1;
+    for (const held of this.#holds.keys()) {
+      if (this.#lowestHold < 0 || held < this.#lowestHold) this.#lowestHold = held;
+    }
+    this.#publishHold();
+  }
+
+  #publishHold(): void {
+    const { arena, topology } = this.context;
+    storeHold(arena, topology.clients[this.number]!.slot, this.#lowestHold);
+  }
+
+  get holdCount(): number {
+    let count = 0;
+    for (const n of this.#holds.values()) count += n;
+    return count;
+  }
+
+  get oldestHold(): number {
+    return this.#lowestHold;
+  }
+
+  /**
+   * Holds the time of a read that will come back to it: `asOf`, or the newest. Throws when a collection
+   * asked for may lose it: the hold is published first, then the view is looked at (row-cache.md 3.4).
+   */
+  holdFor(collection: number, asOf: number): number {
+    const { reader } = this;
+    const block = reader.enter(collection, asOf);
+    try {
+      const { T } = reader;
+      this.hold(T);
+      const view = reader.reloadView();
+      const since = block === 0 ? 0 : view.sinceNext(view.collection(collection));
+      if (asOf !== NEWEST && T < since) {
+        this.release(T);
+        throw historyLost(asOf, since);
+      }
+      return T;
+    } finally {
+      reader.leave();
+    }
+  }
+
+  /** Encodes a key into scratch memory; returns its length. Valid until the next call. */
+  encodeKey<K>(codec: Codec<K>, key: K): number {
+    return this.#keyScratch.encode(codec, key);
+  }
+
+  get keyBytes(): Buffer {
+    return this.#keyScratch.bytes;
+  }
+
+  /** Ends the handle: nothing is awaited any more. */
+  dispose(): void {
+    this.#disposed = true;
+    this.line.dispose();
+    clearInterval(this.#keepAlive);
+    this.#keepAlive = undefined;
+  }
+}
+
+/** Scratch memory for one encoded key. */
+class KeyScratch {
+  bytes: Buffer = Buffer.allocUnsafe(1_024);
+
+  encode<K>(codec: Codec<K>, key: K): number {
+    if (codec.encodeInto !== undefined) {
+      const n = codec.encodeInto(key, this.bytes, 0);
+      if (n > keyBytesMax) throw tooLarge('key', n, keyBytesMax);
+      if (n >= 0) return n;
+    }
+    const encoded = codec.encode(key);
+    if (!ArrayBuffer.isView(encoded)) {
+      throw new TypeError(`codec ${codec.name}: encode must return a Uint8Array`);
+    }
+    if (encoded.length > keyBytesMax) throw tooLarge('key', encoded.length, keyBytesMax);
+    if (encoded.length > this.bytes.length) this.bytes = Buffer.allocUnsafe(keyBytesMax);
+    this.bytes.set(encoded);
+    return encoded.length;
+  }
+}

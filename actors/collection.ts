@@ -1,0 +1,321 @@
+/**
+ * A collection as callers see it: puts, deletes, point and range reads with its encodings. Public; a
+ * thin face over the client, which does the work. Arguments are the caller's and are checked here.
+ */
+import { TidemarkError } from '../core/base/errors.ts';
+import type { StoredHistory } from './catalog.ts';
+import type { Client } from './client.ts';
+import type { Receipt } from './commit-line.ts';
+import { decodeLent } from './encodings.ts';
+import type { Codec } from './encodings.ts';
+import { NEWEST, ROW_ABSENT, ROW_ON_DISK, historyLost } from './reader.ts';
+import { RangeIterable, checkRange } from './range.ts';
+import type { RangeOptions } from './range.ts';
+import type { Snapshot } from './snapshot.ts';
+
+/** Where in time a read looks; one of the two at most. */
+export interface ReadOptions {
+  /** Every transaction with offset <= asOf. Below `since`: TIDEMARK_HISTORY_LOST; at or above `upper`: TIDEMARK_NOT_YET. */
+  readonly asOf?: number;
+  /** The state that a snapshot holds. */
+  readonly snapshot?: Snapshot;
+  /** getSync only: TIDEMARK_NOT_CACHED instead of a file read. */
+  readonly cachedOnly?: boolean;
+}
+
+export interface CommitOptions {
+  /** More durability than the engine gives by default; never less. */
+  readonly durability?: 'synced' | 'buffered';
+  /** Checked before anything happens; a commit that is under way cannot be aborted. */
+  readonly signal?: AbortSignal;
+}
+
+/** What a collection is, as `engine.collections()` lists it. */
+export type CollectionInfo = {
+  readonly name: string;
+  readonly kind: 'keyed';
+  /** Names of the encodings. */
+  readonly key: string;
+  readonly value: string;
+  readonly history: number;
+  readonly since: number;
+  readonly touched: number;
+};
+
+export class Collection<K, V> {
+  readonly name: string;
+  readonly kind: 'keyed' = 'keyed';
+  /** @internal */
+  readonly id: number;
+  /** @internal */
+  readonly keyCodec: Codec<K>;
+  /** @internal */
+  readonly valueCodec: Codec<V>;
+  readonly #client: Client;
+  readonly #setHistory: (history: StoredHistory) => Promise<Receipt>;
+
+  /** @internal */
+  constructor(
+    client: Client,
+    name: string,
+    id: number,
+    keys: Codec<K>,
+    values: Codec<V>,
+    setHistory: (history: StoredHistory) => Promise<Receipt>,
+  ) {
+    this.#client = client;
+    this.name = name;
+    this.id = id;
+    this.keyCodec = keys;
+    this.valueCodec = values;
+    this.#setHistory = setHistory;
+  }
+
+  /** Offsets below it may be blurred: the lowest readable asOf. */
+  get since(): number {
+    const { reader } = this.#client;
+    this.#client.assertUsable();
+    const block = reader.enter(this.id, NEWEST);
+    const since = block === 0 ? 0 : reader.view.since(block);
+    reader.leave();
+    return since;
+  }
+
+  /** 1 + offset of the last transaction that changed the collection; 0 when none has. */
+  get touched(): number {
+    this.#client.assertUsable();
+    return this.#client.reader.touched(this.id);
+  }
+
+  // ---------------------------------------------------------------- writing
+
+  /** Sets the value of a key, as a transaction of its own. Resolves when it is durable (or written, in a buffered engine) and visible. */
+  put(key: K, value: V, options?: CommitOptions): Promise<Receipt> {
+    const { line } = this.#client;
+    const sync = checkCommit(this.#client, options);
+    try {
+      const set = line.begin();
+      try {
+        set.put(this.id, this.keyCodec, key, this.valueCodec, value);
+      } catch (error) {
+        set.abandon();
+        throw error;
+      }
+      return line.commit(sync);
+    } catch (error) {
+      return Promise.reject(error as Error);
+    }
+  }
+
+  /** Removes a key. Removing one that is not there is a transaction all the same. */
+  delete(key: K, options?: CommitOptions): Promise<Receipt> {
+    const { line } = this.#client;
+    const sync = checkCommit(this.#client, options);
+    try {
+      const set = line.begin();
+      try {
+        set.delete(this.id, this.keyCodec, key);
+      } catch (error) {
+        set.abandon();
+        throw error;
+      }
+      return line.commit(sync);
+    } catch (error) {
+      return Promise.reject(error as Error);
+    }
+  }
+
+  /** Changes how much of the past the collection keeps: offsets behind the newest, or Infinity. */
+  setHistory(history: number): Promise<Receipt> {
+    const offsets = history === Infinity ? null : history;
+    if (offsets !== null && !(Number.isSafeInteger(offsets) && offsets >= 0)) {
+      throw new TypeError('history is a count of offsets from 0, or Infinity');
+    }
+    return this.#setHistory({ offsets });
+  }
+
+  // ---------------------------------------------------------------- points
+
+  /** The value of a key, or undefined. At most one bounded file read a layer; `get` never waits for the disk. */
+  getSync(key: K, options?: ReadOptions): V | undefined {
+    return this.#find(key, options, (start, end, bytes) =>
+      decodeLent(this.valueCodec, bytes, start, end),
+    );
+  }
+
+  /** True when the key has a value. */
+  hasSync(key: K, options?: ReadOptions): boolean {
+    return this.#find(key, options, () => true) ?? false;
+  }
+
+  /** The value and the offset of the row's last change, or undefined. */
+  getEntrySync(key: K, options?: ReadOptions): { value: V; offset: number } | undefined {
+    return this.#find(key, options, (start, end, bytes, offset) => ({
+      value: decodeLent(this.valueCodec, bytes, start, end),
+      offset,
+    }));
+  }
+
+  /** Values in the order of the keys, all at one offset. */
+  getManySync(keys: readonly K[], options?: ReadOptions): (V | undefined)[] {
+    return this.#atOneTime(options, (at) => keys.map((key) => this.getSync(key, at)));
+  }
+
+  #find<R>(
+    key: K,
+    options: ReadOptions | undefined,
+    take: (start: number, end: number, bytes: Uint8Array, offset: number) => R,
+  ): R | undefined {
+    const client = this.#client;
+    const { reader } = client;
+    client.assertUsable();
+    const asOf = this.#timeOf(options);
+    const length = client.encodeKey(this.keyCodec, key);
+    const block = reader.enter(this.id, asOf);
+    try {
+      const cachedOnly = options?.cachedOnly ?? false;
+      const outcome = reader.find(this.id, block, client.keyBytes, length, cachedOnly);
+      if (outcome === ROW_ABSENT) return undefined;
+      if (outcome === ROW_ON_DISK) throw notCached(this.name);
+      return take(reader.valueStart, reader.valueEnd, reader.valueBytes, reader.time);
+    } finally {
+      reader.leave();
+    }
+  }
+
+  /** The value of a key, or undefined. Memory answers at once; the disk is read off the event loop. */
+  async get(key: K, options?: ReadOptions): Promise<V | undefined> {
+    const found = await this.#findLater(key, options);
+    if (found === undefined) return undefined;
+    return decodeLent(this.valueCodec, found.value, found.start, found.end);
+  }
+
+  async has(key: K, options?: ReadOptions): Promise<boolean> {
+    return (await this.#findLater(key, options)) !== undefined;
+  }
+
+  async getMany(keys: readonly K[], options?: ReadOptions): Promise<(V | undefined)[]> {
+    const client = this.#client;
+    client.assertUsable();
+    const T = client.holdFor(this.id, this.#timeOf(options));
+    try {
+      return await Promise.all(keys.map((key) => this.get(key, { asOf: T })));
+    } finally {
+      client.release(T);
+    }
+  }
+
+  async #findLater(
+    key: K,
+    options: ReadOptions | undefined,
+  ): Promise<{ value: Uint8Array; start: number; end: number } | undefined> {
+    const client = this.#client;
+    client.assertUsable();
+    const asOf = this.#timeOf(options);
+    const length = client.encodeKey(this.keyCodec, key);
+    // The scratch is the next read's: what outlives this turn has a copy.
+    const own = Buffer.from(client.keyBytes.subarray(0, length));
+    const found = await client.reader.findLater(
+      this.id,
+      own,
+      asOf,
+      (T) => client.hold(T),
+      (T) => client.release(T),
+    );
+    return found.outcome === ROW_ABSENT ? undefined : found;
+  }
+
+  // ---------------------------------------------------------------- ranges
+
+  /** Rows in key order, as [key, value]; an iterable that can also be walked with `for await`. */
+  entries(range?: RangeOptions<K>): RangeIterable<K, V, [K, V]> {
+    return this.#range(range, (key, value) => [key(), value()]);
+  }
+
+  keys(range?: RangeOptions<K>): RangeIterable<K, V, K> {
+    return this.#range(range, (key) => key());
+  }
+
+  values(range?: RangeOptions<K>): RangeIterable<K, V, V> {
+    return this.#range(range, (_, value) => value());
+  }
+
+  #range<T>(
+    range: RangeOptions<K> | undefined,
+    make: (key: () => K, value: () => V) => T,
+  ): RangeIterable<K, V, T> {
+    this.#client.assertUsable();
+    const checked = checkRange(range, this.keyCodec);
+    const asOf = this.#timeOf(range);
+    return new RangeIterable(
+      this.#client,
+      this.id,
+      this.keyCodec,
+      this.valueCodec,
+      asOf,
+      checked,
+      make,
+    );
+  }
+
+  // ---------------------------------------------------------------- time
+
+  #timeOf(options: ReadOptions | RangeOptions<K> | undefined): number {
+    if (options === undefined) return NEWEST;
+    const { asOf, snapshot } = options;
+    if (snapshot !== undefined) {
+      if (asOf !== undefined) throw new TypeError('give asOf or a snapshot, not both');
+      snapshot.assertOpen();
+      if (snapshot.isLost(this.id)) throw historyLost(snapshot.offset, this.since);
+      // A snapshot of an empty store has no offset: it sees nothing.
+      return snapshot.offset;
+    }
+    if (asOf === undefined) return NEWEST;
+    if (!Number.isSafeInteger(asOf) || asOf < 0) {
+      throw new TypeError(`asOf is an offset from 0, not ${String(asOf)}`);
+    }
+    return asOf;
+  }
+
+  #atOneTime<R>(
+    options: ReadOptions | undefined,
+    read: (options: ReadOptions | undefined) => R,
+  ): R {
+    if (options?.asOf !== undefined || options?.snapshot !== undefined) return read(options);
+    const client = this.#client;
+    client.assertUsable();
+    const T = client.holdFor(this.id, NEWEST);
+    if (T < 0) return read(options);
+    try {
+      return read({ ...options, asOf: T });
+    } finally {
+      client.release(T);
+    }
+  }
+}
+
+/** True when the commit must wait for the sync. Throws before anything happens. */
+export function checkCommit(client: Client, options: CommitOptions | undefined): boolean {
+  const { config } = client.context;
+  if (config.readOnly) {
+    throw new TidemarkError('TIDEMARK_READ_ONLY', 'the engine was opened read-only');
+  }
+  if (options === undefined) return config.synced;
+  options.signal?.throwIfAborted();
+  const { durability } = options;
+  if (durability === undefined) return config.synced;
+  if (durability === 'synced') return true;
+  if (durability !== 'buffered') throw new TypeError("durability is 'synced' or 'buffered'");
+  if (config.synced) {
+    throw new TypeError(
+      'a commit may ask for more durability than the engine gives, never for less',
+    );
+  }
+  return false;
+}
+
+function notCached(name: string): TidemarkError {
+  return new TidemarkError('TIDEMARK_NOT_CACHED', `a row of ${name} is not in memory`, {
+    collection: name,
+  });
+}

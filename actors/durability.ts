@@ -1,0 +1,622 @@
+/**
+ * The log's owner: recovers it at open and feeds the sequencer with it, then writes and syncs what
+ * comes down the line, publishes `written` and `durable`, and rings whoever waits. It decides nothing
+ * about order. Any failed or short call throws, and the host poisons the engine with it.
+ *
+ *   from        kind           what happens
+ *   keeper      RECOVER        creates or recovers the log; REPLAY_*, RECORD to the sequencer; SEGMENT, RECOVERED back
+ *   sequencer   RECORD         appended to the batch, written, synced
+ *   sequencer   BOUND          answered with BOUND_REACHED to the keeper once `durable` is there
+ *   sequencer   CLOSE          drained, synced, CLEAN; CLOSE to the keeper
+ *   compactor   PREPARED       room in the log is ready, or is not
+ */
+import { invariant } from '../core/base/assert.ts';
+import { getU32 } from '../core/base/bytes.ts';
+import { TidemarkError } from '../core/base/errors.ts';
+import { idleWatermarkMs, pageBytes, unsyncedBytesMax } from '../core/base/limits.ts';
+import { TX_BYTES_OFFSET, TX_COUNT_OFFSET } from '../core/base/update.ts';
+import type { SpareJob, ZeroJob } from '../core/log/prepare.ts';
+import type { RecordHeader } from '../core/log/record.ts';
+import { LogRecovery } from '../core/log/recovery.ts';
+import type { LogFacts } from '../core/log/recovery.ts';
+import { ACCEPTED, LogWriter } from '../core/log/writer.ts';
+import type { LogPiece, LogPosition } from '../core/log/writer.ts';
+import { KIND_RECORD } from '../core/shared/buffer-pool.ts';
+import { ACTOR_DURABILITY } from '../core/shared/control.ts';
+import type { Counters } from '../core/shared/counters.ts';
+import { eachPiece, layChained, pagesFor, releaseChain } from '../core/shared/record-pages.ts';
+import type { RingConsumer } from '../core/shared/ring.ts';
+import { Outbox, inboxOf } from './actor.ts';
+import type { Actor, ActorContext } from './actor.ts';
+import { DURABILITY_COUNTERS, indexIn, makeCounters } from './counters.ts';
+import {
+  BOUND,
+  BOUND_REACHED,
+  KIND_WORD,
+  MSG_BOUND,
+  MSG_BOUND_REACHED,
+  MSG_CLOSE,
+  MSG_PREPARE,
+  MSG_PREPARED,
+  MSG_RECORD,
+  MSG_RECOVER,
+  MSG_RECOVERED,
+  MSG_REPLAY_BEGIN,
+  MSG_REPLAY_END,
+  MSG_SEGMENT,
+  PREPARE,
+  PREPARE_SPARE,
+  PREPARE_ZERO,
+  RECORD,
+  RECORD_CHAINED,
+  RECORD_SYNC,
+  RECOVER,
+  RECOVERED,
+  REPLAY,
+  SEGMENT,
+  getWide,
+  setWide,
+} from './messages.ts';
+import { readText } from './text-blocks.ts';
+import { THREAD_BACKGROUND, THREAD_WRITE } from './topology.ts';
+
+/** What the keeper says of the log, as JSON. */
+export type RecoverRequest = {
+  /** True: no store was here; the log is made. */
+  readonly create: boolean;
+  readonly logId: string;
+  readonly firstSeq: number;
+  readonly firstOffset: number;
+  readonly start: LogPosition | null;
+  readonly witness: number;
+};
+
+/** Names for a storage call in progress, as stall reports show them. */
+export const CALL_NONE = 0;
+export const CALL_LOG_STEP = 1;
+export const CALL_RECOVERY = 2;
+
+const PHASE_WAITING = 0;
+const PHASE_RECOVERING = 1;
+const PHASE_REPORTING = 2;
+const PHASE_LIVE = 3;
+const PHASE_CLOSING = 4;
+const PHASE_CLOSED = 5;
+
+const RECORDS: number = indexIn(DURABILITY_COUNTERS, 'records');
+const TRANSACTIONS: number = indexIn(DURABILITY_COUNTERS, 'transactions');
+const BATCHES: number = indexIn(DURABILITY_COUNTERS, 'batches');
+const WRITES: number = indexIn(DURABILITY_COUNTERS, 'writes');
+const BYTES_WRITTEN: number = indexIn(DURABILITY_COUNTERS, 'bytesWritten');
+const SYNCS: number = indexIn(DURABILITY_COUNTERS, 'syncs');
+const SYNC_MS: number = indexIn(DURABILITY_COUNTERS, 'syncMs');
+const SYNC_MS_MAX: number = indexIn(DURABILITY_COUNTERS, 'syncMsMax');
+const ROTATIONS: number = indexIn(DURABILITY_COUNTERS, 'rotations');
+const WATERMARKS: number = indexIn(DURABILITY_COUNTERS, 'watermarks');
+const ZEROED_BYTES: number = indexIn(DURABILITY_COUNTERS, 'zeroedBytes');
+const RECOVERED_TRANSACTIONS: number = indexIn(DURABILITY_COUNTERS, 'recoveredTransactions');
+const TORN_BYTES: number = indexIn(DURABILITY_COUNTERS, 'tornBytes');
+
+/** A page that replay laid records into; let go once the sequencer holds it. */
+type ReplayPage = { address: number; chained: boolean; upper: number };
+
+export class Durability implements Actor {
+  readonly number: number = ACTOR_DURABILITY;
+  readonly #context: ActorContext;
+  readonly #line: RingConsumer;
+  readonly #replay: Outbox;
+  readonly #fromKeeper: RingConsumer;
+  readonly #keeper: Outbox;
+  readonly #compactor: Outbox;
+  readonly #fromCompactor: RingConsumer;
+  readonly #counters: Counters;
+
+  #phase = PHASE_WAITING;
+  #recovery: LogRecovery | undefined;
+  #writer: LogWriter | undefined;
+  #segmentsTold = 0;
+  /** Bounds that `durable` has not reached, oldest first. */
+  readonly #bounds: LogPosition[] = [];
+  /** Marks of replayed records whose bound may still come. */
+  #replayMarks: LogPosition[] = [];
+  readonly #replayPages: ReplayPage[] = [];
+  #replayPage = 0;
+  #replayAt = 0;
+  /** Some record or bound asks a buffered engine for a sync. */
+  #syncWanted = false;
+  #unsyncedSince = -1;
+  #lastInput = 0;
+  #closeSeen = false;
+
+  constructor(context: ActorContext) {
+    const { topology } = context;
+    const background = context.threadBells[THREAD_BACKGROUND]!;
+    this.#context = context;
+    this.#line = inboxOf(context, topology.line);
+    this.#replay = new Outbox(context, topology.replay, context.threadBells[THREAD_WRITE]!);
+    this.#fromKeeper = inboxOf(context, topology.keeperToDurability);
+    this.#keeper = new Outbox(context, topology.durabilityToKeeper, background);
+    this.#compactor = new Outbox(context, topology.durabilityToCompactor, background);
+    this.#fromCompactor = inboxOf(context, topology.compactorToDurability);
+    this.#counters = makeCounters(
+      context.arena,
+      topology.counters[ACTOR_DURABILITY]!,
+      DURABILITY_COUNTERS,
+    );
+  }
+
+  tick(): boolean {
+    let worked = this.#takePrepared();
+    if (this.#replayPages.length > 0) this.#releaseReplayed();
+    switch (this.#phase) {
+      case PHASE_WAITING:
+        return this.#takeRecover() || worked;
+      case PHASE_RECOVERING:
+        worked = this.#takeLine() || worked;
+        return this.#recover() || worked;
+      case PHASE_REPORTING:
+        worked = this.#takeLine() || worked;
+        return this.#report() || worked;
+      case PHASE_LIVE:
+      case PHASE_CLOSING:
+        worked = this.#takeLine() || worked;
+        worked = this.#answerBounds() || worked;
+        return this.#write() || worked;
+      default:
+        return worked;
+    }
+  }
+
+  idle(): number {
+    const writer = this.#writer;
+    if (writer === undefined) return Infinity;
+    const now = this.#context.clock.ticksMs();
+    if (writer.written > writer.durable) {
+      return this.#unsyncedSince + this.#context.config.syncIntervalMs - now;
+    }
+    if (writer.claimed < writer.durable) return this.#lastInput + idleWatermarkMs - now;
+    return Infinity;
+  }
+
+  publish(): void {
+    this.#counters.publish();
+  }
+
+  onClose(): void {
+    this.#writer?.release();
+    this.#recovery?.release();
+  }
+
+  // ---------------------------------------------------------------- recovery
+
+  #takeRecover(): boolean {
+    const slot = this.#fromKeeper.peek();
+    if (slot < 0) return false;
+    const { u32 } = this.#fromKeeper;
+    invariant(u32[slot + KIND_WORD] === MSG_RECOVER, 'the keeper says where the log stands');
+    const { arena } = this.#context;
+    const text = readText(arena, u32[slot + RECOVER.ADDRESS]!, u32[slot + RECOVER.BYTES]!);
+    const request = JSON.parse(text) as RecoverRequest;
+    this.#fromKeeper.pop();
+    const { storage, config } = this.#context;
+    const logId = new Uint8Array(Buffer.from(request.logId, 'base64'));
+    const options = { segmentBytes: config.segmentBytes };
+    if (request.create) {
+      this.#writer = LogWriter.create(storage, logId, options);
+      this.#beginReplay(0, this.#writer.epoch, this.#writer.atMs);
+      this.#phase = PHASE_REPORTING;
+      return true;
+    }
+    const facts: LogFacts = {
+      logId,
+      firstSeq: request.firstSeq,
+      firstOffset: request.firstOffset,
+      start: request.start ?? undefined,
+      witness: request.witness,
+    };
+    this.#recovery = new LogRecovery(
+      storage,
+      facts,
+      { ...options, readOnly: config.readOnly, strictTail: config.strictTail },
+      (record, source, offset, length) => this.#feed(record, source, offset, length),
+    );
+    const { start } = facts;
+    this.#beginReplay(start?.upper ?? facts.firstOffset, start?.epoch ?? 0, start?.atMs ?? 0);
+    this.#phase = PHASE_RECOVERING;
+    return true;
+  }
+
+  #beginReplay(next: number, epoch: number, atMs: number): void {
+    const { control } = this.#context;
+    control.setWritten(next);
+    control.setDurable(next);
+    this.#tellSequencer(MSG_REPLAY_BEGIN, next, epoch, atMs);
+  }
+
+  #tellSequencer(kind: number, next: number, epoch: number, atMs: number): void {
+    const slot = this.#replay.claim();
+    invariant(slot >= 0, 'room in the replay ring was looked for');
+    const { u32 } = this.#replay.ring;
+    u32[slot + KIND_WORD] = kind;
+    setWide(u32, slot + REPLAY.OFFSET, next);
+    u32[slot + REPLAY.EPOCH] = epoch;
+    setWide(u32, slot + REPLAY.AT_MS, atMs);
+    this.#replay.send();
+  }
+
+  #recover(): boolean {
+    const recovery = this.#recovery!;
+    const { control, clock, storage, config } = this.#context;
+    control.setCall(ACTOR_DURABILITY, CALL_RECOVERY, clock.nowMs());
+    const more = recovery.step();
+    control.setCall(ACTOR_DURABILITY, CALL_NONE, 0);
+    if (more) return !recovery.waiting;
+    this.#counters.add(TORN_BYTES, recovery.torn?.bytes ?? 0);
+    if (recovery.resume !== undefined) {
+      const options = { segmentBytes: config.segmentBytes };
+      this.#writer = new LogWriter(storage, options, recovery.resume);
+    }
+    this.#phase = PHASE_REPORTING;
+    return true;
+  }
+
+  /** Lays one verified record into pages, as a client would, and hands it to the sequencer. */
+  #feed(record: RecordHeader, source: Uint8Array, offset: number, length: number): boolean {
+    // One slot is kept for the end of replay.
+    if (this.#replay.ring.room(2) < 2) return false;
+    const address = this.#lay(source, offset, length, record.txCount);
+    if (address === 0) {
+      if (this.#context.config.readOnly && this.#replayPages.length === 0) {
+        throw new TidemarkError(
+          'TIDEMARK_TOO_LARGE',
+          'the log that must be replayed is larger than memory; a read-only engine cannot flush it',
+          { limit: 'memoryBytes', offset: record.minTxOffset },
+        );
+      }
+      this.#context.control.setPagesWanted(true);
+      return false;
+    }
+    const upper = record.minTxOffset + record.txCount;
+    this.#replayPages.at(-1)!.upper = upper;
+    const slot = this.#replay.claim();
+    const { u32 } = this.#replay.ring;
+    u32[slot + KIND_WORD] = MSG_RECORD;
+    u32[slot + RECORD.ADDRESS] = address;
+    u32[slot + RECORD.PAYLOAD_BYTES] = length;
+    u32[slot + RECORD.TX_COUNT] = record.txCount;
+    u32[slot + RECORD.PAYLOAD_CRC] = record.payloadCrc;
+    u32[slot + RECORD.OPERATIONS] = countOperations(source, offset, record.txCount);
+    u32[slot + RECORD.FLAGS] = length > pageBytes ? RECORD_CHAINED : 0;
+    setWide(u32, slot + RECORD.OFFSET, record.minTxOffset);
+    u32[slot + RECORD.EPOCH] = record.epoch;
+    setWide(u32, slot + RECORD.AT_MS, record.committedAtMs);
+    // Fed only when proven durable, so both frontiers go with it; before the sequencer can apply it.
+    const { control } = this.#context;
+    this.#replayMarks.push(this.#recovery!.mark());
+    this.#replay.send();
+    control.setWritten(upper);
+    control.setDurable(upper);
+    this.#counters.add(RECOVERED_TRANSACTIONS, record.txCount);
+    return true;
+  }
+
+  #lay(source: Uint8Array, offset: number, length: number, txCount: number): number {
+    const { pool, arena } = this.#context;
+    if (length > pageBytes) {
+      if (pool.freePages(KIND_RECORD) < pagesFor(length)) return 0;
+      const address = layChained(arena, pool, source, offset, txCount);
+      if (address !== 0) this.#replayPages.push({ address, chained: true, upper: 0 });
+      // What follows starts a page of its own, so that pages are let go in order.
+      this.#replayPage = 0;
+      return address;
+    }
+    if (this.#replayPage === 0 || this.#replayAt + length > this.#replayPage + pageBytes) {
+      const page = pool.lease(KIND_RECORD);
+      if (page === 0) return 0;
+      pool.retain(page);
+      this.#replayPages.push({ address: page, chained: false, upper: 0 });
+      this.#replayPage = page;
+      this.#replayAt = page;
+    }
+    const at = this.#replayAt;
+    arena.u8.set(source.subarray(offset, offset + length), at);
+    this.#replayAt += length;
+    return at;
+  }
+
+  /** Lets go of pages whose every record the sequencer has applied, and so holds itself. */
+  #releaseReplayed(): void {
+    const { pool, control } = this.#context;
+    const applied = control.applied();
+    while (this.#replayPages.length > 0) {
+      const page = this.#replayPages[0]!;
+      const open = page.address === this.#replayPage && this.#phase === PHASE_RECOVERING;
+      if (open || page.upper > applied) return;
+      this.#replayPages.shift();
+      if (page.chained) releaseChain(pool, page.address);
+      else pool.release(page.address);
+    }
+  }
+
+  /** Tells the keeper of the segments and of the end, the sequencer that replay is over. */
+  #report(): boolean {
+    const recovery = this.#recovery;
+    const writer = this.#writer;
+    if (this.#keeper.ring.room(2) < 2 || this.#replay.ring.room(1) === 0) return false;
+    const segments = recovery?.segments ?? [{ seq: 1, baseOffset: 0, baseAtMs: 0 }];
+    const segment = segments[this.#segmentsTold];
+    if (segment !== undefined) {
+      this.#tellSegment(segment.seq, segment.baseOffset, segment.baseAtMs);
+      this.#segmentsTold++;
+      return true;
+    }
+    const next = recovery?.next ?? 0;
+    const epoch = writer?.epoch ?? recovery?.epoch ?? 0;
+    this.#tellSequencer(MSG_REPLAY_END, next, epoch, recovery?.atMs ?? 0);
+    const slot = this.#keeper.claim();
+    const { u32 } = this.#keeper.ring;
+    u32[slot + KIND_WORD] = MSG_RECOVERED;
+    setWide(u32, slot + RECOVERED.UPPER, next);
+    this.#keeper.send();
+    const { control, clock, storage } = this.#context;
+    control.setWritten(next);
+    control.setDurable(next);
+    if (writer !== undefined) control.setLogPosition(writer.seq, writer.mark().position);
+    if (!this.#context.config.readOnly)
+      for (const path of recovery?.orphans ?? []) storage.unlink(path);
+    this.#recovery = undefined;
+    this.#lastInput = clock.ticksMs();
+    this.#phase = PHASE_LIVE;
+    return true;
+  }
+
+  #tellSegment(seq: number, base: number, atMs: number): void {
+    const slot = this.#keeper.claim();
+    invariant(slot >= 0, 'room in the ring to the keeper was looked for');
+    const { u32 } = this.#keeper.ring;
+    u32[slot + KIND_WORD] = MSG_SEGMENT;
+    u32[slot + SEGMENT.SEQ] = seq;
+    setWide(u32, slot + SEGMENT.BASE, base);
+    setWide(u32, slot + SEGMENT.AT_MS, atMs);
+    this.#keeper.send();
+  }
+
+  // ---------------------------------------------------------------- live
+
+  #takeLine(): boolean {
+    let taken = false;
+    const { u32 } = this.#line;
+    const writer = this.#writer;
+    for (let slot = this.#line.peek(); slot >= 0; slot = this.#line.peek()) {
+      switch (u32[slot + KIND_WORD]) {
+        case MSG_RECORD:
+          if (this.#phase !== PHASE_LIVE || writer === undefined || writer.full) return taken;
+          this.#append(writer, u32, slot);
+          break;
+        case MSG_BOUND:
+          this.#takeBound(getWide(u32, slot + BOUND.UPPER));
+          break;
+        case MSG_CLOSE:
+          if (this.#phase !== PHASE_LIVE) return taken;
+          this.#closeSeen = true;
+          break;
+        default:
+          invariant(false, 'a message of the line', u32[slot + KIND_WORD]);
+      }
+      this.#line.pop();
+      taken = true;
+    }
+    if (taken) this.#lastInput = this.#context.clock.ticksMs();
+    return taken;
+  }
+
+  #append(writer: LogWriter, u32: Uint32Array, slot: number): void {
+    const { arena, pool } = this.#context;
+    const address = u32[slot + RECORD.ADDRESS]!;
+    const length = u32[slot + RECORD.PAYLOAD_BYTES]!;
+    const crc = u32[slot + RECORD.PAYLOAD_CRC]!;
+    const txCount = u32[slot + RECORD.TX_COUNT]!;
+    const first = getWide(u32, slot + RECORD.OFFSET);
+    const epoch = u32[slot + RECORD.EPOCH]!;
+    const atMs = getWide(u32, slot + RECORD.AT_MS);
+    const flags = u32[slot + RECORD.FLAGS]!;
+    if ((flags & RECORD_SYNC) !== 0) this.#syncWanted = true;
+    let refusal: number;
+    if ((flags & RECORD_CHAINED) === 0) {
+      refusal = writer.append(arena.u8, address, length, crc, txCount, first, epoch, atMs);
+    } else {
+      const pieces: LogPiece[] = [];
+      eachPiece(pool, address, length, (offset, bytes) => {
+        pieces.push({ bytes: arena.u8, offset, length: bytes });
+      });
+      refusal = writer.appendPieces(pieces, crc, txCount, first, epoch, atMs);
+    }
+    // Memory holds the record already: the order is broken, and with it the engine.
+    invariant(refusal === ACCEPTED, 'the log takes what the sequencer ordered', refusal, first);
+    this.#counters.add(RECORDS, 1);
+    this.#counters.add(TRANSACTIONS, txCount);
+  }
+
+  #takeBound(upper: number): void {
+    if (this.#phase === PHASE_LIVE && this.#writer !== undefined && this.#writer.next === upper) {
+      this.#bounds.push(this.#writer.mark());
+      this.#replayMarks = [];
+      this.#syncWanted = true;
+      return;
+    }
+    // At replay a generation ends with some record fed before; those below are not asked for again.
+    const at = this.#replayMarks.findIndex((mark) => mark.upper === upper);
+    invariant(at >= 0, 'a bound ends a record', upper);
+    this.#bounds.push(this.#replayMarks[at]!);
+    this.#replayMarks = this.#replayMarks.slice(at + 1);
+    this.#answerBounds();
+  }
+
+  #answerBounds(): boolean {
+    const durable = this.#context.control.durable();
+    let answered = false;
+    while (this.#bounds.length > 0 && this.#bounds[0]!.upper <= durable) {
+      // Room is kept for a segment's notice and the answer to recovery.
+      if (this.#keeper.ring.room(4) < 4) return answered;
+      const mark = this.#bounds.shift()!;
+      const slot = this.#keeper.claim();
+      const { u32 } = this.#keeper.ring;
+      u32[slot + KIND_WORD] = MSG_BOUND_REACHED;
+      setWide(u32, slot + BOUND_REACHED.UPPER, mark.upper);
+      u32[slot + BOUND_REACHED.SEQ] = mark.seq;
+      setWide(u32, slot + BOUND_REACHED.POSITION, mark.position);
+      u32[slot + BOUND_REACHED.CHAIN] = mark.chain;
+      u32[slot + BOUND_REACHED.EPOCH] = mark.epoch;
+      setWide(u32, slot + BOUND_REACHED.AT_MS, mark.atMs);
+      this.#keeper.send();
+      answered = true;
+    }
+    return answered;
+  }
+
+  #write(): boolean {
+    const writer = this.#writer;
+    if (writer === undefined) return this.#closeReadOnly();
+    if (this.#closeSeen && this.#phase === PHASE_LIVE) {
+      writer.close();
+      this.#phase = PHASE_CLOSING;
+    }
+    if (this.#phase === PHASE_LIVE) {
+      this.#askForRoom(writer);
+      if (!writer.staged && writer.written === writer.durable) return this.#watermark(writer);
+    }
+    const { control, clock, config } = this.#context;
+    const before = writer.durable;
+    const writtenBefore = writer.written;
+    const startedAt = clock.ticksMs();
+    control.setCall(ACTOR_DURABILITY, CALL_LOG_STEP, clock.nowMs());
+    const step = writer.step(this.#wantsSync(writer, startedAt));
+    control.setCall(ACTOR_DURABILITY, CALL_NONE, 0);
+    if (step === 'idle' || step === 'waiting') return false;
+    this.#count(step, clock.ticksMs() - startedAt);
+    if (writer.written !== writtenBefore) {
+      if (this.#unsyncedSince < 0) this.#unsyncedSince = startedAt;
+      control.setWritten(writer.written);
+      control.setLogPosition(writer.seq, writer.mark().position);
+      if (!config.synced) this.#ringClients();
+    }
+    if (writer.durable !== before) {
+      control.setDurable(writer.durable);
+      this.#ringClients();
+    }
+    if (writer.written === writer.durable) {
+      this.#unsyncedSince = -1;
+      this.#syncWanted = writer.staged && this.#syncWanted;
+    }
+    if (step === 'rotated') this.#tellSegment(writer.seq, writer.baseOffset, writer.baseAtMs);
+    if (step === 'closed') this.#finish();
+    return true;
+  }
+
+  /** Synced engines sync every batch; buffered ones when asked, when due, and before too much is at stake. */
+  #wantsSync(writer: LogWriter, now: number): boolean {
+    const { config } = this.#context;
+    if (config.synced || this.#syncWanted || this.#phase === PHASE_CLOSING) return true;
+    if (writer.unsyncedBytes >= unsyncedBytesMax) return true;
+    return this.#unsyncedSince >= 0 && now - this.#unsyncedSince >= config.syncIntervalMs;
+  }
+
+  #count(step: string, ms: number): void {
+    const counters = this.#counters;
+    if (step === 'wrote') {
+      counters.add(BATCHES, 1);
+      counters.add(WRITES, 1);
+    } else if (step === 'synced') {
+      counters.add(SYNCS, 1);
+      counters.add(SYNC_MS, ms);
+      counters.values[SYNC_MS_MAX] = Math.max(counters.values[SYNC_MS_MAX]!, Math.ceil(ms));
+    } else if (step === 'rotated') {
+      counters.add(ROTATIONS, 1);
+    }
+    counters.values[BYTES_WRITTEN] = this.#writer!.bytesWritten;
+  }
+
+  #ringClients(): void {
+    const { clientBells, control } = this.#context;
+    const count = control.clients();
+    for (let i = 0; i < count; i++) clientBells[i]!.ring();
+  }
+
+  /** Quiet for a while after a sync: one more record proves on disk what was durable (commitlog 2.2). */
+  #watermark(writer: LogWriter): boolean {
+    if (writer.claimed >= writer.durable) return false;
+    if (this.#context.clock.ticksMs() - this.#lastInput < idleWatermarkMs) return false;
+    if (!writer.watermark()) return false;
+    this.#syncWanted = true;
+    this.#counters.add(WATERMARKS, 1);
+    return true;
+  }
+
+  #askForRoom(writer: LogWriter): void {
+    if (this.#compactor.ring.room(2) < 2) return;
+    const zero: ZeroJob | undefined = writer.zeroWanted();
+    if (zero !== undefined) this.#prepare(PREPARE_ZERO, zero.seq, zero.from, zero.to);
+    const spare: SpareJob | undefined = writer.spareWanted();
+    if (spare !== undefined) {
+      this.#prepare(PREPARE_SPARE, spare.seq, spare.reuseSeq, spare.bytes);
+    }
+  }
+
+  #prepare(what: number, seq: number, from: number, to: number): void {
+    const slot = this.#compactor.claim();
+    const { u32 } = this.#compactor.ring;
+    u32[slot + KIND_WORD] = MSG_PREPARE;
+    u32[slot + PREPARE.WHAT] = what;
+    u32[slot + PREPARE.SEQ] = seq;
+    setWide(u32, slot + PREPARE.FROM, from);
+    setWide(u32, slot + PREPARE.TO, to);
+    this.#compactor.send();
+  }
+
+  #takePrepared(): boolean {
+    const slot = this.#fromCompactor.peek();
+    if (slot < 0) return false;
+    const { u32 } = this.#fromCompactor;
+    invariant(u32[slot + KIND_WORD] === MSG_PREPARED, 'an answer of the compactor');
+    const ok = u32[slot + PREPARE.OK] === 1;
+    const seq = u32[slot + PREPARE.SEQ]!;
+    const to = getWide(u32, slot + PREPARE.TO);
+    if (u32[slot + PREPARE.WHAT] === PREPARE_ZERO) {
+      this.#writer?.zeroed(seq, to, ok);
+      if (ok) this.#counters.add(ZEROED_BYTES, to - getWide(u32, slot + PREPARE.FROM));
+    } else {
+      this.#writer?.spareReady(seq, ok);
+      if (ok) this.#counters.add(ZEROED_BYTES, to);
+    }
+    this.#fromCompactor.pop();
+    return true;
+  }
+
+  // ---------------------------------------------------------------- closing
+
+  #closeReadOnly(): boolean {
+    if (!this.#closeSeen) return false;
+    this.#finish();
+    return true;
+  }
+
+  /** The line has ended; the keeper closes the rest. */
+  #finish(): void {
+    const slot = this.#keeper.claim();
+    invariant(slot >= 0, 'the keeper takes the end of the line');
+    this.#keeper.ring.u32[slot + KIND_WORD] = MSG_CLOSE;
+    this.#keeper.send();
+    this.#phase = PHASE_CLOSED;
+  }
+}
+
+/** Operations in a contiguous payload that was checked before. */
+function countOperations(bytes: Uint8Array, offset: number, txCount: number): number {
+  let at = offset;
+  let operations = 0;
+  for (let t = 0; t < txCount; t++) {
+    operations += getU32(bytes, at + TX_COUNT_OFFSET);
+    at += getU32(bytes, at + TX_BYTES_OFFSET);
+  }
+  return operations;
+}

@@ -1,0 +1,487 @@
+/**
+ * The engine as callers see it: opens a store on leased threads or on the caller's own, supervises
+ * them, hands out collections, transactions and snapshots, and closes in order. Public.
+ */
+import { randomBytes } from 'node:crypto';
+import { EventEmitter } from 'node:events';
+import { TidemarkError } from '../core/base/errors.ts';
+import { collectionsMax, clientsMax, pageBytes } from '../core/base/limits.ts';
+import { KIND_KEYED, CATALOG_ID } from '../core/base/update.ts';
+import { Arena } from '../core/shared/arena.ts';
+import {
+  KIND_CACHE,
+  KIND_MEMTABLE,
+  KIND_RECORD,
+  KIND_VIEW,
+  POOL_KINDS,
+} from '../core/shared/buffer-pool.ts';
+import { STATE_CLOSED, STATE_CLOSING, STATE_OPEN, STATE_POISONED } from '../core/shared/control.ts';
+import { CLIENT_SLOT_BYTES } from '../core/shared/epoch.ts';
+import { resetRing } from '../core/shared/ring.ts';
+import type { ActorContext, EngineConfig } from './actor.ts';
+import {
+  CATALOG_KEYS,
+  CATALOG_VALUES,
+  FIRST_COLLECTION_ID,
+  NEXT_ID_KEY,
+  ROWS_LOWER,
+  ROWS_UPPER,
+  catalogKey,
+  checkCatalogRow,
+  nameOfCatalogKey,
+} from './catalog.ts';
+import type { CatalogRow, StoredHistory } from './catalog.ts';
+import { Client } from './client.ts';
+import { Collection } from './collection.ts';
+import type { CollectionInfo } from './collection.ts';
+import { poisonedError } from './commit-line.ts';
+import type { Receipt } from './commit-line.ts';
+import { buffer, codecOf, codecOfStoredName } from './encodings.ts';
+import type { Codec, Encoding, TypeOf } from './encodings.ts';
+import { InlineHost, makeContext, poison, systemClock } from './host.ts';
+import { backgroundActors, writeActors } from './house.ts';
+import { StepPool } from './job-pool.ts';
+import { makeMachine } from './jobs.ts';
+import { leaseKit, returnKit } from './kit.ts';
+import type { Kit } from './kit.ts';
+import { NodeStorage } from './node-storage.ts';
+import { checkHistory, checkOptions, writeBudgetBytes } from './options.ts';
+import type { CheckedOptions, History, OpenOptions } from './options.ts';
+import { identify } from './process-identity.ts';
+import { Snapshot } from './snapshot.ts';
+import { NEWEST } from './reader.ts';
+import { gatherStats } from './stats.ts';
+import type { EngineStats } from './stats.ts';
+import { ringsOf } from './topology.ts';
+import { Transaction } from './transaction.ts';
+
+export type EngineState = 'open' | 'closing' | 'closed' | 'poisoned';
+
+/** How a collection is made, or what it must be. Left out: what the catalog says. */
+export interface CollectionOptions<KE, VE> {
+  readonly kind?: 'keyed';
+  /** Encoding of keys; they order by their encoded bytes. Default of a new collection: 'utf8'. */
+  readonly key?: KE;
+  /** Encoding of values. Default of a new collection: 'utf8'. */
+  readonly value?: VE;
+  /** Offsets of history behind the newest, or Infinity; given on an existing collection it is ignored: use setHistory. */
+  readonly history?: History;
+}
+
+const OWNER_CLIENT = 0;
+const COLLECTION_OPTIONS: ReadonlySet<string> = new Set(['kind', 'key', 'value', 'history']);
+
+/** Opens a store, making it where there is none. */
+export async function open(directory: string, options: OpenOptions = {}): Promise<Engine> {
+  const checked = checkOptions(directory, options);
+  checked.signal?.throwIfAborted();
+  const config: EngineConfig = {
+    ...checked.config,
+    newLogId: randomBytes(16).toString('base64'),
+    holder: checked.seam === undefined ? identify(checked.config.directory) : undefined,
+  };
+  const engine = new Engine({ ...checked, config });
+  await engine.opened(checked.signal);
+  return engine;
+}
+
+export class Engine extends EventEmitter {
+  readonly #options: CheckedOptions;
+  readonly #context: ActorContext;
+  readonly #client: Client;
+  readonly #kit: Kit | undefined;
+  readonly #run: Promise<void>;
+  readonly #catalog: Collection<Buffer, unknown>;
+  #creating: Promise<unknown> = Promise.resolve();
+  #closed: Promise<void> | undefined;
+  #poisonTold = false;
+
+  /** @internal */
+  constructor(options: CheckedOptions) {
+    super();
+    this.#options = options;
+    const { config, seam } = options;
+    if (options.inline) {
+      const arena = Arena.create(options.memoryBytes);
+      let host: InlineHost | undefined;
+      const kick = (): void => host?.kick();
+      const storage = seam?.storage ?? new NodeStorage(config.directory, kick);
+      const context = makeContext(arena.buffer, config, storage, seam?.clock ?? systemClock);
+      resetArena(context, options);
+      const pool = new StepPool((job) => makeMachine(job, storage, context.arena));
+      const actors = [...writeActors(context), ...backgroundActors(context, pool)];
+      this.#context = context;
+      this.#client = new Client(context, OWNER_CLIENT, { kick, endOfTurn });
+      host = new InlineHost(
+        context,
+        actors,
+        () => pool.step(),
+        () => this.#client.poll(),
+      );
+      this.#kit = undefined;
+      this.#run = Promise.resolve();
+      host.kick();
+    } else {
+      const kit = leaseKit(options.memoryBytes, options.workerUrl);
+      const storage = new NodeStorage(config.directory);
+      const context = makeContext(kit.arena.buffer, config, storage, systemClock);
+      resetArena(context, options);
+      this.#kit = kit;
+      this.#context = context;
+      this.#client = new Client(context, OWNER_CLIENT, { kick: undefined, endOfTurn });
+      this.#run = kit.run(config, (error) => poison(context, error));
+    }
+    this.#catalog = new Collection<Buffer, unknown>(
+      this.#client,
+      '',
+      CATALOG_ID,
+      CATALOG_KEYS,
+      CATALOG_VALUES,
+      () => Promise.reject(new TypeError('the catalog has no history of its own')),
+    );
+  }
+
+  /** @internal Resolves when the engine is open; rejects with what went wrong. */
+  async opened(signal: AbortSignal | undefined): Promise<void> {
+    await this.#client.stateReached(STATE_OPEN);
+    if (this.#context.control.state() === STATE_POISONED) {
+      const { cause } = poisonedError(this.#context);
+      await this.#end();
+      throw cause as TidemarkError;
+    }
+    if (signal?.aborted === true) {
+      await this.close();
+      throw signal.reason;
+    }
+    void this.#watch();
+  }
+
+  /** Says once that the engine is poisoned, also while nobody asks it anything. */
+  async #watch(): Promise<void> {
+    await this.#run;
+    if (this.#context.control.state() !== STATE_POISONED || this.#kit === undefined) return;
+    this.#client.poll();
+    this.#tellPoison();
+  }
+
+  #tellPoison(): void {
+    if (this.#poisonTold) return;
+    this.#poisonTold = true;
+    this.emit('poisoned', this.failure);
+  }
+
+  // ---------------------------------------------------------------- state
+
+  get state(): EngineState {
+    switch (this.#context.control.state()) {
+      case STATE_POISONED:
+        return 'poisoned';
+      case STATE_CLOSED:
+        return 'closed';
+      case STATE_CLOSING:
+        return 'closing';
+      default:
+        return this.#closed === undefined ? 'open' : 'closing';
+    }
+  }
+
+  /** What poisoned the engine, or undefined. */
+  get failure(): TidemarkError | undefined {
+    if (this.#context.control.state() !== STATE_POISONED) return undefined;
+    return poisonedError(this.#context).cause as TidemarkError;
+  }
+
+  /** First offset that readers do not see yet. */
+  get upper(): number {
+    return this.#client.reader.visible();
+  }
+
+  /** First offset that is not durable yet. */
+  get durableUpper(): number {
+    return this.#context.control.durable();
+  }
+
+  /** Resolves when the offset is durable. */
+  durable(offset: number, options?: { readonly signal?: AbortSignal }): Promise<void> {
+    return this.#client.frontierReached(checkOffset(offset) + 1, true, options?.signal);
+  }
+
+  /** Resolves when readers see the offset. */
+  reached(offset: number, options?: { readonly signal?: AbortSignal }): Promise<void> {
+    return this.#client.frontierReached(checkOffset(offset) + 1, false, options?.signal);
+  }
+
+  /** Resolves when commits go straight through, without waiting on this side. */
+  room(): Promise<void> {
+    this.#client.assertUsable();
+    return this.#client.line.room();
+  }
+
+  stats(): EngineStats {
+    this.#client.assertUsable();
+    return gatherStats(this.#client, this.state, this.#options);
+  }
+
+  // ---------------------------------------------------------------- collections
+
+  /** Opens a collection, making it where there is none and options say how. */
+  collection<
+    KE extends Encoding<never> | Encoding<unknown> = 'utf8',
+    VE extends Encoding<never> | Encoding<unknown> = 'utf8',
+  >(
+    name: string,
+    options?: CollectionOptions<KE, VE>,
+  ): Promise<Collection<TypeOf<KE>, TypeOf<VE>>> {
+    const key = catalogKey(name);
+    const wanted = checkCollectionOptions(options);
+    this.#client.assertUsable();
+    // One at a time: two calls for one name must not both make it.
+    const made = this.#creating.then(() => this.#openCollection(name, key, wanted));
+    this.#creating = made.catch(() => {});
+    return made as Promise<Collection<TypeOf<KE>, TypeOf<VE>>>;
+  }
+
+  async #openCollection(
+    name: string,
+    key: Buffer,
+    wanted: WantedCollection,
+  ): Promise<Collection<unknown, unknown>> {
+    const stored = await this.#catalog.get(key);
+    if (stored !== undefined) {
+      return this.#existing(name, key, checkCatalogRow(stored, name), wanted);
+    }
+    if (this.#options.config.readOnly || !wanted.given) {
+      throw new TidemarkError('TIDEMARK_NOT_FOUND', `no collection ${name}`, { collection: name });
+    }
+    const keyCodec = wanted.key ?? codecOf('utf8', 'key');
+    const valueCodec = wanted.value ?? codecOf('utf8', 'value');
+    const next = ((await this.#catalog.get(NEXT_ID_KEY)) ?? { next: FIRST_COLLECTION_ID }) as {
+      next: number;
+    };
+    if (this.collections().length >= collectionsMax) {
+      throw new TidemarkError('TIDEMARK_TOO_LARGE', `more than ${collectionsMax} collections`, {
+        what: 'collections',
+        limit: collectionsMax,
+      });
+    }
+    const history = wanted.history ?? this.#options.config.history;
+    const row: CatalogRow = {
+      id: next.next,
+      kind: KIND_KEYED,
+      key: keyCodec.name,
+      value: valueCodec.name,
+      history: { offsets: history < 0 ? null : history },
+    };
+    await this.transaction()
+      .put(this.#catalog, key, row)
+      .put(this.#catalog, NEXT_ID_KEY, { next: next.next + 1 })
+      .commit();
+    return this.#make(name, key, row, keyCodec, valueCodec);
+  }
+
+  #existing(
+    name: string,
+    key: Buffer,
+    row: CatalogRow,
+    wanted: WantedCollection,
+  ): Collection<unknown, unknown> {
+    const keyCodec = wanted.key ?? codecOfStoredName(row.key);
+    const valueCodec = wanted.value ?? codecOfStoredName(row.value);
+    if (keyCodec?.name !== row.key || valueCodec?.name !== row.value) {
+      throw new TidemarkError(
+        'TIDEMARK_KIND_MISMATCH',
+        `collection ${name} has keys '${row.key}' and values '${row.value}'`,
+        { collection: name, key: row.key, value: row.value },
+      );
+    }
+    return this.#make(name, key, row, keyCodec, valueCodec);
+  }
+
+  #make(
+    name: string,
+    key: Buffer,
+    row: CatalogRow,
+    keyCodec: Codec<unknown>,
+    valueCodec: Codec<unknown>,
+  ): Collection<unknown, unknown> {
+    const setHistory = (history: StoredHistory): Promise<Receipt> =>
+      this.transaction()
+        .put(this.#catalog, key, { ...row, history })
+        .commit();
+    return new Collection(this.#client, name, row.id, keyCodec, valueCodec, setHistory);
+  }
+
+  /** Every collection there is, by name. */
+  collections(): CollectionInfo[] {
+    const infos: CollectionInfo[] = [];
+    const rows = this.#catalog.entries({
+      gte: Buffer.from(ROWS_LOWER),
+      lt: Buffer.from(ROWS_UPPER),
+    });
+    for (const [key, value] of rows) {
+      const name = nameOfCatalogKey(key);
+      const row = checkCatalogRow(value, name);
+      const collection = this.#make(name, key, row, buffer as Codec<unknown>, CATALOG_VALUES);
+      infos.push({
+        name,
+        kind: 'keyed',
+        key: row.key,
+        value: row.value,
+        history: row.history.offsets ?? Infinity,
+        since: collection.since,
+        touched: collection.touched,
+      });
+    }
+    return infos;
+  }
+
+  /** Removes a collection and, in time, its files. Its name may be used again; its id never is. */
+  async drop(
+    collection: string | Collection<never, never> | Collection<unknown, unknown>,
+  ): Promise<Receipt> {
+    const name = typeof collection === 'string' ? collection : collection.name;
+    const key = catalogKey(name);
+    this.#client.assertUsable();
+    if (!this.#catalog.hasSync(key)) {
+      throw new TidemarkError('TIDEMARK_NOT_FOUND', `no collection ${name}`, { collection: name });
+    }
+    return this.#catalog.delete(key);
+  }
+
+  // ---------------------------------------------------------------- reading and writing
+
+  /** A write set over any collections, committed as a whole. */
+  transaction(): Transaction {
+    return new Transaction(this.#client);
+  }
+
+  /** One offset of all collections, held until closed: the newest, or `asOf`. */
+  snapshot(options?: { readonly asOf?: number }): Snapshot {
+    this.#client.assertUsable();
+    const asOf = options?.asOf;
+    return new Snapshot(this.#client, asOf === undefined ? NEWEST : checkOffset(asOf));
+  }
+
+  // ---------------------------------------------------------------- keeping
+
+  /** Moves everything committed so far from memory into parts. */
+  flush(): Promise<void> {
+    this.#assertWritable();
+    return this.#client.flush();
+  }
+
+  /** Merges a collection (or all) into as few runs as can be, its unneeded history left out. */
+  async compact(
+    collection?: Collection<never, never> | Collection<unknown, unknown>,
+  ): Promise<void> {
+    this.#assertWritable();
+    await this.#client.flush();
+    await this.#client.compact(collection?.id);
+  }
+
+  #assertWritable(): void {
+    this.#client.assertUsable();
+    if (!this.#options.config.readOnly) return;
+    throw new TidemarkError('TIDEMARK_READ_ONLY', 'the engine was opened read-only');
+  }
+
+  /** Finishes what was committed, writes CLEAN, gives the threads back. Twice is once. */
+  close(): Promise<void> {
+    this.#closed ??= this.#close();
+    return this.#closed;
+  }
+
+  async #close(): Promise<void> {
+    const { control } = this.#context;
+    if (control.state() === STATE_OPEN) {
+      // What this turn has committed goes first.
+      this.#client.line.flush();
+      control.moveState(STATE_OPEN, STATE_CLOSING);
+      this.#client.line.close();
+      this.#client.wake();
+      await this.#client.stateReached(STATE_CLOSED);
+    }
+    await this.#end();
+  }
+
+  async #end(): Promise<void> {
+    const isPoisoned = this.#context.control.state() === STATE_POISONED;
+    this.#client.poll();
+    if (this.#kit !== undefined) {
+      await this.#run;
+      if (isPoisoned) await this.#kit.end();
+      else returnKit(this.#kit);
+    }
+    this.#client.dispose();
+    if (isPoisoned) this.#tellPoison();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+}
+
+type WantedCollection = {
+  readonly given: boolean;
+  readonly key: Codec<unknown> | undefined;
+  readonly value: Codec<unknown> | undefined;
+  readonly history: number | undefined;
+};
+
+function checkCollectionOptions(options: unknown): WantedCollection {
+  if (options === undefined) {
+    return { given: false, key: undefined, value: undefined, history: undefined };
+  }
+  if (typeof options !== 'object' || options === null) {
+    throw new TypeError('collection options are an object');
+  }
+  for (const name of Object.keys(options)) {
+    if (!COLLECTION_OPTIONS.has(name)) throw new TypeError(`unknown collection option ${name}`);
+  }
+  const { kind, key, value, history } = options as Record<string, unknown>;
+  if (kind !== undefined && kind !== 'keyed') {
+    throw new TypeError(`kind is 'keyed', not ${String(kind)}`);
+  }
+  return {
+    given: true,
+    key: key === undefined ? undefined : codecOf(key, 'key'),
+    value: value === undefined ? undefined : codecOf(value, 'value'),
+    history: history === undefined ? undefined : checkHistory(history),
+  };
+}
+
+function checkOffset(offset: unknown): number {
+  if (typeof offset === 'number' && Number.isSafeInteger(offset) && offset >= 0) return offset;
+  throw new TypeError(`an offset is an integer from 0, not ${String(offset)}`);
+}
+
+/** A turn ends when the code and the promise reactions that run now are done. */
+function endOfTurn(run: () => void): void {
+  queueMicrotask(() => process.nextTick(run));
+}
+
+/** Makes a leased arena as new. Requires: no thread uses it. */
+function resetArena(context: ActorContext, options: CheckedOptions): void {
+  const { arena, control, pool, topology } = context;
+  control.reset();
+  const pages = Math.floor(arena.bytes / pageBytes) - topology.firstPage;
+  const writePages = Math.ceil(writeBudgetBytes(options.config.memtableBytes) / pageBytes);
+  const limits: number[] = Array.from({ length: POOL_KINDS }, () => 0);
+  // Payloads and the nodes over them share the write budget in any proportion: neither may take all.
+  limits[KIND_RECORD] = Math.ceil((writePages * 3) / 4);
+  limits[KIND_MEMTABLE] = Math.ceil((writePages * 3) / 4);
+  limits[KIND_VIEW] = Math.ceil(pages / 4);
+  limits[KIND_CACHE] = Math.max(
+    0,
+    pages - limits[KIND_RECORD] - limits[KIND_MEMTABLE] - limits[KIND_VIEW],
+  );
+  pool.reset(limits);
+  for (const { address } of ringsOf(topology)) resetRing(arena, address);
+  const words = (clientsMax * CLIENT_SLOT_BYTES) >>> 2;
+  arena.i32.fill(0, topology.slots >>> 2, (topology.slots >>> 2) + words);
+  arena.i32.fill(0, topology.cacheRoots >>> 2, (topology.cacheRoots >>> 2) + collectionsMax);
+  for (const at of [...topology.threadBells, ...topology.clients.map((client) => client.bell)]) {
+    arena.i32.fill(0, at >>> 2, (at >>> 2) + 2);
+  }
+  control.claimClient();
+}

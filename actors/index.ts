@@ -1,0 +1,16 @@
+/**
+ * The public face. Everything a service needs, and nothing else: deep imports are not supported.
+ */
+export { open } from './engine.ts';
+export type { CollectionOptions, Engine, EngineState } from './engine.ts';
+export type { Durability, History, OpenOptions } from './options.ts';
+export type { Collection, CollectionInfo, CommitOptions, ReadOptions } from './collection.ts';
+export type { RangeIterable, RangeOptions } from './range.ts';
+export type { Transaction } from './transaction.ts';
+export type { Snapshot } from './snapshot.ts';
+export type { Receipt } from './commit-line.ts';
+export type { CollectionStats, EngineStats, RunStats } from './stats.ts';
+export { buffer, json, u64, utf8, view } from './encodings.ts';
+export type { Codec, Encoding, EncodingName, TypeOf } from './encodings.ts';
+export { TidemarkError } from '../core/base/errors.ts';
+export type { ErrorCode, ErrorDetail } from '../core/base/errors.ts';

@@ -1,0 +1,108 @@
+/**
+ * Every kind of job that the pool runs, as plain data, and the machine that does it. A machine works
+ * in steps, in private memory; flush jobs name a generation in the arena, all others name files.
+ */
+import { unreachable } from '../core/base/assert.ts';
+import { SpareMaker, ZeroFill } from '../core/log/prepare.ts';
+import { GenerationCursor, VERSIONS_ALL } from '../core/memtable/cursor.ts';
+import { GenerationReader } from '../core/memtable/reader.ts';
+import { Arena } from '../core/shared/arena.ts';
+import { BufferPool } from '../core/shared/buffer-pool.ts';
+import { FlushJob } from '../core/spine/flush-job.ts';
+import type { FlushInput } from '../core/spine/flush-job.ts';
+import { MergeJob } from '../core/spine/merge-job.ts';
+import type { MergeRequest } from '../core/spine/merge-job.ts';
+import type { FileIds } from '../core/spine/part-files.ts';
+import type { Storage } from '../core/storage/storage.ts';
+import { topologyOf } from './topology.ts';
+
+/** What a flush must know of a collection whose history may be cut or that has no run yet. */
+export type FlushCollection = {
+  readonly collection: number;
+  readonly kind: number;
+  readonly since: number;
+  readonly oldest: boolean;
+};
+
+export type Job =
+  | { readonly kind: 'zero'; path: string; seq: number; from: number; to: number }
+  | { readonly kind: 'spare'; seq: number; bytes: number; reuseSeq: number }
+  | {
+      readonly kind: 'flush';
+      jobId: number;
+      generation: number;
+      upper: number;
+      collections: FlushCollection[];
+      outFiles: FileIds;
+    }
+  | { readonly kind: 'merge'; request: MergeRequest };
+
+export interface JobMachine {
+  /** Works for about `fuel` rows; true while there is more. Throws when the job failed. */
+  step(fuel: number): boolean;
+  /** Stops and deletes what it made. */
+  cancel(): void;
+  /** Plain data. Requires: `step` returned false. */
+  result(): unknown;
+}
+
+export function makeMachine(job: Job, storage: Storage, arena: Arena): JobMachine {
+  switch (job.kind) {
+    case 'zero':
+      return new Preparation(new ZeroFill(storage, job));
+    case 'spare':
+      return new Preparation(new SpareMaker(storage, job));
+    case 'flush': {
+      const request = { jobId: job.jobId, outFiles: job.outFiles };
+      return new FlushJob(storage, request, flushInputs(job, arena));
+    }
+    case 'merge':
+      return new MergeJob(storage, job.request);
+    default:
+      return unreachable(job);
+  }
+}
+
+/** Collections in ascending order, each with all its versions. */
+function* flushInputs(job: Job & { kind: 'flush' }, arena: Arena): Generator<FlushInput> {
+  const topology = topologyOf(arena.bytes);
+  const pool = new BufferPool(arena, topology.poolTables, topology.firstPage);
+  for (const { collection, kind, since, oldest } of job.collections) {
+    const rows = new GenerationCursor(arena, pool);
+    rows.open(job.generation, collection, job.upper - 1, VERSIONS_ALL);
+    yield { collection, kind, since, oldest, rows };
+  }
+}
+
+/** Ids of the collections with rows in a sealed generation. */
+export function collectionsIn(arena: Arena, generation: number): number[] {
+  const reader = new GenerationReader(arena);
+  reader.attach(generation);
+  return reader.collections();
+}
+
+/** Zeroing jobs know nothing of fuel: a step is one call to the disk. */
+class Preparation implements JobMachine {
+  readonly #machine: ZeroFill | SpareMaker;
+
+  constructor(machine: ZeroFill | SpareMaker) {
+    this.#machine = machine;
+  }
+
+  step(): boolean {
+    try {
+      return this.#machine.step();
+    } catch (error) {
+      this.cancel();
+      throw error;
+    }
+  }
+
+  cancel(): void {
+    this.#machine.release();
+  }
+
+  result(): unknown {
+    return null;
+  }
+}

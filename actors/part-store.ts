@@ -1,0 +1,339 @@
+/**
+ * The files of parts as the keeper holds them: opened once, with each part's index and filter in
+ * shared memory and a block that describes it to readers; counted, retired by epoch, deleted when the
+ * last part and the last job let go. Part files are opened here and nowhere else for long. Runs on the
+ * keeper's thread; loading is queued, never waited for.
+ */
+import { invariant } from '../core/base/assert.ts';
+import { openPartsMax, pageBytes } from '../core/base/limits.ts';
+import { UNTIL_NOW, UNTIL_NOW_AND_IO } from '../core/shared/epoch.ts';
+import type { RetireList } from '../core/shared/epoch.ts';
+import type { Slab } from '../core/shared/slab.ts';
+import { FOOTER_READ_BYTES, footerBytes, parseFooter } from '../core/spine/part-format.ts';
+import type { PartInfo, PartRef } from '../core/spine/part-format.ts';
+import { checkFilter, checkIndex } from '../core/spine/part-reader.ts';
+import { partBlockBytes, writePart } from '../core/spine/view.ts';
+import { partPath } from '../core/storage/names.ts';
+import type { StorageAnswer, StorageCall } from '../core/storage/storage.ts';
+import type { ActorContext } from './actor.ts';
+
+/** An open part file. `parts` counts loaded parts, `pins` jobs that read it. */
+type OpenFile = { file: number; fd: number; parts: number; pins: number; doomed: boolean };
+
+export type LoadedPart = {
+  readonly info: PartInfo;
+  /** Address of the block that views name. */
+  readonly block: number;
+  readonly index: number;
+  readonly filter: number;
+  /** Runs of the current view that hold it. */
+  refs: number;
+};
+
+/** A load under way: one file after the other, first footers, then indexes and filters. */
+type Load = {
+  readonly refs: readonly PartRef[];
+  readonly infos: PartInfo[];
+  /** Given from the manifest: no footer need be read. */
+  readonly known: boolean;
+  next: number;
+  fd: number;
+  tails: Uint8Array[];
+  indexes: Uint8Array[];
+  filters: Uint8Array[];
+  stage: 'open' | 'footers' | 'tables';
+  readonly done: (infos: PartInfo[] | undefined, failure: unknown) => void;
+};
+
+export class PartStore {
+  readonly #context: ActorContext;
+  readonly #slab: Slab;
+  readonly #retired: RetireList;
+  readonly #submit: (
+    fd: number,
+    calls: readonly StorageCall[],
+    done: (answer: StorageAnswer) => void,
+  ) => void;
+  readonly #files: Map<number, OpenFile> = new Map();
+  readonly #parts: Map<string, LoadedPart> = new Map();
+  #openCount = 0;
+  filesDeleted = 0;
+
+  constructor(
+    context: ActorContext,
+    slab: Slab,
+    retired: RetireList,
+    submit: (
+      fd: number,
+      calls: readonly StorageCall[],
+      done: (answer: StorageAnswer) => void,
+    ) => void,
+  ) {
+    this.#context = context;
+    this.#slab = slab;
+    this.#retired = retired;
+    this.#submit = submit;
+  }
+
+  get openFiles(): number {
+    return this.#openCount;
+  }
+
+  part(ref: PartRef): LoadedPart {
+    const part = this.#parts.get(keyOf(ref));
+    invariant(part !== undefined, 'a part of the view is loaded', ref.file, ref.offset);
+    return part;
+  }
+
+  // ---------------------------------------------------------------- loading
+
+  /** Opens the files of new parts and brings what readers need into memory; then calls `done`. */
+  load(
+    refs: readonly PartRef[],
+    done: (infos: PartInfo[] | undefined, failure: unknown) => void,
+  ): void {
+    this.#start(refs, [], false, done);
+  }
+
+  /** The same for parts that the manifest describes. */
+  restore(
+    infos: readonly PartInfo[],
+    done: (infos: PartInfo[] | undefined, failure: unknown) => void,
+  ): void {
+    this.#start(infos, [...infos], true, done);
+  }
+
+  #start(refs: readonly PartRef[], infos: PartInfo[], known: boolean, done: Load['done']): void {
+    this.#nextFile({
+      refs,
+      infos,
+      known,
+      next: 0,
+      fd: -1,
+      tails: [],
+      indexes: [],
+      filters: [],
+      stage: 'open',
+      done,
+    });
+  }
+
+  /** Parts of one file stand together in the list. */
+  #group(load: Load): readonly PartRef[] {
+    const { refs, next } = load;
+    const file = refs[next]!.file;
+    let to = next;
+    while (to < refs.length && refs[to]!.file === file) to++;
+    return refs.slice(next, to);
+  }
+
+  #nextFile(load: Load): void {
+    if (load.next === load.refs.length) {
+      load.done(load.infos, undefined);
+      return;
+    }
+    const group = this.#group(load);
+    const file = group[0]!.file;
+    const known = this.#files.get(file);
+    const calls: StorageCall[] = [];
+    if (known === undefined || known.fd < 0) {
+      calls.push({ call: 'open', path: partPath(file), how: 'read' });
+    }
+    load.tails = [];
+    load.stage = 'footers';
+    if (load.known) {
+      this.#readTables(load, group, calls, known?.fd ?? -1);
+      return;
+    }
+    for (const ref of group) {
+      const bytes = new Uint8Array(Math.min(FOOTER_READ_BYTES, ref.bytes));
+      load.tails.push(bytes);
+      calls.push({ call: 'read', bytes, position: ref.offset + ref.bytes - bytes.length });
+    }
+    this.#submit(known?.fd ?? -1, calls, (answer) => this.#onFooters(load, group, answer));
+  }
+
+  #onFooters(load: Load, group: readonly PartRef[], answer: StorageAnswer): void {
+    if (answer.failure !== undefined) {
+      load.done(undefined, answer.failure);
+      return;
+    }
+    try {
+      // A footer with long keys is longer than what was read of it: read those again, whole.
+      const again: StorageCall[] = [];
+      group.forEach((ref, i) => {
+        const tail = load.tails[i]!;
+        const needed = footerBytes(tail, tail.length, ref);
+        if (needed <= tail.length) return;
+        load.tails[i] = new Uint8Array(needed);
+        again.push({
+          call: 'read',
+          bytes: load.tails[i]!,
+          position: ref.offset + ref.bytes - needed,
+        });
+      });
+      if (again.length > 0) {
+        this.#submit(answer.fd, again, (next) => this.#onFooters(load, group, next));
+        return;
+      }
+      group.forEach((ref, i) => {
+        const tail = load.tails[i]!;
+        load.infos.push(parseFooter(tail, 0, tail.length, ref));
+      });
+    } catch (error) {
+      load.done(undefined, error);
+      return;
+    }
+    this.#readTables(load, group, [], answer.fd);
+  }
+
+  #readTables(load: Load, group: readonly PartRef[], calls: StorageCall[], fd: number): void {
+    load.indexes = [];
+    load.filters = [];
+    for (let i = 0; i < group.length; i++) {
+      const info = load.infos[load.next + i]!;
+      const index = new Uint8Array(info.indexBytes);
+      const filter = new Uint8Array(info.filterBytes);
+      load.indexes.push(index);
+      load.filters.push(filter);
+      calls.push({ call: 'read', bytes: index, position: info.offset + info.indexOffset });
+      calls.push({ call: 'read', bytes: filter, position: info.offset + info.filterOffset });
+    }
+    this.#submit(fd, calls, (answer) => this.#onTables(load, group, answer));
+  }
+
+  #onTables(load: Load, group: readonly PartRef[], answer: StorageAnswer): void {
+    if (answer.failure !== undefined) {
+      load.done(undefined, answer.failure);
+      return;
+    }
+    try {
+      this.#addFile(group[0]!.file, answer.fd);
+      for (let i = 0; i < group.length; i++) {
+        const info = load.infos[load.next + i]!;
+        checkIndex(load.indexes[i]!, 0, info);
+        checkFilter(load.filters[i]!, 0, info);
+        this.#addPart(info, load.indexes[i]!, load.filters[i]!);
+      }
+    } catch (error) {
+      load.done(undefined, error);
+      return;
+    }
+    load.next += group.length;
+    this.#nextFile(load);
+  }
+
+  #addFile(file: number, fd: number): void {
+    const known = this.#files.get(file);
+    if (known !== undefined) {
+      known.fd = fd;
+      return;
+    }
+    this.#openCount++;
+    let kept = fd;
+    if (this.#openCount > openPartsMax) {
+      // Readers open it themselves, for the read.
+      this.#context.storage.close(fd);
+      this.#openCount--;
+      kept = -1;
+    }
+    this.#files.set(file, { file, fd: kept, parts: 0, pins: 0, doomed: false });
+  }
+
+  #addPart(info: PartInfo, index: Uint8Array, filter: Uint8Array): void {
+    const { arena } = this.#context;
+    const file = this.#files.get(info.file)!;
+    const indexAddress = this.#place(index);
+    // A filter without its index would save nothing.
+    const filterAddress = indexAddress === 0 ? 0 : this.#place(filter);
+    const block = this.#slab.allocate(partBlockBytes(info));
+    if (block === 0) throw new Error('the arena has no room for the description of a part');
+    writePart(arena, block, info, file.fd, indexAddress, filterAddress);
+    file.parts++;
+    const part: LoadedPart = {
+      info,
+      block,
+      index: indexAddress,
+      filter: filterAddress,
+      refs: 0,
+    };
+    this.#parts.set(keyOf(info), part);
+  }
+
+  /** Copies a table into shared memory; 0 when it does not fit, and readers then read it themselves. */
+  #place(bytes: Uint8Array): number {
+    if (bytes.length === 0 || bytes.length > pageBytes) return 0;
+    const address = this.#slab.allocate(bytes.length);
+    if (address !== 0) this.#context.arena.u8.set(bytes, address);
+    return address;
+  }
+
+  // ---------------------------------------------------------------- life and death
+
+  ref(part: LoadedPart): void {
+    part.refs++;
+  }
+
+  /** The current view lists the part in one run less. Requires: that view is published. */
+  unref(part: LoadedPart): void {
+    invariant(part.refs > 0, 'a part is let go as often as it was taken', part.info.file);
+    if (--part.refs > 0) return;
+    this.discard(part.info);
+  }
+
+  /** Lets go of a loaded part that no view lists any more, or that none ever did. */
+  discard(ref: PartRef): void {
+    const part = this.#parts.get(keyOf(ref));
+    if (part === undefined) return;
+    this.#parts.delete(keyOf(ref));
+    const free = (address: number): void => this.#slab.free(address);
+    this.#retired.retire(part.block, UNTIL_NOW, free);
+    if (part.index !== 0) this.#retired.retire(part.index, UNTIL_NOW, free);
+    if (part.filter !== 0) this.#retired.retire(part.filter, UNTIL_NOW, free);
+    const file = this.#files.get(ref.file)!;
+    file.parts--;
+    this.#dropIfUnused(file);
+  }
+
+  /** A job reads these files: they stay until unpinned. */
+  pin(files: Iterable<number>): void {
+    for (const file of files) this.#files.get(file)!.pins++;
+  }
+
+  unpin(files: Iterable<number>): void {
+    for (const number of files) {
+      const file = this.#files.get(number)!;
+      file.pins--;
+      this.#dropIfUnused(file);
+    }
+  }
+
+  #dropIfUnused(file: OpenFile): void {
+    if (file.parts > 0 || file.pins > 0 || file.doomed) return;
+    file.doomed = true;
+    // A closed number may soon be somebody else's file: also asynchronous reads must be over.
+    this.#retired.retire(file.file, UNTIL_NOW_AND_IO, () => {
+      this.#files.delete(file.file);
+      if (file.fd >= 0) {
+        this.#context.storage.close(file.fd);
+        this.#openCount--;
+      }
+      this.#submit(-1, [{ call: 'unlink', path: partPath(file.file) }], () => {
+        // What could not be deleted is an orphan; the sweep of the next open takes it.
+        this.filesDeleted++;
+      });
+    });
+  }
+
+  /** Closes every descriptor. Requires: no reader is inside. */
+  closeAll(): void {
+    for (const file of this.#files.values()) {
+      if (file.fd >= 0) this.#context.storage.close(file.fd);
+      file.fd = -1;
+    }
+  }
+}
+
+function keyOf(ref: PartRef): string {
+  return `${ref.file}:${ref.offset}`;
+}

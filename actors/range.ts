@@ -1,0 +1,251 @@
+/**
+ * Range reads as callers see them: iterables that walk rows in key order, either way, with limits.
+ * Between batches nothing is held but a time: each batch enters anew and seeks by key, so an iterator
+ * that is left lying keeps history, never memory of the write path. Runs on the caller's thread.
+ */
+import { NO_BYTES } from '../core/base/bytes.ts';
+import { keyBytesMax } from '../core/base/limits.ts';
+import type { Client } from './client.ts';
+import { decodeLent, tooLarge } from './encodings.ts';
+import type { Codec } from './encodings.ts';
+import type { RangeBounds, RowBatch } from './reader.ts';
+import type { Snapshot } from './snapshot.ts';
+
+export interface RangeOptions<K> {
+  /** Lower bound, included or not; upper bound, included or not. */
+  readonly gte?: K;
+  readonly gt?: K;
+  readonly lte?: K;
+  readonly lt?: K;
+  /** From the last row to the first. */
+  readonly reverse?: boolean;
+  /** At most so many rows; default all. */
+  readonly limit?: number;
+  readonly asOf?: number;
+  readonly snapshot?: Snapshot;
+}
+
+export type CheckedRange = { readonly bounds: RangeBounds; readonly limit: number };
+
+const ROWS_FIRST = 16;
+const ROWS_MAX = 1_024;
+
+const KNOWN: ReadonlySet<string> = new Set([
+  'gte',
+  'gt',
+  'lte',
+  'lt',
+  'reverse',
+  'limit',
+  'asOf',
+  'snapshot',
+]);
+
+/** Bounds as encoded keys, half open. */
+export function checkRange<K>(range: RangeOptions<K> | undefined, keys: Codec<K>): CheckedRange {
+  const bounds: RangeBounds = {
+    lower: NO_BYTES,
+    upper: NO_BYTES,
+    upperOpen: true,
+    reverse: false,
+  };
+  if (range === undefined) return { bounds, limit: Infinity };
+  if (typeof range !== 'object' || range === null) throw new TypeError('a range is an object');
+  for (const name of Object.keys(range)) {
+    if (!KNOWN.has(name)) throw new TypeError(`unknown range option ${name}`);
+  }
+  if (range.gte !== undefined && range.gt !== undefined) throw new TypeError('give gte or gt');
+  if (range.lte !== undefined && range.lt !== undefined) throw new TypeError('give lte or lt');
+  if (range.gte !== undefined) bounds.lower = encoded(keys, range.gte);
+  if (range.gt !== undefined) bounds.lower = successor(encoded(keys, range.gt));
+  if (range.lt !== undefined) bounds.upper = encoded(keys, range.lt);
+  if (range.lte !== undefined) bounds.upper = successor(encoded(keys, range.lte));
+  bounds.upperOpen = range.lt === undefined && range.lte === undefined;
+  bounds.reverse = range.reverse ?? false;
+  if (typeof bounds.reverse !== 'boolean') throw new TypeError('reverse is true or false');
+  const limit = range.limit ?? Infinity;
+  if (limit !== Infinity && (!Number.isSafeInteger(limit) || limit < 0)) {
+    throw new TypeError('limit is a count from 0');
+  }
+  return { bounds, limit };
+}
+
+function encoded<K>(keys: Codec<K>, key: K): Uint8Array {
+  const bytes = keys.encode(key);
+  if (bytes.length > keyBytesMax) throw tooLarge('key', bytes.length, keyBytesMax);
+  // Bounds outlive the call, the caller's bytes may not.
+  return Uint8Array.prototype.slice.call(bytes);
+}
+
+/** The least key above: byte strings need no more than a zero at the end. */
+function successor(key: Uint8Array): Uint8Array {
+  const next = new Uint8Array(key.length + 1);
+  next.set(key);
+  return next;
+}
+
+type Item<K, V, T> = (key: () => K, value: () => V) => T;
+
+/** Rows of a range as of the time it was made; can be walked once, with `for` or `for await`. */
+export class RangeIterable<K, V, T> implements IterableIterator<T>, AsyncIterable<T> {
+  readonly #client: Client;
+  readonly #collection: number;
+  readonly #keys: Codec<K>;
+  readonly #values: Codec<V>;
+  readonly #bounds: RangeBounds;
+  readonly #make: Item<K, V, T>;
+  readonly #hold: Hold;
+  #left: number;
+  #rows = ROWS_FIRST;
+  #batch: RowBatch | undefined;
+  #at = 0;
+  #ended = false;
+  readonly #key = (): K => this.#decodeKey();
+  readonly #value = (): V => this.#decodeValue();
+
+  /** @internal */
+  constructor(
+    client: Client,
+    collection: number,
+    keys: Codec<K>,
+    values: Codec<V>,
+    asOf: number,
+    range: CheckedRange,
+    make: Item<K, V, T>,
+  ) {
+    this.#client = client;
+    this.#collection = collection;
+    this.#keys = keys;
+    this.#values = values;
+    this.#bounds = { ...range.bounds };
+    this.#left = range.limit;
+    this.#make = make;
+    this.#hold = new Hold(client, client.holdFor(collection, asOf));
+    forgotten.register(this, this.#hold, this.#hold);
+  }
+
+  [Symbol.iterator](): this {
+    return this;
+  }
+
+  next(): IteratorResult<T, undefined> {
+    if (this.#batch === undefined || this.#at === this.#batch.count) {
+      if (!this.#fill()) return { done: true, value: undefined };
+    }
+    const value = this.#make(this.#key, this.#value);
+    this.#at++;
+    this.#left--;
+    return { done: false, value };
+  }
+
+  /** Lets go of the history it holds. Walking to the end does so too. */
+  return(): IteratorResult<T, undefined> {
+    this.#end();
+    return { done: true, value: undefined };
+  }
+
+  /** The same rows, giving the event loop a turn after each batch. */
+  async *[Symbol.asyncIterator](): AsyncGenerator<T, undefined, undefined> {
+    try {
+      for (;;) {
+        if (this.#batch !== undefined && this.#at === this.#batch.count) {
+          await new Promise<void>((resolve) => setImmediate(resolve));
+        }
+        const next = this.next();
+        if (next.done === true) return undefined;
+        yield next.value;
+      }
+    } finally {
+      this.#end();
+    }
+  }
+
+  #fill(): boolean {
+    const former = this.#batch;
+    if (this.#ended || this.#left <= 0 || former?.ended === true) {
+      this.#end();
+      return false;
+    }
+    this.#client.assertUsable();
+    if (former !== undefined) this.#moveBounds(former);
+    const rows = Math.min(this.#rows, this.#left);
+    this.#rows = Math.min(ROWS_MAX, this.#rows * 2);
+    const { reader } = this.#client;
+    if (this.#hold.T < 0) {
+      this.#end();
+      return false;
+    }
+    this.#batch = reader.readRange(this.#collection, this.#hold.T, this.#bounds, rows);
+    this.#at = 0;
+    if (this.#batch.count > 0) return true;
+    this.#end();
+    return false;
+  }
+
+  /** What is left of the range begins behind the last row. */
+  #moveBounds(batch: RowBatch): void {
+    const last = (batch.count - 1) * 3;
+    const key = batch.slab.subarray(batch.places[last], batch.places[last + 1]);
+    if (this.#bounds.reverse) {
+      this.#bounds.upper = key;
+      this.#bounds.upperOpen = false;
+    } else {
+      this.#bounds.lower = successor(key);
+    }
+  }
+
+  #end(): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    this.#batch = undefined;
+    forgotten.unregister(this.#hold);
+    this.#hold.release();
+  }
+
+  #decodeKey(): K {
+    const { slab, places } = this.#batch!;
+    const at = this.#at * 3;
+    return decodeOwned(this.#keys, slab, places[at]!, places[at + 1]!);
+  }
+
+  #decodeValue(): V {
+    const { slab, places } = this.#batch!;
+    const at = this.#at * 3;
+    return decodeOwned(this.#values, slab, places[at + 1]!, places[at + 2]!);
+  }
+}
+
+/** Decodes bytes of a slab that is never written again: codecs may keep what they are given. */
+function decodeOwned<T>(codec: Codec<T>, slab: Buffer, start: number, end: number): T {
+  if (codec.name === 'buffer') return codec.decode(slab.subarray(start, end));
+  return decodeLent(codec, slab, start, end);
+}
+
+/** A time that something holds; let go once. */
+export class Hold {
+  readonly #client: Client;
+  readonly T: number;
+  #held: boolean;
+
+  /** Requires: `T` is held by the caller's word, or negative. */
+  constructor(client: Client, T: number) {
+    this.#client = client;
+    this.T = T;
+    this.#held = true;
+  }
+
+  get held(): boolean {
+    return this.#held;
+  }
+
+  release(): void {
+    if (!this.#held) return;
+    this.#held = false;
+    this.#client.release(this.T);
+  }
+}
+
+/** Iterators and snapshots that nobody closed let go of their history when they are collected. */
+export const forgotten: FinalizationRegistry<Hold> = new FinalizationRegistry((hold) => {
+  hold.release();
+});

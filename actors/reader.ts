@@ -1,0 +1,830 @@
+/**
+ * A read's way: enter, take T and then the view, ask the generations newest first, the row cache, the
+ * parts newest run first, leave. What it finds stays where it lies until `leave`; nobody's code runs
+ * in between. One instance a thread that reads: a client's, or the simulator's.
+ */
+import { invariant } from '../core/base/assert.ts';
+import { NO_BYTES, compareAt } from '../core/base/bytes.ts';
+import type { RowCursor } from '../core/base/cursor.ts';
+import { TidemarkError } from '../core/base/errors.ts';
+import { OP_DELETE } from '../core/base/update.ts';
+import { CACHE_ABSENT, CACHE_ROW, CacheReader } from '../core/cache/reader.ts';
+import { GenerationCursor, VERSIONS_NEWEST } from '../core/memtable/cursor.ts';
+import { keyHash } from '../core/memtable/layout.ts';
+import { GenerationReader } from '../core/memtable/reader.ts';
+import type { Counters } from '../core/shared/counters.ts';
+import { ReaderSlot } from '../core/shared/epoch.ts';
+import { gatherValue, isContiguous } from '../core/shared/record-pages.ts';
+import { RingProducer } from '../core/shared/ring.ts';
+import { ABSENT as BLOCK_ABSENT, CONTINUES, FOUND } from '../core/spine/block.ts';
+import { MergeCursor } from '../core/spine/merge-cursor.ts';
+import { PointReader } from '../core/spine/part-reader.ts';
+import { keyHash as partKeyHash } from '../core/spine/row-hash.ts';
+import { RunCursor } from '../core/spine/run-cursor.ts';
+import type { PartPlace, RunParts } from '../core/spine/run-cursor.ts';
+import { ViewReader } from '../core/spine/view.ts';
+import { partPath } from '../core/storage/names.ts';
+import type { ActorContext } from './actor.ts';
+import { CLIENT_COUNTERS, indexIn, makeCounters } from './counters.ts';
+import { THREAD_BACKGROUND } from './topology.ts';
+
+/** Reads what is newest for readers at the moment it enters. */
+export const NEWEST = -1;
+
+/** What a point read found. */
+export const ROW_ABSENT = 0;
+export const ROW_FOUND = 1;
+/** Only the disk knows, and it was not to be asked. */
+export const ROW_ON_DISK = 2;
+
+const READS: number = indexIn(CLIENT_COUNTERS, 'reads');
+const MEMTABLE_HITS: number = indexIn(CLIENT_COUNTERS, 'memtableHits');
+const CACHE_HITS: number = indexIn(CLIENT_COUNTERS, 'cacheHits');
+const CACHE_ABSENTS: number = indexIn(CLIENT_COUNTERS, 'cacheAbsent');
+const FILE_READS: number = indexIn(CLIENT_COUNTERS, 'fileReads');
+const FILE_BYTES: number = indexIn(CLIENT_COUNTERS, 'fileBytes');
+const FILTER_SKIPS: number = indexIn(CLIENT_COUNTERS, 'filterSkips');
+const FILTER_FALSE: number = indexIn(CLIENT_COUNTERS, 'filterFalse');
+const OFFERS: number = indexIn(CLIENT_COUNTERS, 'offers');
+const OFFERS_DROPPED: number = indexIn(CLIENT_COUNTERS, 'offersDropped');
+const VIEW_RETRIES: number = indexIn(CLIENT_COUNTERS, 'viewRetries');
+
+/** One block that an asynchronous read may have to look into; private once located. */
+type Candidate = { fd: number; own: boolean; file: number; position: number; bytes: number };
+
+/** Rows of one batch of a range read, copied out: keys and values in one slab. */
+export class RowBatch {
+  slab: Buffer = Buffer.allocUnsafe(64 * 1024);
+  used = 0;
+  count = 0;
+  /** Per row: key start, value start, value end. */
+  places: Int32Array = new Int32Array(3 * 1_024);
+  times: Float64Array = new Float64Array(1_024);
+  /** True when nothing follows the last row of the batch. */
+  ended = false;
+
+  /** A fresh slab: rows of the last one may be in the caller's hands. */
+  clear(bytes: number): void {
+    this.slab = Buffer.allocUnsafe(bytes);
+    this.used = 0;
+    this.count = 0;
+    this.ended = false;
+  }
+}
+
+const BATCH_SLAB_BYTES: number = 64 * 1024;
+
+export class Reader {
+  readonly #context: ActorContext;
+  readonly slot: ReaderSlot;
+  readonly view: ViewReader;
+  readonly counters: Counters;
+  readonly #cache: CacheReader;
+  readonly #generation: GenerationReader;
+  readonly #point: PointReader = new PointReader();
+  readonly #generationCursors: GenerationCursor[] = [];
+  readonly #runCursors: RunCursor[] = [];
+  readonly #runParts: ViewRunParts[] = [];
+  readonly #merge: MergeCursor = new MergeCursor([]);
+
+  /** The time of the read in progress; itself included. */
+  T = -1;
+  /** Of the row found: offset of its last change, and its value. Valid until: leave. */
+  time = -1;
+  valueBytes: Uint8Array = NO_BYTES;
+  valueStart = 0;
+  valueEnd = 0;
+  #scratch: Buffer = Buffer.allocUnsafe(4_096);
+
+  constructor(context: ActorContext, client: number) {
+    const { arena, pool, control, topology } = context;
+    const place = topology.clients[client];
+    invariant(place !== undefined, 'a client slot', client);
+    this.#context = context;
+    this.slot = new ReaderSlot(arena, control.epochAddress, place.slot);
+    this.view = new ViewReader(arena);
+    this.counters = makeCounters(arena, place.counters, CLIENT_COUNTERS);
+    this.#cache = new CacheReader(
+      arena,
+      pool,
+      topology.cacheRoots,
+      new RingProducer(arena, place.touches.address, place.touches.slots),
+      new RingProducer(arena, place.offers.address, place.offers.slots),
+      context.threadBells[THREAD_BACKGROUND]!,
+    );
+    this.#generation = new GenerationReader(arena);
+  }
+
+  /** First offset that readers do not see: durable in a synced engine, applied in a buffered one. */
+  visible(): number {
+    const { control, config } = this.#context;
+    return config.synced ? control.durable() : control.applied();
+  }
+
+  /**
+   * Enters for a read of one collection at `asOf`, or NEWEST. Throws TIDEMARK_NOT_YET or, unless the
+   * time is held, TIDEMARK_HISTORY_LOST; then it has left again. Answers the collection's block, 0 when
+   * nothing of it is in parts.
+   */
+  enter(collection: number, asOf: number): number {
+    this.slot.enter();
+    try {
+      for (;;) {
+        // T before the view: a view loaded after T is complete up to T (row-cache.md O5).
+        const upper = this.visible();
+        if (asOf >= upper) throw notYet(asOf, upper);
+        this.T = asOf === NEWEST ? upper - 1 : asOf;
+        this.view.attach(this.#context.control.view());
+        const block = this.view.collection(collection);
+        if (block === 0 || this.T >= this.view.since(block)) return block;
+        if (asOf !== NEWEST) throw historyLost(asOf, this.view.since(block));
+        // History moved on between the two loads: both again.
+        this.counters.add(VIEW_RETRIES, 1);
+      }
+    } catch (error) {
+      this.slot.leave();
+      throw error;
+    }
+  }
+
+  leave(): void {
+    this.slot.leave();
+  }
+
+  /** Looks at the newest view. Requires: entered. */
+  reloadView(): ViewReader {
+    this.view.attach(this.#context.control.view());
+    return this.view;
+  }
+
+  /** First offset after the last transaction that changed the collection, as far as readers see. */
+  touched(collection: number): number {
+    this.slot.enter();
+    try {
+      const upper = this.visible();
+      const view = this.reloadView();
+      let newest = -1;
+      const look = (header: number): void => {
+        this.#generation.attach(header);
+        newest = Math.max(newest, this.#generation.newestTimeOf(collection));
+      };
+      if (view.spare !== 0) look(view.spare);
+      look(view.open);
+      for (let i = 0; i < view.sealedCount; i++) look(view.sealed(i));
+      const block = view.collection(collection);
+      if (newest < 0 && block !== 0) {
+        for (let r = 0; r < view.runCount(block); r++) {
+          const run = view.run(block, r);
+          for (let p = 0; p < view.partCount(run); p++) {
+            newest = Math.max(newest, view.maxTime(view.part(run, p)));
+          }
+        }
+      }
+      return Math.min(newest + 1, upper);
+    } finally {
+      this.slot.leave();
+    }
+  }
+
+  // ---------------------------------------------------------------- points
+
+  /** The newest version at T, from memory or, unless `cachedOnly`, the disk. Requires: entered. */
+  find(
+    collection: number,
+    block: number,
+    key: Uint8Array,
+    length: number,
+    cachedOnly: boolean,
+  ): number {
+    this.counters.add(READS, 1);
+    const inMemory = this.#findInMemory(collection, block, key, length);
+    if (inMemory !== ROW_ON_DISK) return inMemory;
+    if (cachedOnly) return ROW_ON_DISK;
+    return this.#findInParts(collection, block, key, length);
+  }
+
+  #hash = 0;
+
+  #findInMemory(collection: number, block: number, key: Uint8Array, length: number): number {
+    const hash = keyHash(key, 0, length);
+    this.#hash = hash;
+    const { view, T } = this;
+    const generation = this.#generation;
+    let node = 0;
+    const spare = view.spare;
+    if (spare !== 0) {
+      generation.attach(spare);
+      node = generation.find(collection, key, 0, length, hash, T);
+    }
+    if (node === 0) {
+      generation.attach(view.open);
+      node = generation.find(collection, key, 0, length, hash, T);
+    }
+    const sealed = view.sealedCount;
+    for (let i = 0; i < sealed && node === 0; i++) {
+      generation.attach(view.sealed(i));
+      node = generation.find(collection, key, 0, length, hash, T);
+    }
+    if (node !== 0) {
+      this.counters.add(MEMTABLE_HITS, 1);
+      this.time = generation.timeOf(node);
+      if (generation.kindOf(node) === OP_DELETE) return ROW_ABSENT;
+      this.#placeValue(generation.valueAddressOf(node), generation.valueBytesOf(node));
+      return ROW_FOUND;
+    }
+    if (block === 0) {
+      this.time = -1;
+      return ROW_ABSENT;
+    }
+    switch (this.#cache.lookup(collection, key, 0, length, hash, T)) {
+      case CACHE_ROW:
+        this.counters.add(CACHE_HITS, 1);
+        this.time = this.#cache.from;
+        this.valueBytes = this.#context.arena.u8;
+        this.valueStart = this.#cache.valueAddress;
+        this.valueEnd = this.valueStart + this.#cache.valueBytes;
+        return ROW_FOUND;
+      case CACHE_ABSENT:
+        this.counters.add(CACHE_ABSENTS, 1);
+        this.time = -1;
+        return ROW_ABSENT;
+      default:
+        return ROW_ON_DISK;
+    }
+  }
+
+  /** A value in pages is used where it lies when it is in one piece, else gathered. */
+  #placeValue(address: number, bytes: number): void {
+    const { arena, pool } = this.#context;
+    if (isContiguous(address, bytes)) {
+      this.valueBytes = arena.u8;
+      this.valueStart = address;
+      this.valueEnd = address + bytes;
+      return;
+    }
+    if (this.#scratch.length < bytes) this.#scratch = Buffer.allocUnsafe(bytes);
+    gatherValue(arena, pool, address, bytes, this.#scratch, 0);
+    this.valueBytes = this.#scratch;
+    this.valueStart = 0;
+    this.valueEnd = bytes;
+  }
+
+  #findInParts(collection: number, block: number, key: Uint8Array, length: number): number {
+    const { view, T } = this;
+    const { storage, arena } = this.#context;
+    const hash = partKeyHash(key, 0, length);
+    const runs = view.runCount(block);
+    for (let r = 0; r < runs; r++) {
+      const run = view.run(block, r);
+      const parts = view.partCount(run);
+      // The versions of a key may run on into the next part.
+      for (let p = view.partAtOrAfter(run, key, 0, length); p < parts; p++) {
+        const part = view.part(run, p);
+        if (view.beginsAfter(part, key, 0, length)) break;
+        if (view.minTime(part) > T) continue;
+        const index = view.index(part);
+        const filter = view.filter(part) === 0 ? -1 : view.filter(part);
+        const answer =
+          index === 0
+            ? this.#findWithoutIndex(part, hash, key, length)
+            : this.#withFile(part, (fd) =>
+                this.#point.get(
+                  storage,
+                  fd,
+                  view.file(part),
+                  arena.u8,
+                  index,
+                  filter,
+                  view.offset(part),
+                  hash,
+                  key,
+                  0,
+                  length,
+                  T,
+                ),
+              );
+        this.#countFileRead(answer);
+        if (answer === FOUND) return this.#takeFound(collection, block, key, length);
+        if (answer === BLOCK_ABSENT) break;
+      }
+    }
+    this.time = -1;
+    this.#offer(collection, block, key, length, true);
+    return ROW_ABSENT;
+  }
+
+  #countFileRead(answer: number): void {
+    if (answer === BLOCK_ABSENT) {
+      // Either the filter said so without a read, or it was wrong: `bytes` tells.
+      this.counters.add(this.#point.bytes === 0 ? FILTER_SKIPS : FILTER_FALSE, 1);
+    }
+    if (this.#point.bytes > 0) {
+      this.counters.add(FILE_READS, 1);
+      this.counters.add(FILE_BYTES, this.#point.bytes);
+      this.#point.bytes = 0;
+    }
+  }
+
+  #takeFound(collection: number, block: number, key: Uint8Array, length: number): number {
+    const { found } = this.#point;
+    this.time = found.time;
+    this.valueBytes = this.#point.buffer;
+    this.valueStart = found.valueOffset;
+    this.valueEnd = found.valueOffset + found.valueLength;
+    const absent = found.kind === OP_DELETE;
+    this.#offer(collection, block, key, length, absent);
+    return absent ? ROW_ABSENT : ROW_FOUND;
+  }
+
+  /** Offers what the parts alone said, if it is their newest: the next read finds it in memory. */
+  #offer(
+    collection: number,
+    block: number,
+    key: Uint8Array,
+    length: number,
+    absent: boolean,
+  ): void {
+    const frontier = this.view.upper(block);
+    if (this.T < frontier - 1) return;
+    const taken = this.#cache.offer(
+      collection,
+      this.view.version,
+      key,
+      0,
+      length,
+      this.#hash,
+      this.valueBytes,
+      absent ? 0 : this.valueStart,
+      absent ? 0 : this.valueEnd - this.valueStart,
+      absent ? Math.max(frontier - 1, 0) : this.time,
+      absent,
+    );
+    this.counters.add(taken ? OFFERS : OFFERS_DROPPED, 1);
+  }
+
+  /** Index not in shared memory: read it privately. Slow, right, and rare (memory is short). */
+  #findWithoutIndex(part: number, hash: number, key: Uint8Array, length: number): number {
+    const { view } = this;
+    const { storage } = this.#context;
+    return this.#withFile(part, (fd) => {
+      const index = this.#readIndex(part, fd);
+      return this.#point.get(
+        storage,
+        fd,
+        view.file(part),
+        index,
+        0,
+        -1,
+        view.offset(part),
+        hash,
+        key,
+        0,
+        length,
+        this.T,
+      );
+    });
+  }
+
+  #readIndex(part: number, fd: number): Uint8Array {
+    const { view } = this;
+    const bytes = new Uint8Array(view.indexBytes(part));
+    const position = view.offset(part) + view.indexOffset(part);
+    const n = this.#context.storage.read(fd, bytes, 0, bytes.length, position);
+    if (n !== bytes.length) {
+      throw new TidemarkError('TIDEMARK_CORRUPT', 'a part ends inside its index', {
+        finding: 'BAD_INDEX',
+        file: view.file(part),
+        position,
+      });
+    }
+    return bytes;
+  }
+
+  /** Calls `use` with the part's descriptor, opening the file for the call where none is held open. */
+  #withFile<R>(part: number, use: (fd: number) => R): R {
+    const fd = this.view.fd(part);
+    if (fd >= 0) return use(fd);
+    const { storage } = this.#context;
+    const own = storage.open(partPath(this.view.file(part)), 'read');
+    try {
+      return use(own);
+    } finally {
+      storage.close(own);
+    }
+  }
+
+  /**
+   * A point read that never waits for the disk on this thread. `key` is the caller's and stays as it is
+   * until the promise settles. The time read at is held meanwhile by `hold` and `release`.
+   */
+  async findLater(
+    collection: number,
+    key: Uint8Array,
+    asOf: number,
+    hold: (T: number) => void,
+    release: (T: number) => void,
+  ): Promise<{ outcome: number; time: number; value: Uint8Array; start: number; end: number }> {
+    const block = this.enter(collection, asOf);
+    let candidates: Candidate[];
+    let io: number;
+    const T = this.T;
+    try {
+      this.counters.add(READS, 1);
+      const outcome = this.#findInMemory(collection, block, key, key.length);
+      if (outcome !== ROW_ON_DISK) return this.#result(outcome);
+      candidates = this.#candidates(block, key);
+      hold(T);
+      io = this.slot.beginIo();
+    } finally {
+      this.leave();
+    }
+    try {
+      for (const candidate of candidates) {
+        const answer = await this.#lookInto(candidate, key, T);
+        if (answer === FOUND) {
+          const { found } = this.#point;
+          this.time = found.time;
+          return {
+            outcome: found.kind === OP_DELETE ? ROW_ABSENT : ROW_FOUND,
+            time: found.time,
+            value: this.#searched,
+            start: found.valueOffset,
+            end: found.valueOffset + found.valueLength,
+          };
+        }
+        // More versions than a block holds lie above T: follow them the plain way.
+        if (answer === CONTINUES) return this.#findHeld(collection, key, T);
+      }
+      return { outcome: ROW_ABSENT, time: -1, value: NO_BYTES, start: 0, end: 0 };
+    } finally {
+      this.slot.endIo(io);
+      for (const candidate of candidates) {
+        if (candidate.own) this.#context.storage.close(candidate.fd);
+      }
+      release(T);
+    }
+  }
+
+  #searched: Uint8Array = NO_BYTES;
+
+  async #lookInto(candidate: Candidate, key: Uint8Array, T: number): Promise<number> {
+    const { storage } = this.#context;
+    const { fd, file, position, bytes } = candidate;
+    const target = Buffer.allocUnsafe(bytes);
+    const n = await storage.readLater(fd, target, 0, bytes, position);
+    this.counters.add(FILE_READS, 1);
+    this.counters.add(FILE_BYTES, n);
+    this.#point.position = position;
+    this.#point.bytes = n;
+    const answer = this.#point.search(target, 0, file, key, 0, key.length, T);
+    this.#point.bytes = 0;
+    this.#searched = target;
+    return answer;
+  }
+
+  #findHeld(
+    collection: number,
+    key: Uint8Array,
+    T: number,
+  ): { outcome: number; time: number; value: Uint8Array; start: number; end: number } {
+    const block = this.enter(collection, T);
+    try {
+      return this.#result(this.find(collection, block, key, key.length, false));
+    } finally {
+      this.leave();
+    }
+  }
+
+  /** What was found, copied out of memory that is only lent. */
+  #result(outcome: number): {
+    outcome: number;
+    time: number;
+    value: Uint8Array;
+    start: number;
+    end: number;
+  } {
+    if (outcome !== ROW_FOUND) {
+      return { outcome, time: this.time, value: NO_BYTES, start: 0, end: 0 };
+    }
+    const length = this.valueEnd - this.valueStart;
+    const value = Buffer.allocUnsafe(length);
+    value.set(this.valueBytes.subarray(this.valueStart, this.valueEnd));
+    return { outcome, time: this.time, value, start: 0, end: length };
+  }
+
+  /** The blocks that may hold the key, newest run first. Requires: entered. */
+  #candidates(block: number, key: Uint8Array): Candidate[] {
+    const { view, T } = this;
+    const { arena, storage } = this.#context;
+    const hash = partKeyHash(key, 0, key.length);
+    const point = this.#point;
+    const candidates: Candidate[] = [];
+    const runs = view.runCount(block);
+    for (let r = 0; r < runs; r++) {
+      const run = view.run(block, r);
+      const parts = view.partCount(run);
+      for (let p = view.partAtOrAfter(run, key, 0, key.length); p < parts; p++) {
+        const part = view.part(run, p);
+        if (view.beginsAfter(part, key, 0, key.length)) break;
+        if (view.minTime(part) > T) continue;
+        let fd = view.fd(part);
+        const own = fd < 0;
+        if (own) fd = storage.open(partPath(view.file(part)), 'read');
+        const index = view.index(part);
+        const memory = index === 0 ? this.#readIndex(part, fd) : arena.u8;
+        const filter = index === 0 || view.filter(part) === 0 ? -1 : view.filter(part);
+        const offset = view.offset(part);
+        if (!point.locate(memory, index, filter, offset, hash, key, 0, key.length)) {
+          this.counters.add(FILTER_SKIPS, 1);
+          if (own) storage.close(fd);
+          continue;
+        }
+        const { position, bytes } = point;
+        point.bytes = 0;
+        candidates.push({ fd, own, file: view.file(part), position, bytes });
+      }
+    }
+    return candidates;
+  }
+
+  // ---------------------------------------------------------------- ranges
+
+  /**
+   * Copies the next rows of a range into `batch`, at most `rowsMax`, going up from `from` (included when
+   * `inclusive`) to below `upper`, or, in reverse, down from `upper` to `from`. Empty `upper` with
+   * `upperOpen` is the end. The time must be held or NEWEST.
+   */
+  readRange(collection: number, asOf: number, range: RangeBounds, rowsMax: number): RowBatch {
+    const batch = new RowBatch();
+    batch.clear(BATCH_SLAB_BYTES);
+    const block = this.enter(collection, asOf);
+    try {
+      const cursor = this.#openCursor(collection, block);
+      if (range.reverse) this.#fillDown(cursor, range, rowsMax, batch);
+      else this.#fillUp(cursor, range, rowsMax, batch);
+    } finally {
+      for (const run of this.#runCursors) run.leave();
+      this.leave();
+    }
+    return batch;
+  }
+
+  #openCursor(collection: number, block: number): RowCursor {
+    const { view, T } = this;
+    const { arena, pool } = this.#context;
+    const sources: RowCursor[] = [];
+    let generations = 0;
+    const addGeneration = (header: number): void => {
+      this.#generation.attach(header);
+      if (this.#generation.newestTimeOf(collection) < 0) return;
+      const cursor = (this.#generationCursors[generations] ??= new GenerationCursor(arena, pool));
+      generations++;
+      cursor.open(header, collection, T, VERSIONS_NEWEST);
+      sources.push(cursor);
+    };
+    if (view.spare !== 0) addGeneration(view.spare);
+    addGeneration(view.open);
+    for (let i = 0; i < view.sealedCount; i++) addGeneration(view.sealed(i));
+    const runs = block === 0 ? 0 : view.runCount(block);
+    for (let i = 0; i < runs; i++) {
+      const parts = (this.#runParts[i] ??= new ViewRunParts(this.#context, view));
+      parts.open(view.run(block, i));
+      const cursor = (this.#runCursors[i] ??= new RunCursor(this.#context.storage, parts));
+      cursor.reset(parts);
+      sources.push(cursor);
+    }
+    if (sources.length === 1) return sources[0]!;
+    this.#merge.reset(sources);
+    return this.#merge;
+  }
+
+  #fillUp(cursor: RowCursor, range: RangeBounds, rowsMax: number, batch: RowBatch): void {
+    const { T } = this;
+    const { lower, upper } = range;
+    cursor.seek(lower, 0, lower.length);
+    let keyStart = -1;
+    let keyLength = 0;
+    while (cursor.valid) {
+      if (!range.upperOpen && isAtOrAbove(cursor, upper)) break;
+      // Versions come newest first: the first at or below T decides, the rest of the key is history.
+      const sameKey =
+        keyStart >= 0 &&
+        compareAt(
+          batch.slab,
+          keyStart,
+          keyLength,
+          cursor.keyBytes,
+          cursor.keyOffset,
+          cursor.keyLength,
+        ) === 0;
+      if (sameKey || cursor.time > T) {
+        cursor.next();
+        continue;
+      }
+      const isFull = batch.count >= rowsMax || !fits(batch, cursor);
+      if (isFull && batch.count > 0) return;
+      // A deleted key is remembered too, so that its older versions are passed over.
+      keyStart = batch.used;
+      keyLength = cursor.keyLength;
+      append(batch, cursor, cursor.kind !== OP_DELETE);
+      cursor.next();
+    }
+    batch.ended = true;
+  }
+
+  #fillDown(cursor: RowCursor, range: RangeBounds, rowsMax: number, batch: RowBatch): void {
+    const { T } = this;
+    const { lower, upper } = range;
+    if (range.upperOpen) cursor.last();
+    else cursor.seekBelow(upper, 0, upper.length);
+    while (cursor.valid) {
+      if (isBelow(cursor, lower)) break;
+      const isFull = batch.count >= rowsMax || !fits(batch, cursor);
+      if (isFull && batch.count > 0) return;
+      // Versions come oldest first: the last one at or below T decides.
+      const start = batch.used;
+      const length = cursor.keyLength;
+      let decided = false;
+      let isRow = false;
+      do {
+        if (cursor.time <= T) {
+          if (decided) takeBack(batch, start, isRow);
+          isRow = cursor.kind !== OP_DELETE;
+          append(batch, cursor, isRow);
+          decided = true;
+        }
+        if (!decided) keepKey(batch, cursor);
+        cursor.previous();
+      } while (
+        cursor.valid &&
+        compareAt(
+          batch.slab,
+          start,
+          length,
+          cursor.keyBytes,
+          cursor.keyOffset,
+          cursor.keyLength,
+        ) === 0
+      );
+      if (!decided) batch.used = start;
+    }
+    batch.ended = true;
+  }
+
+  publish(): void {
+    this.counters.publish();
+  }
+}
+
+/** Bounds in encoded keys. Up: from `lower`, included, to below `upper`. `upperOpen`: to the end. */
+export type RangeBounds = {
+  lower: Uint8Array;
+  upper: Uint8Array;
+  upperOpen: boolean;
+  reverse: boolean;
+};
+
+function isAtOrAbove(cursor: RowCursor, bound: Uint8Array): boolean {
+  return (
+    compareAt(cursor.keyBytes, cursor.keyOffset, cursor.keyLength, bound, 0, bound.length) >= 0
+  );
+}
+
+function isBelow(cursor: RowCursor, bound: Uint8Array): boolean {
+  return compareAt(cursor.keyBytes, cursor.keyOffset, cursor.keyLength, bound, 0, bound.length) < 0;
+}
+
+function fits(batch: RowBatch, cursor: RowCursor): boolean {
+  return batch.used + cursor.keyLength + cursor.valueLength <= batch.slab.length;
+}
+
+/** Copies a row, or only the key of what is no row, behind what is there. */
+function append(batch: RowBatch, cursor: RowCursor, isRow: boolean): void {
+  const start = keepKey(batch, cursor);
+  const valueStart = start + cursor.keyLength;
+  if (!isRow) return;
+  cursor.loadValue();
+  copyBytes(cursor.valueBytes, cursor.valueOffset, batch.slab, valueStart, cursor.valueLength);
+  batch.used = valueStart + cursor.valueLength;
+  const row = batch.count++;
+  if (row * 3 + 3 > batch.places.length) {
+    const places = new Int32Array(batch.places.length * 2);
+    places.set(batch.places);
+    batch.places = places;
+    const times = new Float64Array(batch.times.length * 2);
+    times.set(batch.times);
+    batch.times = times;
+  }
+  batch.places[row * 3] = start;
+  batch.places[row * 3 + 1] = valueStart;
+  batch.places[row * 3 + 2] = batch.used;
+  batch.times[row] = cursor.time;
+}
+
+/** Copies the cursor's key; a row larger than the slab gets a slab of its size. Returns its start. */
+function keepKey(batch: RowBatch, cursor: RowCursor): number {
+  const start = batch.used;
+  const needed = start + cursor.keyLength + cursor.valueLength;
+  if (needed > batch.slab.length) {
+    const grown = Buffer.allocUnsafe(needed + BATCH_SLAB_BYTES);
+    batch.slab.copy(grown, 0, 0, start);
+    batch.slab = grown;
+  }
+  copyBytes(cursor.keyBytes, cursor.keyOffset, batch.slab, start, cursor.keyLength);
+  return start;
+}
+
+/** Forgets what was appended at `start`: a newer version of the same key decides. */
+function takeBack(batch: RowBatch, start: number, isRow: boolean): void {
+  if (isRow) batch.count--;
+  batch.used = start;
+}
+
+const LOOP_BYTES_MAX = 48;
+
+function copyBytes(
+  source: Uint8Array,
+  from: number,
+  target: Uint8Array,
+  to: number,
+  length: number,
+): void {
+  if (length <= LOOP_BYTES_MAX) {
+    for (let i = 0; i < length; i++) target[to + i] = source[from + i]!;
+    return;
+  }
+  target.set(source.subarray(from, from + length), to);
+}
+
+/** The parts of one run of the view. Requires: entered, from `open` to the cursor's `leave`. */
+class ViewRunParts implements RunParts {
+  readonly #context: ActorContext;
+  readonly #view: ViewReader;
+  #run = 0;
+  count = 0;
+  #own = -1;
+
+  constructor(context: ActorContext, view: ViewReader) {
+    this.#context = context;
+    this.#view = view;
+  }
+
+  open(run: number): void {
+    this.#run = run;
+    this.count = this.#view.partCount(run);
+  }
+
+  keyLo(part: number): Uint8Array {
+    return this.#view.keyLo(this.#view.part(this.#run, part));
+  }
+
+  keyHi(part: number): Uint8Array {
+    return this.#view.keyHi(this.#view.part(this.#run, part));
+  }
+
+  enter(i: number, place: PartPlace): void {
+    const view = this.#view;
+    const { storage, arena } = this.#context;
+    const part = view.part(this.#run, i);
+    let fd = view.fd(part);
+    if (fd < 0) {
+      fd = storage.open(partPath(view.file(part)), 'read');
+      this.#own = fd;
+    }
+    place.fd = fd;
+    place.file = view.file(part);
+    place.offset = view.offset(part);
+    place.indexAddress = view.index(part);
+    place.memory = arena.u8;
+    if (place.indexAddress === 0) {
+      const bytes = new Uint8Array(view.indexBytes(part));
+      storage.read(fd, bytes, 0, bytes.length, place.offset + view.indexOffset(part));
+      place.memory = bytes;
+    }
+  }
+
+  leave(): void {
+    if (this.#own < 0) return;
+    this.#context.storage.close(this.#own);
+    this.#own = -1;
+  }
+}
+
+function notYet(asOf: number, upper: number): TidemarkError {
+  return new TidemarkError(
+    'TIDEMARK_NOT_YET',
+    `offset ${asOf} is not there yet; next is ${upper}`,
+    {
+      asOf,
+      upper,
+    },
+  );
+}
+
+export function historyLost(asOf: number, since: number): TidemarkError {
+  return new TidemarkError(
+    'TIDEMARK_HISTORY_LOST',
+    `offset ${asOf} is no longer retained; the oldest readable one is ${since}`,
+    { asOf, since },
+  );
+}

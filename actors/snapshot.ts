@@ -1,0 +1,67 @@
+/**
+ * A snapshot: one offset, held, so that every collection can be read as it was there. It holds a time,
+ * never memory; a forgotten one is let go when it is collected. Public; lives on its client's thread.
+ */
+import { TidemarkError } from '../core/base/errors.ts';
+import type { Client } from './client.ts';
+import { NEWEST } from './reader.ts';
+import { Hold, forgotten } from './range.ts';
+
+export class Snapshot {
+  /** The offset it shows, itself included; -1 of an empty store. */
+  readonly offset: number;
+  readonly #hold: Hold;
+  /** Collections whose history at the offset could not be kept any more. */
+  readonly #lost: ReadonlySet<number>;
+
+  /** @internal */
+  constructor(client: Client, asOf: number) {
+    const { reader } = client;
+    reader.enter(0, NEWEST);
+    try {
+      const upper = reader.visible();
+      if (asOf >= upper) {
+        throw new TidemarkError(
+          'TIDEMARK_NOT_YET',
+          `offset ${asOf} is not there yet; next is ${upper}`,
+          { asOf, upper },
+        );
+      }
+      this.offset = asOf === NEWEST ? upper - 1 : asOf;
+      // Published first, then the view is looked at: the keeper sees the hold, or we its proposal.
+      client.hold(this.offset);
+      const view = reader.reloadView();
+      const lost = new Set<number>();
+      for (let i = 0; i < view.collectionCount; i++) {
+        const block = view.collectionAt(i);
+        if (asOf !== NEWEST && this.offset < view.sinceNext(block)) lost.add(view.idOf(block));
+      }
+      this.#lost = lost;
+    } finally {
+      reader.leave();
+    }
+    this.#hold = new Hold(client, this.offset);
+    forgotten.register(this, this.#hold, this.#hold);
+  }
+
+  /** @internal */
+  isLost(collection: number): boolean {
+    return this.#lost.has(collection);
+  }
+
+  /** @internal */
+  assertOpen(): void {
+    if (this.#hold.held) return;
+    throw new TidemarkError('TIDEMARK_CLOSED', 'the snapshot is closed');
+  }
+
+  /** Lets go of the history it holds. Twice is once. */
+  close(): void {
+    forgotten.unregister(this.#hold);
+    this.#hold.release();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}

@@ -1,0 +1,1523 @@
+/**
+ * The keeper of where everything lies: spines, catalog of files, manifest, views, `since`. Chooses
+ * flush and merge jobs and swaps pointers when their results come. It stands between no commit and its
+ * acknowledgement, and never waits for its own disk: edits are queued, one batch in flight, and what
+ * an edit says is shown to readers only once it is answered.
+ *
+ *   from        kind             what happens
+ *   sequencer   OPENED           the first generation; a first view
+ *   sequencer   SPARE            named in a new view, SPARE_PUBLISHED back
+ *   sequencer   SEALED           queued for its flush; EMPTY: there was nothing to seal
+ *   durability  SEGMENT          a segment began: after a rotation a checkpoint is due
+ *   durability  RECOVERED        the log is replayed
+ *   durability  BOUND_REACHED    a sealed generation is durable, its flush may be linked
+ *   durability  CLOSE            the line has ended: everything here ends too
+ *   compactor   CREDIT, RESULT   how many jobs may run; what became of one
+ *   evictor     APPLIED          the row cache has taken a flushed generation in
+ *   client      FLUSH, COMPACT   DONE back when it is so
+ *
+ * A sealed generation's way: flush job -> parts loaded -> (durable) edit proposed -> edit answered ->
+ * APPLY to the evictor -> APPLIED -> view without the generation -> retired by epoch -> FREE.
+ */
+import { invariant } from '../core/base/assert.ts';
+import { corrupt, fromPlainError, TidemarkError } from '../core/base/errors.ts';
+import { join, meet } from '../core/base/frontier.ts';
+import { MiB, clientsMax, partBytesTarget, runsHard } from '../core/base/limits.ts';
+import { CATALOG_ID, KIND_KEYED } from '../core/base/update.ts';
+import { logHoldsRecords } from '../core/log/create.ts';
+import { KIND_VIEW } from '../core/shared/buffer-pool.ts';
+import {
+  ACTOR_KEEPER,
+  STATE_CLOSED,
+  STATE_CLOSING,
+  STATE_OPEN,
+  STATE_STARTING,
+} from '../core/shared/control.ts';
+import type { Counters } from '../core/shared/counters.ts';
+import { RetireList, UNTIL_NOW, lowestHold, readersInside } from '../core/shared/epoch.ts';
+import type { RingConsumer } from '../core/shared/ring.ts';
+import { Slab } from '../core/shared/slab.ts';
+import { sumsOf } from '../core/spine/batch.ts';
+import type { SpineState } from '../core/spine/batch.ts';
+import type { FlushResult } from '../core/spine/flush-job.ts';
+import { IdReserve, newManifest, notedTime } from '../core/spine/manifest.ts';
+import type { Edit, LogPosition, SpineEdit } from '../core/spine/manifest.ts';
+import { ManifestStore, loadManifest } from '../core/spine/manifest-store.ts';
+import type { LoadedManifest } from '../core/spine/manifest-store.ts';
+import type { MergeResult as JobMergeResult } from '../core/spine/merge-job.ts';
+import type { PartInfo, PartRef } from '../core/spine/part-format.ts';
+import { partRef } from '../core/spine/part-format.ts';
+import {
+  chooseMerge,
+  chooseMove,
+  collapseLevel,
+  liveRuns,
+  runsMinFor,
+} from '../core/spine/policy.ts';
+import type { MergeChoice } from '../core/spine/policy.ts';
+import { Spine, diffSpine } from '../core/spine/spine.ts';
+import type { MergeResult } from '../core/spine/spine.ts';
+import {
+  collectionBytes,
+  runBlockBytes,
+  viewBytes,
+  writeCollection,
+  writeRun,
+  writeView,
+} from '../core/spine/view.ts';
+import { acquireLock, releaseLock } from '../core/storage/lock.ts';
+import {
+  PARTS_DIR,
+  STORE_DIRS,
+  TMP_DIR,
+  numberOf,
+  partPath,
+  segmentPath,
+} from '../core/storage/names.ts';
+import type { StorageAnswer, StorageCall } from '../core/storage/storage.ts';
+import { Outbox, inboxOf } from './actor.ts';
+import type { Actor, ActorContext } from './actor.ts';
+import { CatalogReader } from './catalog-reader.ts';
+import type { JobOutcome } from './compactor.ts';
+import { KEEPER_COUNTERS, indexIn, makeCounters } from './counters.ts';
+import type { RecoverRequest } from './durability.ts';
+import { ringAll } from './host.ts';
+import { collectionsIn } from './jobs.ts';
+import type { Job } from './jobs.ts';
+import {
+  APPLY,
+  BOUND_REACHED,
+  CREDIT,
+  DONE,
+  GENERATION,
+  JOB,
+  KIND_WORD,
+  MSG_APPLIED,
+  MSG_APPLY,
+  MSG_BOUND_REACHED,
+  MSG_CANCEL,
+  MSG_CLOSE,
+  MSG_COMPACT,
+  MSG_CREDIT,
+  MSG_DONE,
+  MSG_EMPTY,
+  MSG_FLUSH,
+  MSG_FREE,
+  MSG_JOB,
+  MSG_OPENED,
+  MSG_RECOVER,
+  MSG_RECOVERED,
+  MSG_RESULT,
+  MSG_SEAL,
+  MSG_SEALED,
+  MSG_SEGMENT,
+  MSG_SPARE,
+  MSG_SPARE_PUBLISHED,
+  RECOVER,
+  REQUEST,
+  RESULT,
+  SEGMENT,
+  getWide,
+} from './messages.ts';
+import { PartStore } from './part-store.ts';
+import { isGone, markReleased } from './process-identity.ts';
+import { freeText, readText, reserveText, writeText } from './text-blocks.ts';
+import { THREAD_BACKGROUND, THREAD_WRITE } from './topology.ts';
+
+/** The client slot that the keeper itself reads the catalog with. */
+export const KEEPER_CLIENT: number = clientsMax - 1;
+
+/** Jobs above this are large: one worker is kept from them. */
+const LARGE_JOB_BYTES: number = 64 * MiB;
+/** A collection untouched for so long is merged into as few runs as can be. */
+const IDLE_MERGE_MS = 30_000;
+/** How long closing waits for readers before descriptors are left to the process. */
+const CLOSE_WAIT_MS = 5_000;
+/** Retired things are looked at again after this long when nothing else happens. */
+const SWEEP_MS = 5;
+/** A job that failed is tried again after 1 s, doubling to 5 min. */
+const RETRY_MS_MIN = 1_000;
+const RETRY_MS_MAX = 300_000;
+/** So many deaths of workers in a row: nothing can be flushed any more. */
+const FAILURES_MAX = 3;
+/** Room for a job's answer: per collection and part that it may name, and for the rest. */
+const REPLY_BYTES_FIXED = 8_192;
+const REPLY_BYTES_PER_COLLECTION = 512;
+const REPLY_BYTES_PER_PART = 128;
+
+const VIEWS: number = indexIn(KEEPER_COUNTERS, 'views');
+const FLUSHES: number = indexIn(KEEPER_COUNTERS, 'flushes');
+const FLUSHED_ROWS: number = indexIn(KEEPER_COUNTERS, 'flushedRows');
+const FLUSHED_BYTES: number = indexIn(KEEPER_COUNTERS, 'flushedBytes');
+const MERGES: number = indexIn(KEEPER_COUNTERS, 'merges');
+const MERGED_ROWS_IN: number = indexIn(KEEPER_COUNTERS, 'mergedRowsIn');
+const MERGED_ROWS_OUT: number = indexIn(KEEPER_COUNTERS, 'mergedRowsOut');
+const MERGED_BYTES_IN: number = indexIn(KEEPER_COUNTERS, 'mergedBytesIn');
+const MERGED_BYTES_OUT: number = indexIn(KEEPER_COUNTERS, 'mergedBytesOut');
+const MERGES_REFUSED: number = indexIn(KEEPER_COUNTERS, 'mergesRefused');
+const MOVES: number = indexIn(KEEPER_COUNTERS, 'moves');
+const JOBS_FAILED: number = indexIn(KEEPER_COUNTERS, 'jobsFailed');
+const EDITS: number = indexIn(KEEPER_COUNTERS, 'edits');
+const EDIT_BATCHES: number = indexIn(KEEPER_COUNTERS, 'editBatches');
+const ROLLUPS: number = indexIn(KEEPER_COUNTERS, 'rollups');
+const FILES_DELETED: number = indexIn(KEEPER_COUNTERS, 'filesDeleted');
+const SEGMENTS_DELETED: number = indexIn(KEEPER_COUNTERS, 'segmentsDeleted');
+const STALL_MS_FOR_RUNS: number = indexIn(KEEPER_COUNTERS, 'stallMsForRuns');
+const JOBS_RUNNING: number = indexIn(KEEPER_COUNTERS, 'jobsRunning');
+const SEALED: number = indexIn(KEEPER_COUNTERS, 'sealed');
+const FLUSHED_UPPER: number = indexIn(KEEPER_COUNTERS, 'flushedUpper');
+const SEGMENTS: number = indexIn(KEEPER_COUNTERS, 'segments');
+const WORK_WAITING: number = indexIn(KEEPER_COUNTERS, 'workWaiting');
+
+/** A run as the current view shows it. */
+type ShownRun = { readonly block: number; readonly parts: readonly PartRef[]; level: number };
+
+/** A collection that has, or is about to have, parts. */
+type Collection = {
+  readonly id: number;
+  /** With every proposed edit. */
+  readonly spine: Spine<PartInfo>;
+  /** What readers see: with every answered edit that was shown. */
+  shown: SpineState<PartInfo> | undefined;
+  runs: Map<number, ShownRun>;
+  block: number;
+  since: number;
+  sinceNext: number;
+  upper: number;
+  /** Offsets of history; -1 keeps all, also while the catalog has not been read. */
+  history: number;
+  /** Edits proposed and not yet shown. */
+  unshown: number;
+  touchedAt: number;
+  retryAt: number;
+  failures: number;
+  compactWanted: boolean;
+};
+
+/** A sealed generation on its way into parts. */
+type Flushing = {
+  readonly generation: number;
+  readonly upper: number;
+  readonly collections: number[];
+  /** Where the log stands at its upper; there once that is durable. */
+  position: LogPosition | undefined;
+  job: number;
+  result: FlushResult | undefined;
+  infos: PartInfo[] | undefined;
+  proposed: boolean;
+  retryAt: number;
+  failures: number;
+};
+
+type RunningJob = {
+  readonly id: number;
+  readonly text: number;
+  readonly reply: number;
+  readonly large: boolean;
+  readonly flush: Flushing | undefined;
+  readonly merge:
+    { collection: Collection; choice: MergeChoice<PartInfo>; files: Set<number> } | undefined;
+};
+
+/** An edit's effect on readers, in the order of the edits. `show` answers false to be asked again. */
+type Effect = { readonly edit: number; readonly show: () => boolean };
+
+type FlushWish = { client: number; number: number; token: number; upper: number };
+type CompactWish = { client: number; number: number; collections: Collection[] };
+
+export class SpineKeeper implements Actor {
+  readonly number: number = ACTOR_KEEPER;
+  readonly #context: ActorContext;
+  readonly #fromSequencer: RingConsumer;
+  readonly #sequencer: Outbox;
+  readonly #fromDurability: RingConsumer;
+  readonly #durability: Outbox;
+  readonly #fromCompactor: RingConsumer;
+  readonly #compactor: Outbox;
+  readonly #fromEvictor: RingConsumer;
+  readonly #evictor: Outbox;
+  readonly #requests: RingConsumer[];
+  readonly #answers: Outbox[];
+  readonly #counters: Counters;
+  readonly #slab: Slab;
+  readonly #retired: RetireList;
+  readonly #parts: PartStore;
+  readonly #catalog: CatalogReader;
+
+  #store: ManifestStore | undefined;
+  #loaded: LoadedManifest | undefined;
+  #started = false;
+  #creating = false;
+  #locked = false;
+  #recovered = false;
+  #restored = false;
+  #opened = false;
+  #closing = false;
+  #closeDeadline = -1;
+
+  // What the view says.
+  #version = 1;
+  #open = 0;
+  #spare = 0;
+  #sealed: Flushing[] = [];
+  #view = 0;
+  #viewWanted = false;
+  #afterPublish: (() => void)[] = [];
+  readonly #collections: Map<number, Collection> = new Map();
+  #shownUpper = 0;
+
+  // Work.
+  #bids = new IdReserve(1);
+  #runIds = new IdReserve(1);
+  #files = new IdReserve(1);
+  #reserving = false;
+  #workers = 0;
+  #nextJob = 1;
+  readonly #jobs: Map<number, RunningJob> = new Map();
+  readonly #effects: Effect[] = [];
+  #applying: 'no' | 'asked' | 'answered' = 'no';
+  #failuresInRow = 0;
+  #catalogStale = true;
+  #nextToken = 1;
+  readonly #flushWishes: FlushWish[] = [];
+  readonly #compactWishes: CompactWish[] = [];
+  readonly #segments: { seq: number; base: number; atMs: number }[] = [];
+  /** First offset of the newest segment: a checkpoint is due once all below is in parts. */
+  #checkpointAt = -1;
+  #startLogSeq = 0;
+  #recoverText = 0;
+
+  // Queued storage calls.
+  #nextTicket = 1;
+  readonly #waiting: Map<number, (answer: StorageAnswer) => void> = new Map();
+  #manifestTicket = 0;
+  #stalledSince = -1;
+
+  constructor(context: ActorContext) {
+    const { topology, arena, pool, control } = context;
+    const write = context.threadBells[THREAD_WRITE]!;
+    const background = context.threadBells[THREAD_BACKGROUND]!;
+    this.#context = context;
+    this.#fromSequencer = inboxOf(context, topology.sequencerToKeeper);
+    this.#sequencer = new Outbox(context, topology.keeperToSequencer, write);
+    this.#fromDurability = inboxOf(context, topology.durabilityToKeeper);
+    this.#durability = new Outbox(context, topology.keeperToDurability, write);
+    this.#fromCompactor = inboxOf(context, topology.compactorToKeeper);
+    this.#compactor = new Outbox(context, topology.keeperToCompactor, background);
+    this.#fromEvictor = inboxOf(context, topology.evictorToKeeper);
+    this.#evictor = new Outbox(context, topology.keeperToEvictor, background);
+    this.#requests = topology.clients.map((client) => inboxOf(context, client.requests));
+    this.#answers = topology.clients.map(
+      (client, i) => new Outbox(context, client.answers, context.clientBells[i]!),
+    );
+    this.#counters = makeCounters(arena, topology.counters[ACTOR_KEEPER]!, KEEPER_COUNTERS);
+    this.#slab = new Slab(pool, KIND_VIEW);
+    this.#retired = new RetireList(arena, control.epochAddress, topology.slots, clientsMax);
+    this.#parts = new PartStore(context, this.#slab, this.#retired, (fd, calls, done) =>
+      this.#submit(fd, calls, done),
+    );
+    this.#catalog = new CatalogReader(context, KEEPER_CLIENT);
+  }
+
+  tick(): boolean {
+    if (!this.#started) {
+      this.#start();
+      return true;
+    }
+    let worked = this.#takeAnswers();
+    worked = this.#takeFromDurability() || worked;
+    worked = this.#takeFromSequencer() || worked;
+    worked = this.#takeFromCompactor() || worked;
+    worked = this.#takeFromEvictor() || worked;
+    worked = this.#retired.sweep() > 0 || worked;
+    if (this.#closing) return this.#close() || worked;
+    if (!this.#opened) worked = this.#openIfReady() || worked;
+    worked = this.#takeRequests() || worked;
+    if (this.#restored && this.#store !== undefined) {
+      worked = this.#reserveIds() || worked;
+      worked = this.#link() || worked;
+      worked = this.#writeManifest() || worked;
+      worked = this.#showEffects() || worked;
+      worked = this.#dispatch() || worked;
+      worked = this.#checkpoint() || worked;
+    }
+    if (this.#viewWanted) {
+      this.#publishView();
+      worked = true;
+    }
+    this.#answerWishes();
+    return worked;
+  }
+
+  idle(): number {
+    if (this.#retired.length > 0) return SWEEP_MS;
+    if (this.#closing) return SWEEP_MS;
+    // Idle collections and failed jobs come due without a message.
+    return this.#collections.size > 0 || this.#sealed.length > 0 ? 1_000 : Infinity;
+  }
+
+  publish(): void {
+    const { values } = this.#counters;
+    values[JOBS_RUNNING] = this.#jobs.size;
+    values[SEALED] = this.#sealed.length;
+    values[FLUSHED_UPPER] = this.#shownUpper;
+    values[SEGMENTS] = this.#segments.length;
+    values[FILES_DELETED] = this.#parts.filesDeleted;
+    values[WORK_WAITING] = this.#workWaiting();
+    this.#counters.publish();
+  }
+
+  onClose(): void {
+    // After poison: nobody reads any more; descriptors are given back, files are left as they are.
+    this.#parts.closeAll();
+    if (this.#store !== undefined) this.#store.close(this.#context.storage);
+    this.#unlock();
+  }
+
+  // ---------------------------------------------------------------- opening
+
+  #start(): void {
+    const { storage, config } = this.#context;
+    this.#started = true;
+    const isThere = storage.stat('') !== undefined;
+    if (!isThere && !config.createIfMissing) throw notFound(config.directory);
+    if (!config.readOnly) storage.makeDir('');
+    if (config.holder !== undefined) {
+      this.#locked = acquireLock(storage, config.holder, isGone, config.breakLock, config.readOnly);
+    }
+    const loaded = loadManifest(storage);
+    if (loaded === undefined) {
+      if (logHoldsRecords(storage)) {
+        throw corrupt('NO_MANIFEST', `${config.directory} has a log but no manifest`, {
+          directory: config.directory,
+        });
+      }
+      if (!config.createIfMissing) throw notFound(config.directory);
+      this.#creating = true;
+    } else if (config.errorIfExists) {
+      throw new TidemarkError('TIDEMARK_EXISTS', `${config.directory} holds a store`, {
+        directory: config.directory,
+      });
+    }
+    if (!config.readOnly) this.#prepareDirectories();
+    this.#loaded = loaded;
+    if (loaded !== undefined) this.#restore(loaded);
+    else this.#restored = true;
+    this.#askForLog(loaded);
+  }
+
+  #prepareDirectories(): void {
+    const { storage } = this.#context;
+    for (const dir of STORE_DIRS) storage.makeDir(dir);
+    for (const name of storage.list(TMP_DIR)) storage.unlink(`${TMP_DIR}/${name}`);
+    storage.syncDir('');
+  }
+
+  #askForLog(loaded: LoadedManifest | undefined): void {
+    const { arena, config } = this.#context;
+    const request: RecoverRequest =
+      loaded === undefined
+        ? {
+            create: true,
+            logId: config.newLogId,
+            firstSeq: 1,
+            firstOffset: 0,
+            start: null,
+            witness: 0,
+          }
+        : {
+            create: false,
+            logId: Buffer.from(loaded.state.identity.logId).toString('base64'),
+            firstSeq: loaded.state.logStart.seq,
+            firstOffset: loaded.state.logStart.offset,
+            start: loaded.state.flushed,
+            witness: loaded.state.flushed.upper,
+          };
+    const text = JSON.stringify(request);
+    this.#recoverText = reserveText(arena, this.#slab, text.length);
+    invariant(this.#recoverText !== 0, 'a fresh arena has room');
+    const slot = this.#durability.claim();
+    const { u32 } = this.#durability.ring;
+    u32[slot + KIND_WORD] = MSG_RECOVER;
+    u32[slot + RECOVER.ADDRESS] = this.#recoverText;
+    u32[slot + RECOVER.BYTES] = writeText(arena, this.#recoverText, text);
+    this.#durability.send();
+  }
+
+  /** Takes over the manifest's spines and loads the parts that they name. */
+  #restore(loaded: LoadedManifest): void {
+    const { storage, config, clock } = this.#context;
+    const { state } = loaded;
+    if (!config.readOnly) {
+      this.#store = ManifestStore.resume(storage, loaded);
+      for (const path of this.#store.strays(storage)) storage.unlink(path);
+    }
+    this.#startLogSeq = state.logStart.seq;
+    this.#shownUpper = state.flushed.upper;
+    this.#bids = new IdReserve(state.counters.bid);
+    this.#runIds = new IdReserve(state.counters.run);
+    this.#files = new IdReserve(state.counters.file);
+    const infos: PartInfo[] = [];
+    for (const [id, spineState] of state.spines) {
+      const collection = this.#makeCollection(id, Spine.restore(spineState, this.#spineOptions()));
+      collection.touchedAt = clock.ticksMs();
+      for (const { hollow } of spineState.hollows) {
+        for (const run of hollow.runs) infos.push(...run.parts);
+      }
+    }
+    // Parts that share a file stand together, so that it is opened once.
+    infos.sort((a, b) => a.file - b.file || a.offset - b.offset);
+    this.#parts.restore(infos, (_, failure) => {
+      if (failure !== undefined) throw asCorrupt(failure);
+      for (const collection of this.#collections.values()) {
+        this.#show(collection, collection.spine.state());
+      }
+      this.#restored = true;
+    });
+  }
+
+  #spineOptions(): ConstructorParameters<typeof Spine<PartInfo>>[0] {
+    return {
+      kind: KIND_KEYED,
+      ids: { bid: () => this.#bids.take(), run: () => this.#runIds.take() },
+    };
+  }
+
+  #makeCollection(id: number, spine: Spine<PartInfo>): Collection {
+    const collection: Collection = {
+      id,
+      spine,
+      shown: undefined,
+      runs: new Map(),
+      block: 0,
+      since: spine.since,
+      sinceNext: spine.since,
+      upper: spine.upper,
+      history: -1,
+      unshown: 0,
+      touchedAt: 0,
+      retryAt: 0,
+      failures: 0,
+      compactWanted: false,
+    };
+    this.#collections.set(id, collection);
+    return collection;
+  }
+
+  #openIfReady(): boolean {
+    if (!this.#recovered || !this.#restored || this.#open === 0) return false;
+    const { storage, config, control } = this.#context;
+    if (this.#creating && this.#store === undefined) {
+      // The log exists and is empty; the manifest comes last, and with it the store.
+      const first = this.#segments[0]!;
+      const logId = new Uint8Array(Buffer.from(config.newLogId, 'base64'));
+      const epoch = 0;
+      const start = { upper: 0, seq: first.seq, position: 4_096, chain: 0, epoch, atMs: 0 };
+      this.#store = ManifestStore.create(storage, newManifest(logId, start));
+      storage.syncDir('');
+      this.#startLogSeq = first.seq;
+    }
+    this.#publishView();
+    this.#opened = true;
+    if (!config.readOnly) this.#sweepOrphans();
+    control.moveState(STATE_STARTING, STATE_OPEN);
+    ringAll(this.#context);
+    return true;
+  }
+
+  /** Deletes part files that no manifest names: outputs of jobs that a crash cut off. */
+  #sweepOrphans(): void {
+    const { storage } = this.#context;
+    const below = this.#loaded?.state.counters.file ?? 0;
+    const named = new Set<number>();
+    for (const collection of this.#collections.values()) {
+      for (const { hollow } of collection.spine.state().hollows) {
+        for (const run of hollow.runs) for (const part of run.parts) named.add(part.file);
+      }
+    }
+    for (const name of storage.list(PARTS_DIR)) {
+      const file = numberOf(name, '.part');
+      // Ids from `below` on belong to jobs of this run.
+      if (file !== undefined && file < below && !named.has(file)) storage.unlink(partPath(file));
+    }
+    this.#loaded = undefined;
+  }
+
+  // ---------------------------------------------------------------- storage
+
+  #submit(fd: number, calls: readonly StorageCall[], done: (answer: StorageAnswer) => void): void {
+    const ticket = this.#nextTicket++;
+    this.#waiting.set(ticket, done);
+    this.#context.storage.submit(ticket, fd, calls);
+  }
+
+  #takeAnswers(): boolean {
+    let worked = false;
+    const { storage } = this.#context;
+    for (let answer = storage.poll(); answer !== undefined; answer = storage.poll()) {
+      const done = this.#waiting.get(answer.ticket);
+      invariant(done !== undefined, 'an answer to a call of ours', answer.ticket);
+      this.#waiting.delete(answer.ticket);
+      done(answer);
+      worked = true;
+    }
+    return worked;
+  }
+
+  #writeManifest(): boolean {
+    const store = this.#store!;
+    if (this.#manifestTicket !== 0) return false;
+    const program = store.program();
+    if (program === undefined) return false;
+    this.#manifestTicket = this.#nextTicket;
+    this.#counters.add(EDIT_BATCHES, 1);
+    this.#submit(program.fd, program.calls, (answer) => {
+      this.#manifestTicket = 0;
+      const progress = store.onAnswer(answer);
+      if (progress.failure !== undefined) throw progress.failure;
+      if (progress.rolledUp) {
+        this.#counters.add(ROLLUPS, 1);
+        this.#dropSegments();
+      }
+    });
+    return true;
+  }
+
+  /** Ids are reserved by an edit before they are used, so that a crash skips ids and repeats none. */
+  #reserveIds(): boolean {
+    if (this.#reserving) return false;
+    const bid = this.#bids.wanted();
+    const run = this.#runIds.wanted();
+    const file = this.#files.wanted();
+    if (bid === undefined && run === undefined && file === undefined) return false;
+    const { counters } = this.#store!.proposed;
+    const next = {
+      bid: bid ?? counters.bid,
+      run: run ?? counters.run,
+      file: file ?? counters.file,
+    };
+    this.#reserving = true;
+    this.#propose({ counters: next }, () => {
+      this.#bids.granted(next.bid);
+      this.#runIds.granted(next.run);
+      this.#files.granted(next.file);
+      this.#reserving = false;
+      return true;
+    });
+    return true;
+  }
+
+  #propose(edit: Edit, show: () => boolean): void {
+    const number = this.#store!.propose(edit);
+    this.#counters.add(EDITS, 1);
+    this.#effects.push({ edit: number, show });
+  }
+
+  /** Shows what answered edits say, in their order. */
+  #showEffects(): boolean {
+    const { answered } = this.#store!;
+    let shown = false;
+    while (this.#effects.length > 0 && this.#effects[0]!.edit <= answered) {
+      if (!this.#effects[0]!.show()) return shown;
+      this.#effects.shift();
+      shown = true;
+    }
+    return shown;
+  }
+
+  // ---------------------------------------------------------------- views
+
+  /** Makes `state` what readers of the collection see, from the next view on. */
+  #show(collection: Collection, state: SpineState<PartInfo>): void {
+    const { arena } = this.#context;
+    const before = collection.runs;
+    const after = new Map<number, ShownRun>();
+    const levels = levelsOf(state);
+    for (const { id, hollow } of state.hollows) {
+      for (const run of hollow.runs) {
+        const level = levels(id[0]);
+        const known = before.get(run.runId);
+        if (known !== undefined) {
+          known.level = level;
+          after.set(run.runId, known);
+          continue;
+        }
+        const loaded = run.parts.map((part) => this.#parts.part(part));
+        for (const part of loaded) this.#parts.ref(part);
+        const block = this.#allocate(runBlockBytes(loaded.length));
+        const blocks = loaded.map((part) => part.block);
+        writeRun(arena, block, blocks);
+        after.set(run.runId, { block, parts: run.parts.map(partRef), level });
+      }
+    }
+    collection.shown = state;
+    collection.runs = after;
+    collection.upper = join(collection.upper, state.hollows.at(-1)?.hollow.desc.upper ?? 0);
+    this.#rewriteBlock(collection);
+    this.#afterPublish.push(() => {
+      for (const [runId, run] of before) {
+        if (after.has(runId)) continue;
+        this.#retired.retire(run.block, UNTIL_NOW, (address) => this.#slab.free(address));
+        for (const part of run.parts) this.#parts.unref(this.#parts.part(part));
+      }
+    });
+    this.#viewWanted = true;
+  }
+
+  /** A new block for the collection, with `since` one step on. */
+  #rewriteBlock(collection: Collection): void {
+    const { arena } = this.#context;
+    const former = collection.block;
+    this.#moveSince(collection);
+    // Oldest to newest in the map; readers want the newest first.
+    const runs = [...collection.runs.values()].reverse();
+    const fields = { ...collection, kind: KIND_KEYED, runs };
+    collection.block = this.#allocate(collectionBytes(fields));
+    writeCollection(arena, collection.block, fields);
+    if (former !== 0) {
+      this.#afterPublish.push(() =>
+        this.#retired.retire(former, UNTIL_NOW, (address) => this.#slab.free(address)),
+      );
+    }
+    this.#viewWanted = true;
+  }
+
+  /**
+   * `since` follows `sinceNext` by one view: readers that hold a time look at `sinceNext` after they
+   * published it, and the holds are read here after `sinceNext` was out (row-cache.md 3.4, O6).
+   */
+  #moveSince(collection: Collection): void {
+    const { arena, topology } = this.#context;
+    const held = lowestHold(arena, topology.slots, clientsMax);
+    collection.since = join(collection.since, meet(collection.sinceNext, held));
+    if (collection.history < 0) return;
+    const policy = Math.max(0, this.#visible() - 1 - collection.history);
+    collection.sinceNext = join(collection.sinceNext, policy);
+  }
+
+  #visible(): number {
+    const { control, config } = this.#context;
+    return config.synced ? control.durable() : control.applied();
+  }
+
+  #publishView(): void {
+    this.#viewWanted = false;
+    if (this.#open === 0) return;
+    const { arena, control } = this.#context;
+    const collections = [...this.#collections.values()]
+      .filter((collection) => collection.block !== 0)
+      .sort((a, b) => a.id - b.id)
+      .map(({ id, block }) => ({ id, block }));
+    const fields = {
+      version: this.#version,
+      open: this.#open,
+      spare: this.#spare,
+      sealed: this.#sealed.map((item) => item.generation).reverse(),
+      collections,
+    };
+    const former = this.#view;
+    const address = this.#allocate(viewBytes(fields));
+    writeView(arena, address, fields);
+    control.setView(address);
+    this.#view = address;
+    this.#counters.add(VIEWS, 1);
+    // From here on no new reader finds what the former view alone named.
+    if (former !== 0) {
+      this.#retired.retire(former, UNTIL_NOW, (block) => this.#slab.free(block));
+    }
+    for (const after of this.#afterPublish.splice(0)) after();
+  }
+
+  #allocate(bytes: number): number {
+    const address = this.#slab.allocate(bytes);
+    if (address === 0) {
+      throw new TidemarkError(
+        'TIDEMARK_TOO_LARGE',
+        'views do not fit the arena; raise memoryBytes',
+        {
+          limit: 'memoryBytes',
+        },
+      );
+    }
+    return address;
+  }
+
+  // ---------------------------------------------------------------- messages
+
+  #takeFromSequencer(): boolean {
+    let worked = false;
+    const inbox = this.#fromSequencer;
+    const { u32 } = inbox;
+    for (let slot = inbox.peek(); slot >= 0; slot = inbox.peek()) {
+      const address = u32[slot + GENERATION.ADDRESS]!;
+      const upper = getWide(u32, slot + GENERATION.UPPER);
+      const token = u32[slot + GENERATION.TOKEN]!;
+      switch (u32[slot + KIND_WORD]) {
+        case MSG_OPENED:
+          this.#open = address;
+          this.#viewWanted = this.#restored;
+          break;
+        case MSG_SPARE:
+          this.#spare = address;
+          // Answered only when a view names it.
+          this.#publishView();
+          this.#tellSequencer(MSG_SPARE_PUBLISHED, address, 0);
+          break;
+        case MSG_SEALED:
+          this.#onSealed(address, upper);
+          this.#onSealToken(token, upper);
+          break;
+        case MSG_EMPTY:
+          this.#onSealToken(token, upper);
+          break;
+        default:
+          invariant(false, 'a message of the sequencer', u32[slot + KIND_WORD]);
+      }
+      inbox.pop();
+      worked = true;
+    }
+    return worked;
+  }
+
+  #onSealed(generation: number, upper: number): void {
+    const collections = collectionsIn(this.#context.arena, generation);
+    this.#sealed.push({
+      generation,
+      upper,
+      collections,
+      position: undefined,
+      job: 0,
+      result: undefined,
+      infos: undefined,
+      proposed: false,
+      retryAt: 0,
+      failures: 0,
+    });
+    this.#open = this.#spare;
+    this.#spare = 0;
+    // The flush may forget what lies below `since` as this view shows it.
+    for (const id of collections) {
+      const collection = this.#collections.get(id);
+      if (collection !== undefined && collection.block !== 0) this.#rewriteBlock(collection);
+    }
+    this.#viewWanted = true;
+  }
+
+  #tellSequencer(kind: number, address: number, token: number): void {
+    const slot = this.#sequencer.claim();
+    invariant(slot >= 0, 'the ring to the sequencer has room');
+    const { u32 } = this.#sequencer.ring;
+    u32[slot + KIND_WORD] = kind;
+    u32[slot + GENERATION.ADDRESS] = address;
+    u32[slot + GENERATION.TOKEN] = token;
+    this.#sequencer.send();
+  }
+
+  #takeFromDurability(): boolean {
+    let worked = false;
+    const inbox = this.#fromDurability;
+    const { u32 } = inbox;
+    for (let slot = inbox.peek(); slot >= 0; slot = inbox.peek()) {
+      switch (u32[slot + KIND_WORD]) {
+        case MSG_SEGMENT:
+          this.#onSegment(
+            u32[slot + SEGMENT.SEQ]!,
+            getWide(u32, slot + SEGMENT.BASE),
+            getWide(u32, slot + SEGMENT.AT_MS),
+          );
+          break;
+        case MSG_RECOVERED:
+          this.#recovered = true;
+          freeText(this.#context.arena, this.#slab, this.#recoverText);
+          break;
+        case MSG_BOUND_REACHED: {
+          const upper = getWide(u32, slot + BOUND_REACHED.UPPER);
+          const item = this.#sealed.find((sealed) => sealed.upper === upper);
+          // Bounds overtake the notice of the seal: they come over another ring.
+          if (item === undefined) return worked;
+          item.position = {
+            upper,
+            seq: u32[slot + BOUND_REACHED.SEQ]!,
+            position: getWide(u32, slot + BOUND_REACHED.POSITION),
+            chain: u32[slot + BOUND_REACHED.CHAIN]!,
+            epoch: u32[slot + BOUND_REACHED.EPOCH]!,
+            atMs: getWide(u32, slot + BOUND_REACHED.AT_MS),
+          };
+          break;
+        }
+        case MSG_CLOSE:
+          this.#closing = true;
+          break;
+        default:
+          invariant(false, 'a message of durability', u32[slot + KIND_WORD]);
+      }
+      inbox.pop();
+      worked = true;
+    }
+    return worked;
+  }
+
+  #takeFromCompactor(): boolean {
+    let worked = false;
+    const inbox = this.#fromCompactor;
+    const { u32 } = inbox;
+    for (let slot = inbox.peek(); slot >= 0; slot = inbox.peek()) {
+      if (u32[slot + KIND_WORD] === MSG_CREDIT) {
+        this.#workers += u32[slot + CREDIT.JOBS]!;
+      } else {
+        invariant(u32[slot + KIND_WORD] === MSG_RESULT, 'a message of the compactor');
+        this.#onResult(u32[slot + RESULT.ID]!, u32[slot + RESULT.BYTES]!);
+      }
+      inbox.pop();
+      worked = true;
+    }
+    return worked;
+  }
+
+  #takeFromEvictor(): boolean {
+    const slot = this.#fromEvictor.peek();
+    if (slot < 0) return false;
+    const { u32 } = this.#fromEvictor;
+    invariant(u32[slot + KIND_WORD] === MSG_APPLIED, 'a message of the evictor');
+    invariant(u32[slot + APPLY.VERSION] === this.#version + 1, 'versions are applied in order');
+    invariant(this.#applying === 'asked', 'an answer to an apply');
+    this.#applying = 'answered';
+    this.#fromEvictor.pop();
+    return true;
+  }
+
+  #takeRequests(): boolean {
+    let worked = false;
+    const count = Math.min(this.#context.control.clients(), this.#requests.length);
+    for (let client = 0; client < count; client++) {
+      const inbox = this.#requests[client]!;
+      const slot = inbox.peek();
+      if (slot < 0) continue;
+      const { u32 } = inbox;
+      const number = u32[slot + REQUEST.NUMBER]!;
+      if (u32[slot + KIND_WORD] === MSG_FLUSH) {
+        const token = this.#askSeal();
+        this.#flushWishes.push({ client, number, token, upper: -1 });
+      } else {
+        invariant(u32[slot + KIND_WORD] === MSG_COMPACT, 'a request of a client');
+        const whole = u32[slot + REQUEST.WHOLE] === 1;
+        this.#onCompact(client, number, whole ? -1 : u32[slot + REQUEST.COLLECTION]!);
+      }
+      inbox.pop();
+      worked = true;
+    }
+    return worked;
+  }
+
+  #askSeal(): number {
+    const token = this.#nextToken++;
+    this.#tellSequencer(MSG_SEAL, 0, token);
+    return token;
+  }
+
+  #onSealToken(token: number, upper: number): void {
+    if (token === 0) return;
+    // One answer serves all who asked before it.
+    for (const wish of this.#flushWishes) if (wish.token <= token) wish.upper = upper;
+  }
+
+  #onCompact(client: number, number: number, only: number): void {
+    const collections = [...this.#collections.values()].filter(
+      (collection) => only < 0 || collection.id === only,
+    );
+    for (const collection of collections) collection.compactWanted = true;
+    this.#compactWishes.push({ client, number, collections });
+  }
+
+  #answerWishes(): void {
+    for (let i = 0; i < this.#flushWishes.length; i++) {
+      const wish = this.#flushWishes[i]!;
+      if (wish.upper < 0 || wish.upper > this.#shownUpper) continue;
+      if (!this.#tellClient(wish.client, wish.number)) return;
+      this.#flushWishes.splice(i--, 1);
+    }
+    for (let i = 0; i < this.#compactWishes.length; i++) {
+      const wish = this.#compactWishes[i]!;
+      if (wish.collections.some((collection) => collection.compactWanted)) continue;
+      if (!this.#tellClient(wish.client, wish.number)) return;
+      this.#compactWishes.splice(i--, 1);
+    }
+  }
+
+  #tellClient(client: number, number: number): boolean {
+    const outbox = this.#answers[client]!;
+    const slot = outbox.claim();
+    if (slot < 0) return false;
+    const { u32 } = outbox.ring;
+    u32[slot + KIND_WORD] = MSG_DONE;
+    u32[slot + DONE.NUMBER] = number;
+    u32[slot + DONE.REFUSAL] = 0;
+    outbox.send();
+    return true;
+  }
+
+  // ---------------------------------------------------------------- the log's segments
+
+  #onSegment(seq: number, base: number, atMs: number): void {
+    this.#segments.push({ seq, base, atMs });
+    if (!this.#recovered) return;
+    // A rotation: all that the old segments hold is to go into parts, and a rollup to say so.
+    this.#checkpointAt = base;
+    this.#askSeal();
+  }
+
+  #checkpoint(): boolean {
+    if (this.#checkpointAt < 0 || this.#shownUpper < this.#checkpointAt) return false;
+    this.#checkpointAt = -1;
+    this.#store!.requestRollup();
+    return true;
+  }
+
+  /** Lets go of segments wholly below the older checkpoint: the log's start first, then the files. */
+  #dropSegments(): void {
+    const floor = this.#store!.checkpoints.older.upper;
+    let drop = 0;
+    while (drop + 1 < this.#segments.length && this.#segments[drop + 1]!.base <= floor) drop++;
+    if (drop === 0) return;
+    const gone = this.#segments.slice(0, drop);
+    const first = this.#segments[drop]!;
+    if (first.seq <= this.#startLogSeq) return;
+    this.#startLogSeq = first.seq;
+    this.#propose({ logStart: { seq: first.seq, offset: first.base, atMs: first.atMs } }, () => {
+      this.#segments.splice(0, drop);
+      const calls = gone.map(({ seq }): StorageCall => ({
+        call: 'unlink',
+        path: segmentPath(seq),
+      }));
+      this.#submit(-1, calls, () => this.#counters.add(SEGMENTS_DELETED, gone.length));
+      return true;
+    });
+  }
+
+  // ---------------------------------------------------------------- jobs
+
+  /** Hands out as many jobs as there are workers: flushes first, then the best merges. */
+  #dispatch(): boolean {
+    const { config } = this.#context;
+    if (config.readOnly || this.#workers === 0) return false;
+    let worked = false;
+    while (this.#jobs.size < this.#workers) {
+      if (!this.#dispatchFlush() && !this.#dispatchMerge()) break;
+      worked = true;
+    }
+    return this.#linkMoves() || worked;
+  }
+
+  #dispatchFlush(): boolean {
+    const now = this.#context.clock.ticksMs();
+    const item = this.#sealed.find((sealed) => sealed.job === 0 && sealed.result === undefined);
+    if (item === undefined || item.retryAt > now) return false;
+    if (this.#isOverloaded(now)) return false;
+    const { arena } = this.#context;
+    const bytes = this.#context.config.memtableBytes;
+    const count = Math.ceil(bytes / partBytesTarget) + 2;
+    const job = this.#nextJob;
+    const outFiles = this.#takeFiles(count);
+    if (outFiles === undefined) return false;
+    // An earlier flush may still be on its way: then the run below this one is not the oldest.
+    const inFlight = new Set<number>();
+    for (const other of this.#sealed) {
+      if (other === item) break;
+      for (const id of other.collections) inFlight.add(id);
+    }
+    const collections = item.collections.map((id) => {
+      const collection = this.#collections.get(id);
+      const hasRuns = collection !== undefined && collection.spine.len > 0;
+      return {
+        collection: id,
+        kind: KIND_KEYED,
+        since: collection?.since ?? 0,
+        oldest: !hasRuns && !inFlight.has(id),
+      };
+    });
+    const request: Job = {
+      kind: 'flush',
+      jobId: job,
+      generation: item.generation,
+      upper: item.upper,
+      collections,
+      outFiles,
+    };
+    const reply =
+      REPLY_BYTES_FIXED +
+      collections.length * REPLY_BYTES_PER_COLLECTION +
+      count * REPLY_BYTES_PER_PART;
+    if (!this.#sendJob(arena, request, reply, false, item, undefined)) return false;
+    item.job = job;
+    return true;
+  }
+
+  /** More runs than a read should have to visit: nothing is flushed until a merge has caught up. */
+  #isOverloaded(now: number): boolean {
+    let isOver = false;
+    for (const collection of this.#collections.values()) {
+      if (liveRuns(collection.spine.batches()) > runsHard && this.#hasMerge(collection))
+        isOver = true;
+    }
+    if (isOver && this.#stalledSince < 0) this.#stalledSince = now;
+    if (!isOver && this.#stalledSince >= 0) {
+      this.#counters.add(STALL_MS_FOR_RUNS, Math.ceil(now - this.#stalledSince));
+      this.#stalledSince = -1;
+    }
+    return isOver;
+  }
+
+  #hasMerge(collection: Collection): boolean {
+    for (const job of this.#jobs.values()) if (job.merge?.collection === collection) return true;
+    return false;
+  }
+
+  #dispatchMerge(): boolean {
+    const now = this.#context.clock.ticksMs();
+    let best: MergeChoice<PartInfo> | undefined;
+    let chosen: Collection | undefined;
+    let largeRunning = 0;
+    for (const job of this.#jobs.values()) if (job.large) largeRunning++;
+    for (const collection of this.#collections.values()) {
+      const choice = this.#chooseFor(collection, now);
+      if (choice === undefined) continue;
+      if (choice.bytes > LARGE_JOB_BYTES && largeRunning >= Math.max(1, this.#workers - 1))
+        continue;
+      if (best === undefined || choice.score > best.score) {
+        best = choice;
+        chosen = collection;
+      }
+    }
+    if (best === undefined || chosen === undefined) return false;
+    return this.#sendMerge(chosen, best);
+  }
+
+  #chooseFor(collection: Collection, now: number): MergeChoice<PartInfo> | undefined {
+    if (collection.retryAt > now) return undefined;
+    const batches = collection.spine.batches();
+    const idleMs = now - collection.touchedAt;
+    const isIdle = idleMs >= IDLE_MERGE_MS || collection.compactWanted;
+    return chooseMerge(batches, {
+      busy: this.#busy(collection),
+      runsMin: isIdle ? 2 : runsMinFor(liveRuns(batches)),
+      ageMs: Math.min(idleMs, IDLE_MERGE_MS),
+    });
+  }
+
+  /** Batches that a job reads, or that no view shows yet. */
+  #busy(collection: Collection): Set<number> {
+    const busy = new Set<number>();
+    for (const job of this.#jobs.values()) {
+      if (job.merge?.collection !== collection) continue;
+      for (const bid of job.merge.choice.inputs) busy.add(bid);
+    }
+    if (collection.unshown === 0) return busy;
+    const shown = new Set(collection.shown?.hollows.map((placed) => placed.hollow.bid));
+    for (const { hollow } of collection.spine.state().hollows) {
+      if (!shown.has(hollow.bid)) busy.add(hollow.bid);
+    }
+    return busy;
+  }
+
+  #sendMerge(collection: Collection, choice: MergeChoice<PartInfo>): boolean {
+    const { arena } = this.#context;
+    const count = Math.ceil(choice.bytes / (partBytesTarget / 2)) + 2;
+    const outFiles = this.#takeFiles(count);
+    if (outFiles === undefined) return false;
+    const since = join(choice.sinceMin, collection.since);
+    const inputs = mergeInputs(collection.spine, choice);
+    const request: Job = {
+      kind: 'merge',
+      request: {
+        jobId: this.#nextJob,
+        collection: collection.id,
+        kind: KIND_KEYED,
+        inputs,
+        since,
+        oldest: choice.oldest,
+        outFiles,
+      },
+    };
+    const files = new Set(choice.runs.flatMap((run) => run.parts.map((part) => part.file)));
+    const reply = REPLY_BYTES_FIXED + (count + choice.runs.length) * REPLY_BYTES_PER_PART;
+    const large = choice.bytes > LARGE_JOB_BYTES;
+    const merge = { collection, choice, files };
+    if (!this.#sendJob(arena, request, reply, large, undefined, merge)) return false;
+    this.#parts.pin(files);
+    return true;
+  }
+
+  #takeFiles(count: number): { first: number; count: number } | undefined {
+    if (this.#files.available < count) return undefined;
+    const first = this.#files.take();
+    for (let i = 1; i < count; i++) this.#files.take();
+    return { first, count };
+  }
+
+  #sendJob(
+    arena: ActorContext['arena'],
+    job: Job,
+    replyBytes: number,
+    large: boolean,
+    flush: Flushing | undefined,
+    merge: RunningJob['merge'],
+  ): boolean {
+    const slot = this.#compactor.claim();
+    if (slot < 0) return false;
+    const json = JSON.stringify(job);
+    const text = reserveText(arena, this.#slab, json.length);
+    const reply = text === 0 ? 0 : reserveText(arena, this.#slab, replyBytes);
+    if (reply === 0) {
+      if (text !== 0) freeText(arena, this.#slab, text);
+      return false;
+    }
+    const id = this.#nextJob++;
+    this.#jobs.set(id, { id, text, reply, large, flush, merge });
+    const { u32 } = this.#compactor.ring;
+    u32[slot + KIND_WORD] = MSG_JOB;
+    u32[slot + JOB.ID] = id;
+    u32[slot + JOB.ADDRESS] = text;
+    u32[slot + JOB.BYTES] = writeText(arena, text, json);
+    u32[slot + JOB.REPLY] = reply;
+    u32[slot + JOB.LARGE] = large ? 1 : 0;
+    this.#compactor.send();
+    return true;
+  }
+
+  #onResult(id: number, bytes: number): void {
+    const { arena } = this.#context;
+    const job = this.#jobs.get(id);
+    invariant(job !== undefined, 'a result of a job that runs', id);
+    const outcome = JSON.parse(readText(arena, job.reply, bytes)) as JobOutcome;
+    this.#jobs.delete(id);
+    freeText(arena, this.#slab, job.text);
+    freeText(arena, this.#slab, job.reply);
+    if (outcome.failure !== undefined) {
+      if (job.merge !== undefined) this.#parts.unpin(job.merge.files);
+      this.#onFailure(job, fromPlainError(outcome.failure));
+      return;
+    }
+    this.#failuresInRow = 0;
+    if (job.flush !== undefined) this.#onFlushed(job.flush, outcome.value as FlushResult);
+    else this.#onMerged(job, outcome.value as JobMergeResult);
+  }
+
+  #onFailure(job: RunningJob, failure: TidemarkError): void {
+    if (job.flush !== undefined) job.flush.job = 0;
+    if (this.#closing) return;
+    this.#counters.add(JOBS_FAILED, 1);
+    this.#failuresInRow++;
+    // A flush that cannot happen ends the engine sooner or later: better with its cause.
+    if (this.#failuresInRow >= FAILURES_MAX && job.flush !== undefined) throw failure;
+    const target = job.flush ?? job.merge!.collection;
+    target.failures++;
+    const backOff = Math.min(RETRY_MS_MAX, RETRY_MS_MIN * 2 ** (target.failures - 1));
+    target.retryAt = this.#context.clock.ticksMs() + backOff;
+    // Damage does not heal: the wish to compact is answered by what could be done.
+    if (job.merge !== undefined) job.merge.collection.compactWanted = false;
+  }
+
+  // ---------------------------------------------------------------- flush results
+
+  #onFlushed(item: Flushing, result: FlushResult): void {
+    item.result = result;
+    const refs = result.collections.flatMap((flushed) => flushed.parts);
+    this.#parts.load(refs, (infos, failure) => {
+      if (failure !== undefined) throw failure;
+      item.infos = infos;
+    });
+  }
+
+  /** Proposes the edit of the oldest sealed generation once its parts are loaded and it is durable. */
+  #link(): boolean {
+    const item = this.#sealed[0];
+    if (item === undefined || item.proposed) return false;
+    if (item.infos === undefined || item.position === undefined) return false;
+    if (this.#bids.available < item.collections.length + 1) return false;
+    if (this.#runIds.available < item.collections.length + 1) return false;
+    if (item.collections.includes(CATALOG_ID)) this.#catalogStale = true;
+    this.#readCatalog();
+    const { clock } = this.#context;
+    const spines: SpineEdit[] = [];
+    const changed: { collection: Collection; state: SpineState<PartInfo> }[] = [];
+    let at = 0;
+    for (const flushed of item.result!.collections) {
+      const parts = item.infos.slice(at, at + flushed.parts.length);
+      at += flushed.parts.length;
+      if (parts.length === 0) continue;
+      const id = flushed.collection;
+      const collection =
+        this.#collections.get(id) ?? this.#makeCollection(id, new Spine(this.#spineOptions()));
+      const { spine } = collection;
+      collection.history = this.#catalog.historyOf(id);
+      const before = this.#store!.proposed.spines.get(id);
+      const since = join(flushed.since, spine.since);
+      if (since > spine.since) spine.advanceSince(since);
+      spine.push({ lower: spine.upper, upper: item.upper, since: flushed.since, runs: [parts] });
+      const state = spine.state();
+      spines.push({ collection: id, delta: diffSpine(before, state) });
+      changed.push({ collection, state });
+      collection.unshown++;
+      collection.touchedAt = clock.ticksMs();
+      this.#counters.add(FLUSHED_ROWS, flushed.len);
+    }
+    this.#counters.add(FLUSHED_BYTES, item.result!.stats.bytesWritten);
+    this.#counters.add(FLUSHES, 1);
+    item.proposed = true;
+    const times = notedTime(this.#store!.proposed.times, item.upper, item.position.atMs);
+    this.#propose({ flushed: item.position, spines, ...times }, () =>
+      this.#showFlush(item, changed),
+    );
+    return true;
+  }
+
+  #showFlush(
+    item: Flushing,
+    changed: readonly { collection: Collection; state: SpineState<PartInfo> }[],
+  ): boolean {
+    if (this.#applying === 'no') {
+      // The row cache first: a view without the generation must find its rows there or in parts.
+      const slot = this.#evictor.claim();
+      if (slot < 0) return false;
+      const { u32 } = this.#evictor.ring;
+      u32[slot + KIND_WORD] = MSG_APPLY;
+      u32[slot + APPLY.ADDRESS] = item.generation;
+      u32[slot + APPLY.VERSION] = this.#version + 1;
+      this.#evictor.send();
+      this.#applying = 'asked';
+    }
+    if (this.#applying === 'asked') return false;
+    this.#applying = 'no';
+    this.#version++;
+    for (const { collection, state } of changed) {
+      collection.unshown--;
+      this.#show(collection, state);
+    }
+    invariant(this.#sealed[0] === item, 'generations enter the source in order');
+    this.#sealed.shift();
+    this.#shownUpper = item.upper;
+    this.#afterPublish.push(() =>
+      this.#retired.retire(item.generation, UNTIL_NOW, (address) =>
+        this.#tellSequencer(MSG_FREE, address, 0),
+      ),
+    );
+    this.#viewWanted = true;
+    this.#publishView();
+    return true;
+  }
+
+  /** Looks up how much history each collection keeps, when the catalog may have changed. */
+  #readCatalog(): void {
+    if (!this.#catalogStale) return;
+    this.#catalogStale = false;
+    this.#catalog.refresh();
+    for (const collection of this.#collections.values()) {
+      collection.history = this.#catalog.historyOf(collection.id);
+    }
+  }
+
+  // ---------------------------------------------------------------- merge results
+
+  #onMerged(job: RunningJob, result: JobMergeResult): void {
+    const { collection, choice, files } = job.merge!;
+    const refs = result.runs.flatMap((run) => run.parts);
+    this.#parts.load(refs, (infos, failure) => {
+      this.#parts.unpin(files);
+      if (failure !== undefined) throw failure;
+      this.#applyMerge(collection, choice, result, infos!);
+    });
+  }
+
+  #applyMerge(
+    collection: Collection,
+    choice: MergeChoice<PartInfo>,
+    result: JobMergeResult,
+    infos: readonly PartInfo[],
+  ): void {
+    const runs = infos.length === 0 ? [] : [infos];
+    const output = sumsOf(runs.map((parts) => ({ parts })));
+    const merged: MergeResult<PartInfo> = {
+      inputs: choice.inputs,
+      ...(choice.runIds === undefined ? {} : { runIds: choice.runIds }),
+      since: result.since,
+      runs,
+      output,
+      dropped: result.dropped,
+      folded: result.folded,
+    };
+    if (!this.#apply(collection, merged)) {
+      this.#counters.add(MERGES_REFUSED, 1);
+      // Only files that this job made, and that nothing refers to.
+      for (const part of infos) this.#parts.discard(part);
+      return;
+    }
+    collection.failures = 0;
+    const counters = this.#counters;
+    counters.add(MERGES, 1);
+    counters.add(MERGED_ROWS_IN, choice.len);
+    counters.add(MERGED_ROWS_OUT, result.len);
+    counters.add(MERGED_BYTES_IN, choice.bytes);
+    counters.add(MERGED_BYTES_OUT, result.stats.bytesWritten);
+  }
+
+  /** Swaps pointers and proposes the edit that says so; false when the spine refuses the result. */
+  #apply(collection: Collection, result: MergeResult<PartInfo>): boolean {
+    const { spine, id } = collection;
+    const before = this.#store!.proposed.spines.get(id);
+    if (result.since > spine.since) spine.advanceSince(result.since);
+    const outcome = spine.apply(result);
+    if (outcome.outcome !== 'applied') {
+      // Rows vanished or appeared: nothing of this store may be trusted to a merge any more.
+      if (outcome.outcome === 'checksumMismatch' || outcome.outcome === 'tooManyUpdates') {
+        throw corrupt('MERGE_CHECK', `a merge of collection ${id}: ${outcome.message}`, {
+          collection: id,
+        });
+      }
+      return false;
+    }
+    this.#proposeSpine(collection, before);
+    return true;
+  }
+
+  #proposeSpine(collection: Collection, before: SpineState<PartInfo> | undefined): void {
+    const state = collection.spine.state();
+    const delta = diffSpine(before, state);
+    collection.unshown++;
+    this.#propose({ spines: [{ collection: collection.id, delta }] }, () => {
+      collection.unshown--;
+      this.#show(collection, state);
+      return true;
+    });
+  }
+
+  /** Swaps that rewrite nothing, and structure that lets a later job take more at once. */
+  #linkMoves(): boolean {
+    if (this.#bids.available < 4 || this.#runIds.available < 4) return false;
+    for (const collection of this.#collections.values()) {
+      // One at a time: what is not shown is nobody's to move.
+      if (collection.unshown > 0) continue;
+      const move = chooseMove(collection.spine.batches(), this.#busy(collection));
+      if (move !== undefined && this.#apply(collection, move)) {
+        this.#counters.add(MOVES, 1);
+        return true;
+      }
+      if (this.#hasMerge(collection)) continue;
+      if (this.#collapse(collection)) return true;
+    }
+    return false;
+  }
+
+  #collapse(collection: Collection): boolean {
+    const { spine } = collection;
+    const runs = liveRuns(spine.batches());
+    if (collection.compactWanted && runs <= 1) {
+      collection.compactWanted = false;
+      return true;
+    }
+    const levels = levelsOf(spine.state());
+    const level = collection.compactWanted
+      ? spine.batches().length > 1
+        ? spine.levelCount
+        : undefined
+      : collapseLevel(
+          spine.batches().map((batch) => ({
+            level: levels(batch.id[0]),
+            runs: batch.parts.reduce((sum, part) => sum + part.hollow.runs.length, 0),
+          })),
+        );
+    if (level === undefined) return false;
+    const before = this.#store!.proposed.spines.get(collection.id);
+    spine.collapse(level);
+    if (spine.state() === before) return false;
+    this.#proposeSpine(collection, before);
+    return true;
+  }
+
+  /** Jobs, generations and edits that are not done: 0 is quiet. */
+  #workWaiting(): number {
+    let waiting = this.#jobs.size + this.#sealed.length + this.#effects.length;
+    const now = this.#context.clock.ticksMs();
+    for (const collection of this.#collections.values()) {
+      if (this.#chooseFor(collection, now) !== undefined) waiting++;
+    }
+    return waiting;
+  }
+
+  // ---------------------------------------------------------------- closing
+
+  #close(): boolean {
+    const { control, clock, storage, arena, topology } = this.#context;
+    if (this.#closeDeadline < 0) {
+      this.#closeDeadline = clock.ticksMs() + CLOSE_WAIT_MS;
+      for (const job of this.#jobs.values()) this.#cancel(job.id);
+      return true;
+    }
+    // Results and answers under way are waited for: their files and descriptors are known only here.
+    if (this.#jobs.size > 0 || this.#waiting.size > 0) return false;
+    const late = clock.ticksMs() >= this.#closeDeadline;
+    if (readersInside(arena, topology.slots, clientsMax) && !late) return false;
+    if (!late) this.#parts.closeAll();
+    this.#store?.close(storage);
+    this.#store = undefined;
+    this.#unlock();
+    this.publish();
+    control.moveState(STATE_OPEN, STATE_CLOSING);
+    control.moveState(STATE_CLOSING, STATE_CLOSED);
+    ringAll(this.#context);
+    return true;
+  }
+
+  #cancel(id: number): void {
+    const slot = this.#compactor.claim();
+    if (slot < 0) return;
+    const { u32 } = this.#compactor.ring;
+    u32[slot + KIND_WORD] = MSG_CANCEL;
+    u32[slot + JOB.ID] = id;
+    this.#compactor.send();
+  }
+
+  #unlock(): void {
+    const { storage, config } = this.#context;
+    if (!this.#locked || config.holder === undefined) return;
+    this.#locked = false;
+    releaseLock(storage, config.holder);
+    markReleased(config.holder);
+  }
+}
+
+/** Level of the spine batch that holds position `at`. */
+function levelsOf(state: SpineState<PartInfo>): (at: number) => number {
+  return (at) => {
+    const batch = state.batches.find((entry) => entry.id[0] <= at && at < entry.id[1]);
+    invariant(batch !== undefined, 'every position lies in a spine batch', at);
+    return batch.level;
+  };
+}
+
+function mergeInputs(
+  spine: Spine<PartInfo>,
+  choice: MergeChoice<PartInfo>,
+): { bid: number; runs: { runId: number; parts: PartRef[] }[] }[] {
+  const wanted = new Set(choice.runs.map((run) => run.runId));
+  const byBid = new Map(spine.state().hollows.map((placed) => [placed.hollow.bid, placed.hollow]));
+  return choice.inputs.map((bid) => ({
+    bid,
+    runs: byBid
+      .get(bid)!
+      .runs.filter((run) => wanted.has(run.runId))
+      .map((run) => ({ runId: run.runId, parts: run.parts.map(partRef) })),
+  }));
+}
+
+function notFound(directory: string): TidemarkError {
+  return new TidemarkError('TIDEMARK_NOT_FOUND', `${directory} holds no store`, { directory });
+}
+
+/** A part that the manifest names and the disk has not got is damage, not an I/O error. */
+function asCorrupt(failure: unknown): unknown {
+  const { code, path } = (failure ?? {}) as { code?: unknown; path?: unknown };
+  if (code !== 'ENOENT') return failure;
+  return corrupt('MISSING_PART', `a part that the manifest names is missing: ${String(path)}`, {
+    path,
+  });
+}

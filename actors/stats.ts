@@ -1,0 +1,148 @@
+/**
+ * What `engine.stats()` shows: counters of every actor and the picture of the spine, as one plain object
+ * with stable keys. Read from shared memory by whoever asks; nothing here changes behaviour.
+ */
+import { KIND_CACHE, KIND_MEMTABLE, KIND_RECORD, KIND_VIEW } from '../core/shared/buffer-pool.ts';
+import { pageBytes } from '../core/base/limits.ts';
+import type { Client } from './client.ts';
+import { ACTOR_COUNTERS, CLIENT_COUNTERS, readCounters } from './counters.ts';
+import type { CheckedOptions } from './options.ts';
+
+/** One run of a collection: a read may have to look into it. */
+export type RunStats = {
+  /** Level of the spine, 0 the smallest. */
+  readonly level: number;
+  readonly parts: number;
+  readonly rows: number;
+  readonly bytes: number;
+  /** Offsets of the oldest and newest row in it. */
+  readonly oldest: number;
+  readonly newest: number;
+};
+
+export type CollectionStats = {
+  readonly id: number;
+  readonly since: number;
+  /** All its updates below this offset are in parts. */
+  readonly upper: number;
+  /** Newest first. */
+  readonly runs: readonly RunStats[];
+};
+
+export type EngineStats = {
+  readonly state: string;
+  /** First offset readers do not see; first not durable; first not inserted; first not in parts. */
+  readonly upper: number;
+  readonly durableUpper: number;
+  readonly appliedUpper: number;
+  readonly flushedUpper: number;
+  readonly memory: {
+    readonly arenaBytes: number;
+    readonly recordBytes: number;
+    readonly memtableBytes: number;
+    readonly viewBytes: number;
+    readonly cacheBytes: number;
+  };
+  readonly log: {
+    readonly segment: number;
+    readonly position: number;
+    readonly segments: number;
+    readonly segmentBytes: number;
+  };
+  readonly collections: readonly CollectionStats[];
+  /** Sealed generations on their way into parts. */
+  readonly sealed: number;
+  /** Jobs, generations and edits under way or due; 0 is quiet. */
+  readonly workWaiting: number;
+  readonly holds: { readonly count: number; readonly oldest: number };
+  /** Commits that wait on this thread for room. */
+  readonly waitingTransactions: number;
+  readonly sequencer: Readonly<Record<string, number>>;
+  readonly durability: Readonly<Record<string, number>>;
+  readonly keeper: Readonly<Record<string, number>>;
+  readonly compactor: Readonly<Record<string, number>>;
+  readonly evictor: Readonly<Record<string, number>>;
+  readonly client: Readonly<Record<string, number>>;
+};
+
+export function gatherStats(client: Client, state: string, options: CheckedOptions): EngineStats {
+  const { context, reader, line } = client;
+  const { arena, control, pool, topology } = context;
+  reader.publish();
+  const actors = ACTOR_COUNTERS.map((names, i) =>
+    readCounters(arena, topology.counters[i]!, names),
+  );
+  const [sequencer, durability, keeper, compactor, evictor] = actors as [
+    Record<string, number>,
+    Record<string, number>,
+    Record<string, number>,
+    Record<string, number>,
+    Record<string, number>,
+  ];
+  const place = topology.clients[client.number]!;
+  return {
+    state,
+    upper: reader.visible(),
+    durableUpper: control.durable(),
+    appliedUpper: control.applied(),
+    flushedUpper: keeper['flushedUpper']!,
+    memory: {
+      arenaBytes: arena.bytes,
+      recordBytes: pool.usedPages(KIND_RECORD) * pageBytes,
+      memtableBytes: pool.usedPages(KIND_MEMTABLE) * pageBytes,
+      viewBytes: pool.usedPages(KIND_VIEW) * pageBytes,
+      cacheBytes: pool.usedPages(KIND_CACHE) * pageBytes,
+    },
+    log: {
+      segment: control.logSeq(),
+      position: control.logPosition(),
+      segments: keeper['segments']!,
+      segmentBytes: options.config.segmentBytes,
+    },
+    collections: collectionStats(client),
+    sealed: keeper['sealed']!,
+    workWaiting: keeper['workWaiting']!,
+    holds: { count: client.holdCount, oldest: client.oldestHold },
+    waitingTransactions: line.waitingTransactions,
+    sequencer,
+    durability,
+    keeper,
+    compactor,
+    evictor,
+    client: readCounters(arena, place.counters, CLIENT_COUNTERS),
+  };
+}
+
+function collectionStats(client: Client): CollectionStats[] {
+  const { reader } = client;
+  reader.slot.enter();
+  try {
+    const view = reader.reloadView();
+    const collections: CollectionStats[] = [];
+    for (let i = 0; i < view.collectionCount; i++) {
+      const block = view.collectionAt(i);
+      const runs: RunStats[] = [];
+      for (let r = 0; r < view.runCount(block); r++) {
+        const run = view.run(block, r);
+        const stats = { level: view.level(block, r), parts: view.partCount(run) };
+        let rows = 0;
+        let bytes = 0;
+        let oldest = Number.MAX_SAFE_INTEGER;
+        let newest = 0;
+        for (let p = 0; p < stats.parts; p++) {
+          const part = view.part(run, p);
+          rows += view.rows(part);
+          bytes += view.bytes(part);
+          oldest = Math.min(oldest, view.minTime(part));
+          newest = Math.max(newest, view.maxTime(part));
+        }
+        runs.push({ ...stats, rows, bytes, oldest, newest });
+      }
+      const id = view.idOf(block);
+      collections.push({ id, since: view.since(block), upper: view.upper(block), runs });
+    }
+    return collections;
+  } finally {
+    reader.leave();
+  }
+}

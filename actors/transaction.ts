@@ -1,0 +1,66 @@
+/**
+ * A write set over any collections, committed as a whole under one offset. Values are encoded when an
+ * operation is added, so the caller may change them afterwards; later operations on a key win. Public;
+ * lives on its client's thread.
+ */
+import type { Client } from './client.ts';
+import { checkCommit } from './collection.ts';
+import type { Collection, CommitOptions } from './collection.ts';
+import type { Receipt } from './commit-line.ts';
+import { WriteSet } from './write-set.ts';
+
+const CAPACITY_BYTES = 512;
+
+export class Transaction {
+  readonly #client: Client;
+  readonly #set: WriteSet = new WriteSet(CAPACITY_BYTES);
+  #committed = false;
+
+  /** @internal */
+  constructor(client: Client) {
+    client.assertUsable();
+    this.#client = client;
+    this.#set.begin();
+  }
+
+  /** Operations so far. */
+  get size(): number {
+    return this.#set.operations;
+  }
+
+  put<K, V>(collection: Collection<K, V>, key: K, value: V): this {
+    this.#assertOpen();
+    this.#set.put(collection.id, collection.keyCodec, key, collection.valueCodec, value);
+    return this;
+  }
+
+  delete<K, V>(collection: Collection<K, V>, key: K): this {
+    this.#assertOpen();
+    this.#set.delete(collection.id, collection.keyCodec, key);
+    return this;
+  }
+
+  /**
+   * Commits everything under one offset. An empty transaction resolves with the newest visible offset
+   * and uses none. A transaction commits once; a second call is a TypeError.
+   */
+  commit(options?: CommitOptions): Promise<Receipt> {
+    this.#assertOpen();
+    const sync = checkCommit(this.#client, options);
+    this.#committed = true;
+    const { reader, line } = this.#client;
+    if (this.#set.operations === 0) {
+      return Promise.resolve({ offset: reader.visible() - 1 });
+    }
+    this.#set.finish();
+    try {
+      return line.commitSet(this.#set, sync);
+    } catch (error) {
+      return Promise.reject(error as Error);
+    }
+  }
+
+  #assertOpen(): void {
+    if (this.#committed) throw new TypeError('the transaction has been committed');
+  }
+}
