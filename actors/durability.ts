@@ -483,7 +483,9 @@ export class Durability implements Actor {
     }
     if (this.#phase === PHASE_LIVE) {
       this.#askForRoom(writer);
-      if (!writer.staged && writer.written === writer.durable) return this.#watermark(writer);
+      // Full without anything staged: a rotation is under way, one call a step.
+      const isQuiet = !writer.staged && !writer.full && writer.written === writer.durable;
+      if (isQuiet) return this.#watermark(writer);
     }
     const { control, clock, config } = this.#context;
     const before = writer.durable;
