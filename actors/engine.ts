@@ -408,9 +408,12 @@ export class Engine extends EventEmitter {
     const isPoisoned = this.#context.control.state() === STATE_POISONED;
     this.#client.poll();
     if (this.#kit !== undefined) {
+      // The kit's threads keep no process alive, and this promise must settle.
+      const keepAlive = setInterval(() => {}, 0x7fff_ffff);
       await this.#run;
       if (isPoisoned) await this.#kit.end();
       else returnKit(this.#kit);
+      clearInterval(keepAlive);
     }
     this.#client.dispose();
     if (isPoisoned) this.#tellPoison();
