@@ -8,12 +8,14 @@
  *   word 0  state: FREE, CLAIMED, LIVE, DEAD
  *   word 1  now: epoch of the read in progress, 0 = none
  *   word 2  io: oldest epoch among unfinished asynchronous file reads, 0 = none
- *   word 4  lowest hold: a frontier triple (control.ts)
+ *   word 4  version of the hold, odd while it changes
+ *   word 5  lowest hold, T + 1: high word, 0 with low = none
+ *   word 6  low word
  */
+import { invariant } from '../base/assert.ts';
 import { NO_FRONTIER } from '../base/frontier.ts';
-import { LINE_BYTES } from './arena.ts';
+import { LINE_BYTES, fromWords, highWord, lowWord } from './arena.ts';
 import type { Arena } from './arena.ts';
-import { loadTriple, storeTriple } from './triple.ts';
 
 export const SLOT_STATE_WORD = 0;
 export const SLOT_NOW_WORD = 1;
@@ -148,12 +150,20 @@ export class RetireList {
   }
 }
 
-/** The lowest time that any client holds; no frontier when none does. A hold word is T + 1, 0 = none. */
+/**
+ * The lowest time that any client holds; no frontier when none does, 0 while one is changing: what is
+ * not known holds everything. No triple (triple.ts) and no second try: a hold goes down as well as up,
+ * and from the words of three holds a triple may read one that is above them all.
+ */
 export function lowestHold(arena: Arena, slotsAddress: number, slotCount: number): number {
+  const { i32 } = arena;
   let lowest = NO_FRONTIER;
   for (let slot = 0; slot < slotCount; slot++) {
-    const word = (slotsAddress + slot * CLIENT_SLOT_BYTES) >>> 2;
-    const held = loadTriple(arena.i32, word + SLOT_HOLD_WORD);
+    const word = ((slotsAddress + slot * CLIENT_SLOT_BYTES) >>> 2) + SLOT_HOLD_WORD;
+    const version = Atomics.load(i32, word);
+    const high = Atomics.load(i32, word + 1);
+    const held = fromWords(Atomics.load(i32, word + 2), high);
+    if ((version & 1) !== 0 || Atomics.load(i32, word) !== version) return 0;
     if (held !== 0 && held - 1 < lowest) lowest = held - 1;
   }
   return lowest;
@@ -161,7 +171,14 @@ export function lowestHold(arena: Arena, slotsAddress: number, slotCount: number
 
 /** Publishes a client's lowest hold; -1 = none. Its slot has one writer, the client. */
 export function storeHold(arena: Arena, slotAddress: number, T: number): void {
-  storeTriple(arena.i32, (slotAddress >>> 2) + SLOT_HOLD_WORD, T + 1);
+  const { i32 } = arena;
+  const word = (slotAddress >>> 2) + SLOT_HOLD_WORD;
+  // Odd already when a former client died in here: the first whole store puts that right.
+  const changing = Atomics.load(i32, word) | 1;
+  Atomics.store(i32, word, changing);
+  Atomics.store(i32, word + 1, highWord(T + 1));
+  Atomics.store(i32, word + 2, lowWord(T + 1));
+  Atomics.store(i32, word, changing + 1);
 }
 
 /** True while some reader is inside, or has a file read out. */
