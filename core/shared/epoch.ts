@@ -53,6 +53,7 @@ export class ReaderSlot {
   }
 
   leave(): void {
+    invariant(this.#depth > 0, 'left as often as entered');
     if (--this.#depth > 0) return;
     Atomics.store(this.#i32, this.#slotWord + SLOT_NOW_WORD, 0);
   }
@@ -63,6 +64,7 @@ export class ReaderSlot {
 
   /** Requires: inside. Keeps descriptors seen now open until `endIo(the result)`. */
   beginIo(): number {
+    invariant(this.#depth > 0, 'a file read begins inside');
     const epoch = Atomics.load(this.#i32, this.#slotWord + SLOT_NOW_WORD);
     this.#io.push(epoch);
     if (this.#io.length === 1) Atomics.store(this.#i32, this.#slotWord + SLOT_IO_WORD, epoch);
@@ -70,7 +72,9 @@ export class ReaderSlot {
   }
 
   endIo(epoch: number): void {
-    this.#io.splice(this.#io.indexOf(epoch), 1);
+    const index = this.#io.indexOf(epoch);
+    invariant(index !== -1, 'a file read ends once', epoch);
+    this.#io.splice(index, 1);
     let oldest = 0;
     for (const e of this.#io) if (oldest === 0 || ((e - oldest) | 0) < 0) oldest = e;
     Atomics.store(this.#i32, this.#slotWord + SLOT_IO_WORD, oldest);
@@ -91,6 +95,9 @@ export class RetireList {
   readonly #things: number[] = [];
   readonly #epochs: number[] = [];
   readonly #until: number[] = [];
+  /** Of the last look; 0 = nobody reads. */
+  #oldestNow = 0;
+  #oldestIo = 0;
 
   constructor(arena: Arena, epochAddress: number, slotsAddress: number, slotCount: number) {
     this.#i32 = arena.i32;
@@ -109,44 +116,54 @@ export class RetireList {
     this.#free.push(free);
   }
 
-  /** Frees what all readers have passed; returns how many things it freed. */
+  /** Frees what all readers have passed; returns how many things it freed. `free` may retire more. */
   sweep(): number {
     const count = this.#things.length;
     if (count === 0) return 0;
+    this.#look();
     let kept = 0;
     for (let i = 0; i < count; i++) {
       const thing = this.#things[i]!;
       const free = this.#free[i]!;
-      if (this.#passed(this.#epochs[i]!, this.#until[i]!)) {
-        free(thing);
-        continue;
-      }
-      this.#things[kept] = thing;
-      this.#epochs[kept] = this.#epochs[i]!;
-      this.#until[kept] = this.#until[i]!;
-      this.#free[kept++] = free;
+      if (this.#passed(this.#epochs[i]!, this.#until[i]!)) free(thing);
+      else this.#move(i, kept++);
     }
+    const freed = count - kept;
+    // What was retired meanwhile came after the look; it waits for the next one.
+    for (let i = count; i < this.#things.length; i++) this.#move(i, kept++);
     this.#things.length = kept;
     this.#epochs.length = kept;
     this.#until.length = kept;
     this.#free.length = kept;
-    return count - kept;
+    return freed;
+  }
+
+  #move(from: number, to: number): void {
+    this.#things[to] = this.#things[from]!;
+    this.#epochs[to] = this.#epochs[from]!;
+    this.#until[to] = this.#until[from]!;
+    this.#free[to] = this.#free[from]!;
   }
 
   get length(): number {
     return this.#things.length;
   }
 
-  #passed(epoch: number, until: number): boolean {
+  /** One look at all slots, after everything on the list was retired: good for all of it. */
+  #look(): void {
+    this.#oldestNow = 0;
+    this.#oldestIo = 0;
     for (let slot = 0; slot < this.#slotCount; slot++) {
       const word = this.#slotsWord + slot * (CLIENT_SLOT_BYTES / 4);
-      if (holds(Atomics.load(this.#i32, word + SLOT_NOW_WORD), epoch)) return false;
+      this.#oldestNow = older(this.#oldestNow, Atomics.load(this.#i32, word + SLOT_NOW_WORD));
       // After `now`: a reader stores io before it clears now, so one of the two is seen.
-      if (until === UNTIL_NOW_AND_IO) {
-        if (holds(Atomics.load(this.#i32, word + SLOT_IO_WORD), epoch)) return false;
-      }
+      this.#oldestIo = older(this.#oldestIo, Atomics.load(this.#i32, word + SLOT_IO_WORD));
     }
-    return true;
+  }
+
+  #passed(epoch: number, until: number): boolean {
+    if (holds(this.#oldestNow, epoch)) return false;
+    return until === UNTIL_NOW || !holds(this.#oldestIo, epoch);
   }
 }
 
@@ -189,6 +206,12 @@ export function readersInside(arena: Arena, slotsAddress: number, slotCount: num
     if (Atomics.load(arena.i32, word + SLOT_IO_WORD) !== 0) return true;
   }
   return false;
+}
+
+/** The older of two epochs, 0 being none. */
+function older(a: number, b: number): number {
+  if (a === 0) return b;
+  return b !== 0 && ((b - a) | 0) < 0 ? b : a;
 }
 
 /** True when a reader at `seen` may hold what was retired under `epoch`. */
