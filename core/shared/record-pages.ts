@@ -73,6 +73,7 @@ export function isContiguous(address: number, valueBytes: number): boolean {
 export class OperationWalker {
   readonly #arena: Arena;
   readonly #pool: BufferPool;
+  #start = 0;
   #at = 0;
   #transactionsLeft = 0;
   #operationsLeft = 0;
@@ -92,6 +93,7 @@ export class OperationWalker {
   }
 
   start(address: number, txCount: number): void {
+    this.#start = address;
     this.#at = address;
     this.#transactionsLeft = txCount;
     this.#operationsLeft = 0;
@@ -123,6 +125,8 @@ export class OperationWalker {
 
   /** At the end of what a chained page holds, the payload goes on at the start of the next. */
   #cross(): void {
+    // A record may begin a page; the page before that is somebody else's.
+    if (this.#at === this.#start) return;
     const page = pageOf(this.#at - 1);
     const next = this.#pool.next(page);
     if (next !== 0 && this.#at === page + this.#pool.used(page)) this.#at = next;
