@@ -72,12 +72,15 @@ export class FlushJob {
     try {
       let left = fuel;
       while (left > 0) {
-        if (this.#input === undefined && !this.#nextInput()) {
+        if (this.#input !== undefined) {
+          left = this.#flushRows(left);
+        } else if (this.#nextInput()) {
+          // A collection costs something even when it is empty.
+          left -= 1;
+        } else {
           this.#result = this.#finish();
           return false;
         }
-        // A collection costs something even when it is empty.
-        left = this.#flushRows(left - 1);
       }
       return true;
     } catch (error) {

@@ -4,6 +4,7 @@
  * that names file, block and position. Point reads allocate nothing: probe the filter, find the block,
  * read that one block, search it. Where index and filter lie (private memory, arena) is the caller's.
  */
+import { NO_BYTES } from '../base/bytes.ts';
 import { corrupt } from '../base/errors.ts';
 import type { TidemarkError } from '../base/errors.ts';
 import { KiB, MiB } from '../base/limits.ts';
@@ -131,7 +132,8 @@ const KEPT_BYTES_MAX: number = 1 * MiB;
  *                    may be in the run's next part if its smallest key is this one
  *
  * `get` does it all with plain reads. The fields of `found` are valid until the next search, and its
- * value as long as the bytes that were searched.
+ * value as long as the bytes that were searched. A read that others may overtake wants a PointReader of
+ * its own between `locate` and `search`; `advance` looks into the index again, which must still be there.
  */
 export class PointReader {
   readonly found: BlockSearch;
@@ -151,7 +153,7 @@ export class PointReader {
     this.position = 0;
     this.bytes = 0;
     this.block = 0;
-    this.buffer = new Uint8Array(BUFFER_BYTES);
+    this.buffer = NO_BYTES;
     this.#heldFile = 0;
     this.#heldPosition = NOWHERE;
   }
@@ -242,9 +244,10 @@ export class PointReader {
   #read(storage: Storage, fd: number, file: number): void {
     if (this.#heldFile === file && this.#heldPosition === this.position) return;
     this.#heldPosition = NOWHERE;
-    if (this.bytes > this.buffer.length) this.buffer = new Uint8Array(this.bytes);
-    else if (this.buffer.length > KEPT_BYTES_MAX && this.bytes <= BUFFER_BYTES)
-      this.buffer = new Uint8Array(BUFFER_BYTES);
+    const isTooLarge = this.buffer.length > KEPT_BYTES_MAX && this.bytes <= BUFFER_BYTES;
+    if (this.bytes > this.buffer.length || isTooLarge) {
+      this.buffer = new Uint8Array(Math.max(this.bytes, BUFFER_BYTES));
+    }
     const n = storage.read(fd, this.buffer, 0, this.bytes, this.position);
     const fault = n === this.bytes ? blockFault(this.buffer, 0, n) : 'the file ends inside it';
     if (fault !== undefined) throw badBlock(file, this.block, this.position, fault);

@@ -6,6 +6,7 @@
  */
 import { compareBytes, compareAt } from '../base/bytes.ts';
 import { invariant } from '../base/assert.ts';
+import { corrupt } from '../base/errors.ts';
 import { KiB } from '../base/limits.ts';
 import { partPath } from '../storage/names.ts';
 import type { Storage } from '../storage/storage.ts';
@@ -289,7 +290,12 @@ export class OwnRunParts implements RunParts {
     this.#parts = parts;
     this.#fd = -1;
     for (let i = 1; i < parts.length; i++) {
-      invariant(compareBytes(parts[i - 1].keyHi, parts[i].keyLo) <= 0, 'parts of a run ascend', i);
+      if (compareBytes(parts[i - 1].keyHi, parts[i].keyLo) <= 0) continue;
+      const { file, offset } = parts[i];
+      throw corrupt('RUN_ORDER', `part at ${offset} of file ${file} overlaps the one before`, {
+        file,
+        offset,
+      });
     }
   }
 

@@ -24,6 +24,7 @@ import {
   lines,
   naiveGet,
   put,
+  randomBytes,
   randomKey,
   randomRows,
   rowOf,
@@ -70,7 +71,7 @@ const SHAPES: [string, Row[]][] = [
   ],
   ['64 KiB keys', sorted([0, 1, 2].map((i) => put(longKey(i), i, 'v')))],
   ['long values', [put('a', 1, new Uint8Array(70_000).fill(1)), put('b', 2, 'x'), put('c', 3, '')]],
-  ['2 MiB value', [put('a', 1, new Prng(3).fill(new Uint8Array(2 << 20)))]],
+  ['2 MiB value', [put('a', 1, randomBytes(new Prng(3), 2 << 20))]],
   ['many versions of one key', Array.from({ length: 100 }, (_, i) => put('key', 1000 - i, `${i}`))],
   ['updates', [update('a', 3, 'x', 5), update('b', 2, 'y', -7), update('c', 1, '', 2 ** 52)]],
 ];
@@ -129,7 +130,7 @@ test('a search finds the newest version at or below a time, as a scan would', ()
   for (let round = 0; round < 60; round++) {
     const rows = randomRows(prng, prng.between(1, 120), 200);
     const { at, target } = encode(rows);
-    const lastKey = rows[rows.length - 1]!.key;
+    const lastKey = rows[rows.length - 1].key;
     for (let i = 0; i < 100; i++) {
       const key = prng.chance(0.7) ? prng.pick(rows).key : randomKey(prng, 300);
       const asOf = prng.below(210);
@@ -152,12 +153,12 @@ test('a flipped byte is seen by the checksum, and never crashes a reader without
   const { at, target, length } = encode(rows);
   const search = new BlockSearch();
   for (let i = 0; i < length; i++) {
-    target[at + i] = target[at + i]! ^ (1 << (i % 8));
+    target[at + i] = target[at + i] ^ (1 << (i % 8));
     assert.notEqual(blockFault(target, at, length), undefined);
     if (blockShapeFault(target, at, length) === undefined) {
       for (const { key } of rows) search.search(target, at, key, 0, key.length, 500);
     }
-    target[at + i] = target[at + i]! ^ (1 << (i % 8));
+    target[at + i] = target[at + i] ^ (1 << (i % 8));
   }
   assert.equal(blockFault(target, at, length), undefined);
   assert.notEqual(blockFault(target, at, length - 1), undefined);

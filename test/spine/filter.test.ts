@@ -35,9 +35,9 @@ test('every flipped byte of a filter is seen', () => {
   const memory = new Uint8Array(filterBytes(50));
   const bytes = writeFilter(hashes, 50, memory, 0);
   for (let i = 0; i < bytes; i++) {
-    memory[i] = memory[i]! ^ 4;
+    memory[i] = memory[i] ^ 4;
     assert.notEqual(filterFault(memory, 0, bytes), undefined);
-    memory[i] = memory[i]! ^ 4;
+    memory[i] = memory[i] ^ 4;
   }
   assert.equal(filterFault(memory, 0, bytes), undefined);
   assert.notEqual(filterFault(memory, 0, bytes - 64), undefined);

@@ -16,6 +16,7 @@ import { PART_SHAPE, PartWriter } from '../../core/spine/part-writer.ts';
 import type { PartShape } from '../../core/spine/part-writer.ts';
 import { PARTS_DIR } from '../../core/storage/names.ts';
 import type { Storage } from '../../core/storage/storage.ts';
+import { SimDisk } from '../sim/disk.ts';
 
 export type Row = { key: Uint8Array; time: number; kind: number; diff: number; value: Uint8Array };
 
@@ -49,7 +50,7 @@ export function compareRows(a: Row, b: Row): number {
 /** In order, one row for each key and time. */
 export function sorted(rows: readonly Row[]): Row[] {
   const all = rows.toSorted(compareRows);
-  return all.filter((row, i) => i === 0 || compareRows(all[i - 1]!, row) !== 0);
+  return all.filter((row, i) => i === 0 || compareRows(all[i - 1], row) !== 0);
 }
 
 /** A row as a short line, for comparison and for reading. */
@@ -118,7 +119,7 @@ export class ArrayCursor implements RowCursor {
   }
 
   loadValue(): void {
-    const { value } = this.#rows[this.#at]!;
+    const { value } = this.#rows[this.#at];
     this.valueBytes = new Uint8Array(value.length + 5);
     this.valueBytes.set(value, 5);
     this.valueOffset = 5;
@@ -197,6 +198,12 @@ export function naiveGet(rows: readonly Row[], key: Uint8Array, asOf: number): R
   return found;
 }
 
+export function randomBytes(prng: Prng, length: number): Uint8Array {
+  const some = new Uint8Array(length);
+  for (let i = 0; i < length; i++) some[i] = prng.u32();
+  return some;
+}
+
 /** Keys of many sorts: empty, short, sharing prefixes, prefixes of each other, a few long ones. */
 export function randomKey(prng: Prng, longest: number): Uint8Array {
   const sort = prng.below(20);
@@ -209,7 +216,7 @@ export function randomKey(prng: Prng, longest: number): Uint8Array {
     key[key.length - 1] = prng.below(256);
     return key;
   }
-  return prng.fill(new Uint8Array(prng.between(1, 24)));
+  return randomBytes(prng, prng.between(1, 24));
 }
 
 /** Rows with several versions of some keys; every time is different, below `timeMax`. */
@@ -220,12 +227,46 @@ export function randomRows(prng: Prng, count: number, timeMax: number, longest =
     const key = prng.pick(keys);
     const time = Math.floor(prng.unit() * timeMax);
     if (prng.chance(0.2)) rows.push(del(key, time));
-    else rows.push(put(key, time, prng.fill(new Uint8Array(prng.below(60)))));
+    else rows.push(put(key, time, randomBytes(prng, prng.below(60))));
   }
   return sorted(rows);
 }
 
-/** A storage over a directory of its own, which goes with `end`. */
+/** A disk in memory with a directory for parts. */
+export function simDisk(): SimDisk {
+  const disk = new SimDisk();
+  disk.makeDir(PARTS_DIR);
+  disk.settle();
+  return disk;
+}
+
+/** The files of parts from `first` on, as they now read. */
+export function partFiles(disk: SimDisk, first: number): Map<string, Uint8Array | undefined> {
+  const files = new Map<string, Uint8Array | undefined>();
+  for (const name of disk.list(PARTS_DIR)) {
+    if (Number(name.slice(0, 10)) >= first) files.set(name, disk.bytesOf(`${PARTS_DIR}/${name}`));
+  }
+  return files;
+}
+
+/** Descriptors that are open, counted from now on. */
+export function openFiles(storage: Storage): () => number {
+  const open = storage.open.bind(storage);
+  const close = storage.close.bind(storage);
+  let count = 0;
+  storage.open = (path, how) => {
+    const fd = open(path, how);
+    count++;
+    return fd;
+  };
+  storage.close = (fd) => {
+    count--;
+    close(fd);
+  };
+  return () => count;
+}
+
+/** A storage over a real directory of its own, which goes with `end`. */
 export function tempStorage(): { storage: Storage; directory: string; end: () => void } {
   const directory = mkdtempSync(join(tmpdir(), 'tidemark-spine-'));
   const storage = new NodeStorage(directory);
