@@ -14,11 +14,9 @@ import {
 } from './catalog.ts';
 import { decodeLent } from './encodings.ts';
 import { NEWEST, Reader } from './reader.ts';
+import { KEEP_ALL } from './views.ts';
 
 const ROWS_PER_BATCH = 256;
-
-/** History that keeps all. */
-const KEEP_ALL = -1;
 
 export class CatalogReader {
   readonly #reader: Reader;
@@ -47,6 +45,10 @@ export class CatalogReader {
       if (batch.ended) return;
       range.lower = Buffer.concat([last, Buffer.from([0])]);
     }
+  }
+
+  has(id: number): boolean {
+    return this.#history.has(id);
   }
 
   /** Offsets that the collection keeps, -1 = all. The catalog itself keeps only what is newest. */

@@ -21,7 +21,7 @@
  */
 import { invariant } from '../core/base/assert.ts';
 import { corrupt, fromPlainError, TidemarkError } from '../core/base/errors.ts';
-import { join, meet } from '../core/base/frontier.ts';
+import { join, le } from '../core/base/frontier.ts';
 import { MiB, clientsMax, partBytesTarget, runsHard } from '../core/base/limits.ts';
 import { CATALOG_ID, KIND_KEYED } from '../core/base/update.ts';
 import { logHoldsRecords } from '../core/log/create.ts';
@@ -57,14 +57,6 @@ import {
 import type { MergeChoice } from '../core/spine/policy.ts';
 import { Spine, diffSpine } from '../core/spine/spine.ts';
 import type { MergeResult } from '../core/spine/spine.ts';
-import {
-  collectionBytes,
-  runBlockBytes,
-  viewBytes,
-  writeCollection,
-  writeRun,
-  writeView,
-} from '../core/spine/view.ts';
 import { acquireLock, releaseLock } from '../core/storage/lock.ts';
 import {
   PARTS_DIR,
@@ -78,7 +70,6 @@ import type { StorageAnswer, StorageCall } from '../core/storage/storage.ts';
 import { Outbox, inboxOf } from './actor.ts';
 import type { Actor, ActorContext } from './actor.ts';
 import { CatalogReader } from './catalog-reader.ts';
-import type { JobOutcome } from './compactor.ts';
 import { KEEPER_COUNTERS, indexIn, makeCounters } from './counters.ts';
 import type { RecoverRequest } from './durability.ts';
 import { ringAll } from './host.ts';
@@ -87,27 +78,21 @@ import type { Job } from './jobs.ts';
 import {
   APPLY,
   BOUND_REACHED,
-  CREDIT,
   DONE,
   GENERATION,
-  JOB,
   KIND_WORD,
   MSG_APPLIED,
   MSG_APPLY,
   MSG_BOUND_REACHED,
-  MSG_CANCEL,
   MSG_CLOSE,
   MSG_COMPACT,
-  MSG_CREDIT,
   MSG_DONE,
   MSG_EMPTY,
   MSG_FLUSH,
   MSG_FREE,
-  MSG_JOB,
   MSG_OPENED,
   MSG_RECOVER,
   MSG_RECOVERED,
-  MSG_RESULT,
   MSG_SEAL,
   MSG_SEALED,
   MSG_SEGMENT,
@@ -115,14 +100,15 @@ import {
   MSG_SPARE_PUBLISHED,
   RECOVER,
   REQUEST,
-  RESULT,
   SEGMENT,
   getWide,
 } from './messages.ts';
+import { JobDesk } from './job-desk.ts';
 import { PartStore } from './part-store.ts';
 import { isGone, markReleased } from './process-identity.ts';
-import { freeText, readText, reserveText, writeText } from './text-blocks.ts';
+import { freeText, reserveText, writeText } from './text-blocks.ts';
 import { THREAD_BACKGROUND, THREAD_WRITE } from './topology.ts';
+import { KEEP_ALL, Views, levelAt } from './views.ts';
 
 /** The client slot that the keeper itself reads the catalog with. */
 export const KEEPER_CLIENT: number = clientsMax - 1;
@@ -169,22 +155,12 @@ const FLUSHED_UPPER: number = indexIn(KEEPER_COUNTERS, 'flushedUpper');
 const SEGMENTS: number = indexIn(KEEPER_COUNTERS, 'segments');
 const WORK_WAITING: number = indexIn(KEEPER_COUNTERS, 'workWaiting');
 
-/** A run as the current view shows it. */
-type ShownRun = { readonly block: number; readonly parts: readonly PartRef[]; level: number };
-
 /** A collection that has, or is about to have, parts. */
 type Collection = {
   readonly id: number;
   /** With every proposed edit. */
   readonly spine: Spine<PartInfo>;
-  /** What readers see: with every answered edit that was shown. */
-  shown: SpineState<PartInfo> | undefined;
-  runs: Map<number, ShownRun>;
-  block: number;
-  since: number;
-  sinceNext: number;
-  upper: number;
-  /** Offsets of history; -1 keeps all, also while the catalog has not been read. */
+  /** Offsets of history, or KEEP_ALL: also while the catalog has not been read. */
   history: number;
   /** Edits proposed and not yet shown. */
   unshown: number;
@@ -201,7 +177,8 @@ type Flushing = {
   readonly collections: number[];
   /** Where the log stands at its upper; there once that is durable. */
   position: LogPosition | undefined;
-  job: number;
+  /** A job is making its parts. */
+  running: boolean;
   result: FlushResult | undefined;
   infos: PartInfo[] | undefined;
   proposed: boolean;
@@ -209,18 +186,16 @@ type Flushing = {
   failures: number;
 };
 
-type RunningJob = {
-  readonly id: number;
-  readonly text: number;
-  readonly reply: number;
-  readonly large: boolean;
-  readonly flush: Flushing | undefined;
-  readonly merge:
-    { collection: Collection; choice: MergeChoice<PartInfo>; files: Set<number> } | undefined;
-};
-
 /** An edit's effect on readers, in the order of the edits. `show` answers false to be asked again. */
 type Effect = { readonly edit: number; readonly show: () => boolean };
+
+/** A merge under way. */
+type Merging = {
+  readonly collection: Collection;
+  readonly choice: MergeChoice<PartInfo>;
+  /** Pinned while the job reads them. */
+  readonly files: ReadonlySet<number>;
+};
 
 type FlushWish = { client: number; number: number; token: number; upper: number };
 type CompactWish = { client: number; number: number; collections: Collection[] };
@@ -232,8 +207,6 @@ export class SpineKeeper implements Actor {
   readonly #sequencer: Outbox;
   readonly #fromDurability: RingConsumer;
   readonly #durability: Outbox;
-  readonly #fromCompactor: RingConsumer;
-  readonly #compactor: Outbox;
   readonly #fromEvictor: RingConsumer;
   readonly #evictor: Outbox;
   readonly #requests: RingConsumer[];
@@ -242,6 +215,8 @@ export class SpineKeeper implements Actor {
   readonly #slab: Slab;
   readonly #retired: RetireList;
   readonly #parts: PartStore;
+  readonly #views: Views;
+  readonly #desk: JobDesk;
   readonly #catalog: CatalogReader;
 
   #store: ManifestStore | undefined;
@@ -255,14 +230,8 @@ export class SpineKeeper implements Actor {
   #closing = false;
   #closeDeadline = -1;
 
-  // What the view says.
-  #version = 1;
-  #open = 0;
-  #spare = 0;
+  /** Sealed generations on their way into parts, oldest first. */
   #sealed: Flushing[] = [];
-  #view = 0;
-  #viewWanted = false;
-  #afterPublish: (() => void)[] = [];
   readonly #collections: Map<number, Collection> = new Map();
   #shownUpper = 0;
 
@@ -271,9 +240,8 @@ export class SpineKeeper implements Actor {
   #runIds = new IdReserve(1);
   #files = new IdReserve(1);
   #reserving = false;
-  #workers = 0;
-  #nextJob = 1;
-  readonly #jobs: Map<number, RunningJob> = new Map();
+  /** Merges under way: what each reads. */
+  readonly #merging: Set<Merging> = new Set();
   readonly #effects: Effect[] = [];
   #applying: 'no' | 'asked' | 'answered' = 'no';
   #failuresInRow = 0;
@@ -302,8 +270,6 @@ export class SpineKeeper implements Actor {
     this.#sequencer = new Outbox(context, topology.keeperToSequencer, write);
     this.#fromDurability = inboxOf(context, topology.durabilityToKeeper);
     this.#durability = new Outbox(context, topology.keeperToDurability, write);
-    this.#fromCompactor = inboxOf(context, topology.compactorToKeeper);
-    this.#compactor = new Outbox(context, topology.keeperToCompactor, background);
     this.#fromEvictor = inboxOf(context, topology.evictorToKeeper);
     this.#evictor = new Outbox(context, topology.keeperToEvictor, background);
     this.#requests = topology.clients.map((client) => inboxOf(context, client.requests));
@@ -316,6 +282,8 @@ export class SpineKeeper implements Actor {
     this.#parts = new PartStore(context, this.#slab, this.#retired, (fd, calls, done) =>
       this.#submit(fd, calls, done),
     );
+    this.#views = new Views(context, this.#slab, this.#retired, this.#parts);
+    this.#desk = new JobDesk(context, this.#slab);
     this.#catalog = new CatalogReader(context, KEEPER_CLIENT);
   }
 
@@ -327,7 +295,7 @@ export class SpineKeeper implements Actor {
     let worked = this.#takeAnswers();
     worked = this.#takeFromDurability() || worked;
     worked = this.#takeFromSequencer() || worked;
-    worked = this.#takeFromCompactor() || worked;
+    worked = this.#desk.take() || worked;
     worked = this.#takeFromEvictor() || worked;
     worked = this.#retired.sweep() > 0 || worked;
     if (this.#closing) return this.#close() || worked;
@@ -339,10 +307,11 @@ export class SpineKeeper implements Actor {
       worked = this.#writeManifest() || worked;
       worked = this.#showEffects() || worked;
       worked = this.#dispatch() || worked;
+      worked = this.#sweepDropped() || worked;
       worked = this.#checkpoint() || worked;
     }
-    if (this.#viewWanted) {
-      this.#publishView();
+    if (this.#views.stale) {
+      this.#views.publish();
       worked = true;
     }
     this.#answerWishes();
@@ -358,7 +327,8 @@ export class SpineKeeper implements Actor {
 
   publish(): void {
     const { values } = this.#counters;
-    values[JOBS_RUNNING] = this.#jobs.size;
+    values[VIEWS] = this.#views.published;
+    values[JOBS_RUNNING] = this.#desk.running;
     values[SEALED] = this.#sealed.length;
     values[FLUSHED_UPPER] = this.#shownUpper;
     values[SEGMENTS] = this.#segments.length;
@@ -470,7 +440,7 @@ export class SpineKeeper implements Actor {
     this.#parts.restore(infos, (_, failure) => {
       if (failure !== undefined) throw asCorrupt(failure);
       for (const collection of this.#collections.values()) {
-        this.#show(collection, collection.spine.state());
+        this.#views.show(collection.id, collection.spine.state(), collection.history);
       }
       this.#restored = true;
     });
@@ -487,13 +457,7 @@ export class SpineKeeper implements Actor {
     const collection: Collection = {
       id,
       spine,
-      shown: undefined,
-      runs: new Map(),
-      block: 0,
-      since: spine.since,
-      sinceNext: spine.since,
-      upper: spine.upper,
-      history: -1,
+      history: KEEP_ALL,
       unshown: 0,
       touchedAt: 0,
       retryAt: 0,
@@ -505,7 +469,7 @@ export class SpineKeeper implements Actor {
   }
 
   #openIfReady(): boolean {
-    if (!this.#recovered || !this.#restored || this.#open === 0) return false;
+    if (!this.#recovered || !this.#restored || this.#views.open === 0) return false;
     const { storage, config, control } = this.#context;
     if (this.#creating && this.#store === undefined) {
       // The log exists and is empty; the manifest comes last, and with it the store.
@@ -517,7 +481,8 @@ export class SpineKeeper implements Actor {
       storage.syncDir('');
       this.#startLogSeq = first.seq;
     }
-    this.#publishView();
+    this.#views.publish();
+    this.#readCatalog();
     this.#opened = true;
     if (!config.readOnly) this.#sweepOrphans();
     control.moveState(STATE_STARTING, STATE_OPEN);
@@ -625,123 +590,6 @@ export class SpineKeeper implements Actor {
     return shown;
   }
 
-  // ---------------------------------------------------------------- views
-
-  /** Makes `state` what readers of the collection see, from the next view on. */
-  #show(collection: Collection, state: SpineState<PartInfo>): void {
-    const { arena } = this.#context;
-    const before = collection.runs;
-    const after = new Map<number, ShownRun>();
-    const levels = levelsOf(state);
-    for (const { id, hollow } of state.hollows) {
-      for (const run of hollow.runs) {
-        const level = levels(id[0]);
-        const known = before.get(run.runId);
-        if (known !== undefined) {
-          known.level = level;
-          after.set(run.runId, known);
-          continue;
-        }
-        const loaded = run.parts.map((part) => this.#parts.part(part));
-        for (const part of loaded) this.#parts.ref(part);
-        const block = this.#allocate(runBlockBytes(loaded.length));
-        const blocks = loaded.map((part) => part.block);
-        writeRun(arena, block, blocks);
-        after.set(run.runId, { block, parts: run.parts.map(partRef), level });
-      }
-    }
-    collection.shown = state;
-    collection.runs = after;
-    collection.upper = join(collection.upper, state.hollows.at(-1)?.hollow.desc.upper ?? 0);
-    this.#rewriteBlock(collection);
-    this.#afterPublish.push(() => {
-      for (const [runId, run] of before) {
-        if (after.has(runId)) continue;
-        this.#retired.retire(run.block, UNTIL_NOW, (address) => this.#slab.free(address));
-        for (const part of run.parts) this.#parts.unref(this.#parts.part(part));
-      }
-    });
-    this.#viewWanted = true;
-  }
-
-  /** A new block for the collection, with `since` one step on. */
-  #rewriteBlock(collection: Collection): void {
-    const { arena } = this.#context;
-    const former = collection.block;
-    this.#moveSince(collection);
-    // Oldest to newest in the map; readers want the newest first.
-    const runs = [...collection.runs.values()].reverse();
-    const fields = { ...collection, kind: KIND_KEYED, runs };
-    collection.block = this.#allocate(collectionBytes(fields));
-    writeCollection(arena, collection.block, fields);
-    if (former !== 0) {
-      this.#afterPublish.push(() =>
-        this.#retired.retire(former, UNTIL_NOW, (address) => this.#slab.free(address)),
-      );
-    }
-    this.#viewWanted = true;
-  }
-
-  /**
-   * `since` follows `sinceNext` by one view: readers that hold a time look at `sinceNext` after they
-   * published it, and the holds are read here after `sinceNext` was out (row-cache.md 3.4, O6).
-   */
-  #moveSince(collection: Collection): void {
-    const { arena, topology } = this.#context;
-    const held = lowestHold(arena, topology.slots, clientsMax);
-    collection.since = join(collection.since, meet(collection.sinceNext, held));
-    if (collection.history < 0) return;
-    const policy = Math.max(0, this.#visible() - 1 - collection.history);
-    collection.sinceNext = join(collection.sinceNext, policy);
-  }
-
-  #visible(): number {
-    const { control, config } = this.#context;
-    return config.synced ? control.durable() : control.applied();
-  }
-
-  #publishView(): void {
-    this.#viewWanted = false;
-    if (this.#open === 0) return;
-    const { arena, control } = this.#context;
-    const collections = [...this.#collections.values()]
-      .filter((collection) => collection.block !== 0)
-      .sort((a, b) => a.id - b.id)
-      .map(({ id, block }) => ({ id, block }));
-    const fields = {
-      version: this.#version,
-      open: this.#open,
-      spare: this.#spare,
-      sealed: this.#sealed.map((item) => item.generation).reverse(),
-      collections,
-    };
-    const former = this.#view;
-    const address = this.#allocate(viewBytes(fields));
-    writeView(arena, address, fields);
-    control.setView(address);
-    this.#view = address;
-    this.#counters.add(VIEWS, 1);
-    // From here on no new reader finds what the former view alone named.
-    if (former !== 0) {
-      this.#retired.retire(former, UNTIL_NOW, (block) => this.#slab.free(block));
-    }
-    for (const after of this.#afterPublish.splice(0)) after();
-  }
-
-  #allocate(bytes: number): number {
-    const address = this.#slab.allocate(bytes);
-    if (address === 0) {
-      throw new TidemarkError(
-        'TIDEMARK_TOO_LARGE',
-        'views do not fit the arena; raise memoryBytes',
-        {
-          limit: 'memoryBytes',
-        },
-      );
-    }
-    return address;
-  }
-
   // ---------------------------------------------------------------- messages
 
   #takeFromSequencer(): boolean {
@@ -754,13 +602,13 @@ export class SpineKeeper implements Actor {
       const token = u32[slot + GENERATION.TOKEN]!;
       switch (u32[slot + KIND_WORD]) {
         case MSG_OPENED:
-          this.#open = address;
-          this.#viewWanted = this.#restored;
+          this.#views.open = address;
+          this.#views.stale = true;
           break;
         case MSG_SPARE:
-          this.#spare = address;
+          this.#views.spare = address;
           // Answered only when a view names it.
-          this.#publishView();
+          this.#views.publish();
           this.#tellSequencer(MSG_SPARE_PUBLISHED, address, 0);
           break;
         case MSG_SEALED:
@@ -786,21 +634,22 @@ export class SpineKeeper implements Actor {
       upper,
       collections,
       position: undefined,
-      job: 0,
+      running: false,
       result: undefined,
       infos: undefined,
       proposed: false,
       retryAt: 0,
       failures: 0,
     });
-    this.#open = this.#spare;
-    this.#spare = 0;
+    this.#views.sealed.push(generation);
+    this.#views.open = this.#views.spare;
+    this.#views.spare = 0;
     // The flush may forget what lies below `since` as this view shows it.
     for (const id of collections) {
-      const collection = this.#collections.get(id);
-      if (collection !== undefined && collection.block !== 0) this.#rewriteBlock(collection);
+      const shown = this.#views.shown(id);
+      if (shown !== undefined) this.#views.rewrite(shown);
     }
-    this.#viewWanted = true;
+    this.#views.stale = true;
   }
 
   #tellSequencer(kind: number, address: number, token: number): void {
@@ -857,29 +706,15 @@ export class SpineKeeper implements Actor {
     return worked;
   }
 
-  #takeFromCompactor(): boolean {
-    let worked = false;
-    const inbox = this.#fromCompactor;
-    const { u32 } = inbox;
-    for (let slot = inbox.peek(); slot >= 0; slot = inbox.peek()) {
-      if (u32[slot + KIND_WORD] === MSG_CREDIT) {
-        this.#workers += u32[slot + CREDIT.JOBS]!;
-      } else {
-        invariant(u32[slot + KIND_WORD] === MSG_RESULT, 'a message of the compactor');
-        this.#onResult(u32[slot + RESULT.ID]!, u32[slot + RESULT.BYTES]!);
-      }
-      inbox.pop();
-      worked = true;
-    }
-    return worked;
-  }
-
   #takeFromEvictor(): boolean {
     const slot = this.#fromEvictor.peek();
     if (slot < 0) return false;
     const { u32 } = this.#fromEvictor;
     invariant(u32[slot + KIND_WORD] === MSG_APPLIED, 'a message of the evictor');
-    invariant(u32[slot + APPLY.VERSION] === this.#version + 1, 'versions are applied in order');
+    invariant(
+      u32[slot + APPLY.VERSION] === this.#views.version + 1,
+      'versions are applied in order',
+    );
     invariant(this.#applying === 'asked', 'an answer to an apply');
     this.#applying = 'answered';
     this.#fromEvictor.pop();
@@ -999,9 +834,9 @@ export class SpineKeeper implements Actor {
   /** Hands out as many jobs as there are workers: flushes first, then the best merges. */
   #dispatch(): boolean {
     const { config } = this.#context;
-    if (config.readOnly || this.#workers === 0) return false;
+    if (config.readOnly) return false;
     let worked = false;
-    while (this.#jobs.size < this.#workers) {
+    while (this.#desk.hasCredit) {
       if (!this.#dispatchFlush() && !this.#dispatchMerge()) break;
       worked = true;
     }
@@ -1010,13 +845,10 @@ export class SpineKeeper implements Actor {
 
   #dispatchFlush(): boolean {
     const now = this.#context.clock.ticksMs();
-    const item = this.#sealed.find((sealed) => sealed.job === 0 && sealed.result === undefined);
+    const item = this.#sealed.find((sealed) => !sealed.running && sealed.result === undefined);
     if (item === undefined || item.retryAt > now) return false;
     if (this.#isOverloaded(now)) return false;
-    const { arena } = this.#context;
-    const bytes = this.#context.config.memtableBytes;
-    const count = Math.ceil(bytes / partBytesTarget) + 2;
-    const job = this.#nextJob;
+    const count = Math.ceil(this.#context.config.memtableBytes / partBytesTarget) + 2;
     const outFiles = this.#takeFiles(count);
     if (outFiles === undefined) return false;
     // An earlier flush may still be on its way: then the run below this one is not the oldest.
@@ -1031,13 +863,13 @@ export class SpineKeeper implements Actor {
       return {
         collection: id,
         kind: KIND_KEYED,
-        since: collection?.since ?? 0,
+        since: this.#views.shown(id)?.since ?? 0,
         oldest: !hasRuns && !inFlight.has(id),
       };
     });
     const request: Job = {
       kind: 'flush',
-      jobId: job,
+      jobId: this.#desk.nextId,
       generation: item.generation,
       upper: item.upper,
       collections,
@@ -1047,9 +879,13 @@ export class SpineKeeper implements Actor {
       REPLY_BYTES_FIXED +
       collections.length * REPLY_BYTES_PER_COLLECTION +
       count * REPLY_BYTES_PER_PART;
-    if (!this.#sendJob(arena, request, reply, false, item, undefined)) return false;
-    item.job = job;
-    return true;
+    item.running = this.#desk.send(request, reply, false, (outcome) => {
+      item.running = false;
+      if (outcome.failure !== undefined)
+        this.#onFailure(item, fromPlainError(outcome.failure), true);
+      else this.#onFlushed(item, outcome.value as FlushResult);
+    });
+    return item.running;
   }
 
   /** More runs than a read should have to visit: nothing is flushed until a merge has caught up. */
@@ -1068,7 +904,7 @@ export class SpineKeeper implements Actor {
   }
 
   #hasMerge(collection: Collection): boolean {
-    for (const job of this.#jobs.values()) if (job.merge?.collection === collection) return true;
+    for (const merging of this.#merging) if (merging.collection === collection) return true;
     return false;
   }
 
@@ -1076,13 +912,10 @@ export class SpineKeeper implements Actor {
     const now = this.#context.clock.ticksMs();
     let best: MergeChoice<PartInfo> | undefined;
     let chosen: Collection | undefined;
-    let largeRunning = 0;
-    for (const job of this.#jobs.values()) if (job.large) largeRunning++;
     for (const collection of this.#collections.values()) {
       const choice = this.#chooseFor(collection, now);
       if (choice === undefined) continue;
-      if (choice.bytes > LARGE_JOB_BYTES && largeRunning >= Math.max(1, this.#workers - 1))
-        continue;
+      if (choice.bytes > LARGE_JOB_BYTES && !this.#desk.hasCreditForLarge) continue;
       if (best === undefined || choice.score > best.score) {
         best = choice;
         chosen = collection;
@@ -1107,29 +940,29 @@ export class SpineKeeper implements Actor {
   /** Batches that a job reads, or that no view shows yet. */
   #busy(collection: Collection): Set<number> {
     const busy = new Set<number>();
-    for (const job of this.#jobs.values()) {
-      if (job.merge?.collection !== collection) continue;
-      for (const bid of job.merge.choice.inputs) busy.add(bid);
+    for (const merging of this.#merging) {
+      if (merging.collection !== collection) continue;
+      for (const bid of merging.choice.inputs) busy.add(bid);
     }
     if (collection.unshown === 0) return busy;
-    const shown = new Set(collection.shown?.hollows.map((placed) => placed.hollow.bid));
+    const shown = this.#views.shown(collection.id)?.state.hollows ?? [];
+    const known = new Set(shown.map((placed) => placed.hollow.bid));
     for (const { hollow } of collection.spine.state().hollows) {
-      if (!shown.has(hollow.bid)) busy.add(hollow.bid);
+      if (!known.has(hollow.bid)) busy.add(hollow.bid);
     }
     return busy;
   }
 
   #sendMerge(collection: Collection, choice: MergeChoice<PartInfo>): boolean {
-    const { arena } = this.#context;
     const count = Math.ceil(choice.bytes / (partBytesTarget / 2)) + 2;
     const outFiles = this.#takeFiles(count);
     if (outFiles === undefined) return false;
-    const since = join(choice.sinceMin, collection.since);
+    const since = join(choice.sinceMin, this.#views.shown(collection.id)?.since ?? 0);
     const inputs = mergeInputs(collection.spine, choice);
     const request: Job = {
       kind: 'merge',
       request: {
-        jobId: this.#nextJob,
+        jobId: this.#desk.nextId,
         collection: collection.id,
         kind: KIND_KEYED,
         inputs,
@@ -1141,10 +974,26 @@ export class SpineKeeper implements Actor {
     const files = new Set(choice.runs.flatMap((run) => run.parts.map((part) => part.file)));
     const reply = REPLY_BYTES_FIXED + (count + choice.runs.length) * REPLY_BYTES_PER_PART;
     const large = choice.bytes > LARGE_JOB_BYTES;
-    const merge = { collection, choice, files };
-    if (!this.#sendJob(arena, request, reply, large, undefined, merge)) return false;
+    const merging: Merging = { collection, choice, files };
+    const isSent = this.#desk.send(request, reply, large, (outcome) => {
+      if (outcome.failure === undefined) {
+        this.#onMerged(merging, outcome.value as JobMergeResult);
+        return;
+      }
+      this.#endMerge(merging);
+      this.#onFailure(collection, fromPlainError(outcome.failure), false);
+      // Damage does not heal: the wish to compact is answered by what could be done.
+      collection.compactWanted = false;
+    });
+    if (!isSent) return false;
+    this.#merging.add(merging);
     this.#parts.pin(files);
     return true;
+  }
+
+  #endMerge(merging: Merging): void {
+    this.#merging.delete(merging);
+    this.#parts.unpin(merging.files);
   }
 
   #takeFiles(count: number): { first: number; count: number } | undefined {
@@ -1154,72 +1003,22 @@ export class SpineKeeper implements Actor {
     return { first, count };
   }
 
-  #sendJob(
-    arena: ActorContext['arena'],
-    job: Job,
-    replyBytes: number,
-    large: boolean,
-    flush: Flushing | undefined,
-    merge: RunningJob['merge'],
-  ): boolean {
-    const slot = this.#compactor.claim();
-    if (slot < 0) return false;
-    const json = JSON.stringify(job);
-    const text = reserveText(arena, this.#slab, json.length);
-    const reply = text === 0 ? 0 : reserveText(arena, this.#slab, replyBytes);
-    if (reply === 0) {
-      if (text !== 0) freeText(arena, this.#slab, text);
-      return false;
-    }
-    const id = this.#nextJob++;
-    this.#jobs.set(id, { id, text, reply, large, flush, merge });
-    const { u32 } = this.#compactor.ring;
-    u32[slot + KIND_WORD] = MSG_JOB;
-    u32[slot + JOB.ID] = id;
-    u32[slot + JOB.ADDRESS] = text;
-    u32[slot + JOB.BYTES] = writeText(arena, text, json);
-    u32[slot + JOB.REPLY] = reply;
-    u32[slot + JOB.LARGE] = large ? 1 : 0;
-    this.#compactor.send();
-    return true;
-  }
-
-  #onResult(id: number, bytes: number): void {
-    const { arena } = this.#context;
-    const job = this.#jobs.get(id);
-    invariant(job !== undefined, 'a result of a job that runs', id);
-    const outcome = JSON.parse(readText(arena, job.reply, bytes)) as JobOutcome;
-    this.#jobs.delete(id);
-    freeText(arena, this.#slab, job.text);
-    freeText(arena, this.#slab, job.reply);
-    if (outcome.failure !== undefined) {
-      if (job.merge !== undefined) this.#parts.unpin(job.merge.files);
-      this.#onFailure(job, fromPlainError(outcome.failure));
-      return;
-    }
-    this.#failuresInRow = 0;
-    if (job.flush !== undefined) this.#onFlushed(job.flush, outcome.value as FlushResult);
-    else this.#onMerged(job, outcome.value as JobMergeResult);
-  }
-
-  #onFailure(job: RunningJob, failure: TidemarkError): void {
-    if (job.flush !== undefined) job.flush.job = 0;
+  /** A job failed: it is chosen again after a while, longer each time. */
+  #onFailure(target: Collection | Flushing, failure: TidemarkError, isFlush: boolean): void {
     if (this.#closing) return;
     this.#counters.add(JOBS_FAILED, 1);
     this.#failuresInRow++;
     // A flush that cannot happen ends the engine sooner or later: better with its cause.
-    if (this.#failuresInRow >= FAILURES_MAX && job.flush !== undefined) throw failure;
-    const target = job.flush ?? job.merge!.collection;
+    if (this.#failuresInRow >= FAILURES_MAX && isFlush) throw failure;
     target.failures++;
     const backOff = Math.min(RETRY_MS_MAX, RETRY_MS_MIN * 2 ** (target.failures - 1));
     target.retryAt = this.#context.clock.ticksMs() + backOff;
-    // Damage does not heal: the wish to compact is answered by what could be done.
-    if (job.merge !== undefined) job.merge.collection.compactWanted = false;
   }
 
   // ---------------------------------------------------------------- flush results
 
   #onFlushed(item: Flushing, result: FlushResult): void {
+    this.#failuresInRow = 0;
     item.result = result;
     const refs = result.collections.flatMap((flushed) => flushed.parts);
     this.#parts.load(refs, (infos, failure) => {
@@ -1246,6 +1045,10 @@ export class SpineKeeper implements Actor {
       at += flushed.parts.length;
       if (parts.length === 0) continue;
       const id = flushed.collection;
+      if (this.#isDropped(id) && le(item.upper, this.#lowestHold())) {
+        for (const part of parts) this.#parts.discard(part);
+        continue;
+      }
       const collection =
         this.#collections.get(id) ?? this.#makeCollection(id, new Spine(this.#spineOptions()));
       const { spine } = collection;
@@ -1282,28 +1085,53 @@ export class SpineKeeper implements Actor {
       const { u32 } = this.#evictor.ring;
       u32[slot + KIND_WORD] = MSG_APPLY;
       u32[slot + APPLY.ADDRESS] = item.generation;
-      u32[slot + APPLY.VERSION] = this.#version + 1;
+      u32[slot + APPLY.VERSION] = this.#views.version + 1;
       this.#evictor.send();
       this.#applying = 'asked';
     }
     if (this.#applying === 'asked') return false;
     this.#applying = 'no';
-    this.#version++;
+    this.#views.version++;
     for (const { collection, state } of changed) {
       collection.unshown--;
-      this.#show(collection, state);
+      this.#views.show(collection.id, state, collection.history);
     }
     invariant(this.#sealed[0] === item, 'generations enter the source in order');
     this.#sealed.shift();
+    this.#views.sealed.shift();
     this.#shownUpper = item.upper;
-    this.#afterPublish.push(() =>
+    this.#views.afterPublish(() =>
       this.#retired.retire(item.generation, UNTIL_NOW, (address) =>
         this.#tellSequencer(MSG_FREE, address, 0),
       ),
     );
-    this.#viewWanted = true;
-    this.#publishView();
+    this.#views.publish();
     return true;
+  }
+
+  /** The catalog, which knows all that is in parts or about to be, has no such collection. */
+  #isDropped(id: number): boolean {
+    return id !== CATALOG_ID && !this.#catalogStale && !this.#catalog.has(id);
+  }
+
+  #lowestHold(): number {
+    const { arena, topology } = this.#context;
+    return lowestHold(arena, topology.slots, clientsMax);
+  }
+
+  /** Lets go of collections that were dropped, once nobody holds a time at which they were there. */
+  #sweepDropped(): boolean {
+    for (const [id, collection] of this.#collections) {
+      if (!this.#isDropped(id) || collection.unshown > 0 || this.#hasMerge(collection)) continue;
+      if (!le(collection.spine.upper, this.#lowestHold())) continue;
+      this.#collections.delete(id);
+      this.#propose({ spinesRemoved: [id] }, () => {
+        this.#views.remove(id);
+        return true;
+      });
+      return true;
+    }
+    return false;
   }
 
   /** Looks up how much history each collection keeps, when the catalog may have changed. */
@@ -1318,22 +1146,18 @@ export class SpineKeeper implements Actor {
 
   // ---------------------------------------------------------------- merge results
 
-  #onMerged(job: RunningJob, result: JobMergeResult): void {
-    const { collection, choice, files } = job.merge!;
+  #onMerged(merging: Merging, result: JobMergeResult): void {
+    this.#failuresInRow = 0;
     const refs = result.runs.flatMap((run) => run.parts);
     this.#parts.load(refs, (infos, failure) => {
-      this.#parts.unpin(files);
+      this.#endMerge(merging);
       if (failure !== undefined) throw failure;
-      this.#applyMerge(collection, choice, result, infos!);
+      this.#applyMerge(merging, result, infos!);
     });
   }
 
-  #applyMerge(
-    collection: Collection,
-    choice: MergeChoice<PartInfo>,
-    result: JobMergeResult,
-    infos: readonly PartInfo[],
-  ): void {
+  #applyMerge(merging: Merging, result: JobMergeResult, infos: readonly PartInfo[]): void {
+    const { collection, choice } = merging;
     const runs = infos.length === 0 ? [] : [infos];
     const output = sumsOf(runs.map((parts) => ({ parts })));
     const merged: MergeResult<PartInfo> = {
@@ -1385,7 +1209,7 @@ export class SpineKeeper implements Actor {
     collection.unshown++;
     this.#propose({ spines: [{ collection: collection.id, delta }] }, () => {
       collection.unshown--;
-      this.#show(collection, state);
+      this.#views.show(collection.id, state, collection.history);
       return true;
     });
   }
@@ -1414,14 +1238,14 @@ export class SpineKeeper implements Actor {
       collection.compactWanted = false;
       return true;
     }
-    const levels = levelsOf(spine.state());
+    const state = spine.state();
     const level = collection.compactWanted
       ? spine.batches().length > 1
         ? spine.levelCount
         : undefined
       : collapseLevel(
           spine.batches().map((batch) => ({
-            level: levels(batch.id[0]),
+            level: levelAt(state, batch.id[0]),
             runs: batch.parts.reduce((sum, part) => sum + part.hollow.runs.length, 0),
           })),
         );
@@ -1435,7 +1259,7 @@ export class SpineKeeper implements Actor {
 
   /** Jobs, generations and edits that are not done: 0 is quiet. */
   #workWaiting(): number {
-    let waiting = this.#jobs.size + this.#sealed.length + this.#effects.length;
+    let waiting = this.#desk.running + this.#sealed.length + this.#effects.length;
     const now = this.#context.clock.ticksMs();
     for (const collection of this.#collections.values()) {
       if (this.#chooseFor(collection, now) !== undefined) waiting++;
@@ -1449,11 +1273,11 @@ export class SpineKeeper implements Actor {
     const { control, clock, storage, arena, topology } = this.#context;
     if (this.#closeDeadline < 0) {
       this.#closeDeadline = clock.ticksMs() + CLOSE_WAIT_MS;
-      for (const job of this.#jobs.values()) this.#cancel(job.id);
+      this.#desk.cancelAll();
       return true;
     }
     // Results and answers under way are waited for: their files and descriptors are known only here.
-    if (this.#jobs.size > 0 || this.#waiting.size > 0) return false;
+    if (this.#desk.running > 0 || this.#waiting.size > 0) return false;
     const late = clock.ticksMs() >= this.#closeDeadline;
     if (readersInside(arena, topology.slots, clientsMax) && !late) return false;
     if (!late) this.#parts.closeAll();
@@ -1467,15 +1291,6 @@ export class SpineKeeper implements Actor {
     return true;
   }
 
-  #cancel(id: number): void {
-    const slot = this.#compactor.claim();
-    if (slot < 0) return;
-    const { u32 } = this.#compactor.ring;
-    u32[slot + KIND_WORD] = MSG_CANCEL;
-    u32[slot + JOB.ID] = id;
-    this.#compactor.send();
-  }
-
   #unlock(): void {
     const { storage, config } = this.#context;
     if (!this.#locked || config.holder === undefined) return;
@@ -1483,15 +1298,6 @@ export class SpineKeeper implements Actor {
     releaseLock(storage, config.holder);
     markReleased(config.holder);
   }
-}
-
-/** Level of the spine batch that holds position `at`. */
-function levelsOf(state: SpineState<PartInfo>): (at: number) => number {
-  return (at) => {
-    const batch = state.batches.find((entry) => entry.id[0] <= at && at < entry.id[1]);
-    invariant(batch !== undefined, 'every position lies in a spine batch', at);
-    return batch.level;
-  };
 }
 
 function mergeInputs(

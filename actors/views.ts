@@ -1,0 +1,202 @@
+/**
+ * What readers are shown: keeps the blocks that views name, moves `since`, publishes each new view
+ * through the one word, and retires by epoch what only the former one named. A part of the keeper, on
+ * its thread; it decides nothing about what lies where.
+ */
+import { TidemarkError } from '../core/base/errors.ts';
+import { join, meet } from '../core/base/frontier.ts';
+import { invariant } from '../core/base/assert.ts';
+import { clientsMax } from '../core/base/limits.ts';
+import { KIND_KEYED } from '../core/base/update.ts';
+import { UNTIL_NOW, lowestHold } from '../core/shared/epoch.ts';
+import type { RetireList } from '../core/shared/epoch.ts';
+import type { Slab } from '../core/shared/slab.ts';
+import type { SpineState } from '../core/spine/batch.ts';
+import { partRef } from '../core/spine/part-format.ts';
+import type { PartInfo, PartRef } from '../core/spine/part-format.ts';
+import {
+  collectionBytes,
+  runBlockBytes,
+  viewBytes,
+  writeCollection,
+  writeRun,
+  writeView,
+} from '../core/spine/view.ts';
+import type { ActorContext } from './actor.ts';
+import type { PartStore } from './part-store.ts';
+
+/** History that keeps all; also while the catalog has not been read. */
+export const KEEP_ALL = -1;
+
+type ShownRun = { readonly block: number; readonly parts: readonly PartRef[]; level: number };
+
+/** A collection as the newest view shows it. */
+export type Shown = {
+  readonly id: number;
+  state: SpineState<PartInfo>;
+  /** Offsets of history, or KEEP_ALL. */
+  history: number;
+  since: number;
+  sinceNext: number;
+  upper: number;
+  /** Address of its block. */
+  block: number;
+  /** By run id, oldest first. */
+  runs: Map<number, ShownRun>;
+};
+
+export class Views {
+  readonly #context: ActorContext;
+  readonly #slab: Slab;
+  readonly #retired: RetireList;
+  readonly #parts: PartStore;
+  readonly #shown: Map<number, Shown> = new Map();
+  #view = 0;
+  #afterPublish: (() => void)[] = [];
+  /** The source's version: moves with its contents, not with merges. */
+  version = 1;
+  open = 0;
+  /** 0 = none. */
+  spare = 0;
+  /** Sealed generations, oldest first. */
+  sealed: number[] = [];
+  /** Something changed that no view says yet. */
+  stale = false;
+  published = 0;
+
+  constructor(context: ActorContext, slab: Slab, retired: RetireList, parts: PartStore) {
+    this.#context = context;
+    this.#slab = slab;
+    this.#retired = retired;
+    this.#parts = parts;
+  }
+
+  shown(id: number): Shown | undefined {
+    return this.#shown.get(id);
+  }
+
+  /** Makes `state` what readers of the collection see, from the next view on. Its parts are loaded. */
+  show(id: number, state: SpineState<PartInfo>, history: number): void {
+    const former = this.#shown.get(id);
+    const before = former?.runs ?? new Map<number, ShownRun>();
+    const after = new Map<number, ShownRun>();
+    for (const { id: place, hollow } of state.hollows) {
+      const level = levelAt(state, place[0]);
+      for (const run of hollow.runs) {
+        const known = before.get(run.runId) ?? this.#makeRun(run.parts);
+        known.level = level;
+        after.set(run.runId, known);
+      }
+    }
+    const shown: Shown = {
+      id,
+      state,
+      history,
+      since: former?.since ?? state.since,
+      sinceNext: former?.sinceNext ?? state.since,
+      upper: state.hollows.at(-1)?.hollow.desc.upper ?? 0,
+      block: former?.block ?? 0,
+      runs: after,
+    };
+    this.#shown.set(id, shown);
+    this.rewrite(shown);
+    this.#afterPublish.push(() => {
+      for (const [runId, run] of before) if (!after.has(runId)) this.#dropRun(run);
+    });
+  }
+
+  #makeRun(parts: readonly PartInfo[]): ShownRun {
+    const loaded = parts.map((part) => this.#parts.part(part));
+    for (const part of loaded) this.#parts.ref(part);
+    const block = this.#allocate(runBlockBytes(loaded.length));
+    const blocks = loaded.map((part) => part.block);
+    writeRun(this.#context.arena, block, blocks);
+    return { block, parts: parts.map(partRef), level: 0 };
+  }
+
+  #dropRun(run: ShownRun): void {
+    this.#retire(run.block);
+    for (const part of run.parts) this.#parts.unref(this.#parts.part(part));
+  }
+
+  /** The collection was dropped: the next view does not name it. */
+  remove(id: number): void {
+    const shown = this.#shown.get(id);
+    if (shown === undefined) return;
+    this.#shown.delete(id);
+    this.stale = true;
+    this.#afterPublish.push(() => {
+      this.#retire(shown.block);
+      for (const run of shown.runs.values()) this.#dropRun(run);
+    });
+  }
+
+  /** A new block for the collection, with `since` one step on. */
+  rewrite(shown: Shown): void {
+    const former = shown.block;
+    this.#moveSince(shown);
+    const fields = { ...shown, kind: KIND_KEYED, runs: [...shown.runs.values()].reverse() };
+    shown.block = this.#allocate(collectionBytes(fields));
+    writeCollection(this.#context.arena, shown.block, fields);
+    if (former !== 0) this.#afterPublish.push(() => this.#retire(former));
+    this.stale = true;
+  }
+
+  /**
+   * `since` follows `sinceNext` by one view: readers that hold a time look at `sinceNext` after they
+   * published it, and the holds are read here after `sinceNext` was out (row-cache.md 3.4, O6).
+   */
+  #moveSince(shown: Shown): void {
+    const { arena, topology, control, config } = this.#context;
+    const held = lowestHold(arena, topology.slots, clientsMax);
+    shown.since = join(shown.since, meet(shown.sinceNext, held));
+    if (shown.history === KEEP_ALL) return;
+    const visible = config.synced ? control.durable() : control.applied();
+    shown.sinceNext = join(shown.sinceNext, Math.max(0, visible - 1 - shown.history));
+  }
+
+  /** Runs once the next view is out: nobody new finds what only the former one named. */
+  afterPublish(run: () => void): void {
+    this.#afterPublish.push(run);
+    this.stale = true;
+  }
+
+  publish(): void {
+    this.stale = false;
+    if (this.open === 0) return;
+    const { arena, control } = this.#context;
+    const fields = {
+      version: this.version,
+      open: this.open,
+      spare: this.spare,
+      sealed: this.sealed.toReversed(),
+      collections: [...this.#shown.values()].sort((a, b) => a.id - b.id),
+    };
+    const former = this.#view;
+    this.#view = this.#allocate(viewBytes(fields));
+    writeView(arena, this.#view, fields);
+    control.setView(this.#view);
+    this.published++;
+    if (former !== 0) this.#retire(former);
+    for (const run of this.#afterPublish.splice(0)) run();
+  }
+
+  #retire(block: number): void {
+    this.#retired.retire(block, UNTIL_NOW, (address) => this.#slab.free(address));
+  }
+
+  #allocate(bytes: number): number {
+    const address = this.#slab.allocate(bytes);
+    if (address !== 0) return address;
+    throw new TidemarkError('TIDEMARK_TOO_LARGE', 'views do not fit the arena; raise memoryBytes', {
+      limit: 'memoryBytes',
+    });
+  }
+}
+
+/** Level of the spine batch that holds position `at`. */
+export function levelAt(state: SpineState<PartInfo>, at: number): number {
+  const batch = state.batches.find((entry) => entry.id[0] <= at && at < entry.id[1]);
+  invariant(batch !== undefined, 'every position lies in a spine batch', at);
+  return batch.level;
+}
