@@ -130,8 +130,8 @@ test('a plain word published through an atomic one is no race', () => {
 test('a plain read where an atomic one is needed is a race', () => {
   const writer = thread('writer', publish);
   const reader = thread('reader', receive);
-  const weakReader = { ...reader, plainLoads: () => [A] };
-  const weakWriter = { ...writer, plainStores: () => [A] };
+  const weakReader = { ...reader, plainLoads: (at: number) => at === A };
+  const weakWriter = { ...writer, plainStores: (at: number) => at === A };
   for (const threads of [
     [writer, weakReader],
     [weakWriter, reader],

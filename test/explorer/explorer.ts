@@ -55,9 +55,9 @@ export type ThreadScript<S> = {
    * the threads named before it; may read and write.
    */
   readonly start: (world: World, shared: S) => () => unknown;
-  /** Planted: Atomics.load (or .store) by this thread of the words at these addresses is done plainly. */
-  readonly plainLoads?: (shared: S) => readonly number[];
-  readonly plainStores?: (shared: S) => readonly number[];
+  /** Planted: Atomics.load (or .store) by this thread of the words at such addresses is done plainly. */
+  readonly plainLoads?: (address: number) => boolean;
+  readonly plainStores?: (address: number) => boolean;
 };
 
 export type Script<S> = {
@@ -180,6 +180,10 @@ class Finding extends Error {
 class Suspension extends Error {}
 const SUSPENSION = new Suspension('suspended by the explorer');
 
+function nowhere(): boolean {
+  return false;
+}
+
 // ---------------------------------------------------------------------------------------------
 // Threads
 
@@ -190,8 +194,8 @@ class Thread {
   readonly image: Memory;
   readonly startWrites: boolean;
   readonly root: Point;
-  readonly plainLoads: ReadonlySet<number>;
-  readonly plainStores: ReadonlySet<number>;
+  readonly plainLoads: (address: number) => boolean;
+  readonly plainStores: (address: number) => boolean;
   point: Point;
   pointCount = 0;
 
@@ -200,15 +204,15 @@ class Thread {
     start: () => () => unknown,
     image: Memory,
     startWrites: boolean,
-    plainLoads: readonly number[],
-    plainStores: readonly number[],
+    plainLoads: (address: number) => boolean,
+    plainStores: (address: number) => boolean,
   ) {
     this.name = name;
     this.start = start;
     this.image = image;
     this.startWrites = startWrites;
-    this.plainLoads = new Set(plainLoads);
-    this.plainStores = new Set(plainStores);
+    this.plainLoads = plainLoads;
+    this.plainStores = plainStores;
     this.root = new Point(undefined, undefined, START, NO_FOOTPRINT, this.pointCount++, undefined);
     this.point = this.root;
   }
@@ -302,8 +306,8 @@ class Machine<S> {
         start,
         image,
         this.#rawWritten,
-        thread.plainLoads?.(shared) ?? [],
-        thread.plainStores?.(shared) ?? [],
+        thread.plainLoads ?? nowhere,
+        thread.plainStores ?? nowhere,
       );
     });
     this.#initial.u8.set(this.#memory.u8);
@@ -786,8 +790,8 @@ class Machine<S> {
         const at = addressOf(array, index);
         if (this.#mode !== THREAD) return direct(call, at, a, b);
         const thread = this.#running!;
-        if (call === 'load' && thread.plainLoads.has(at)) return this.#read('i32', at);
-        if (call === 'store' && thread.plainStores.has(at)) {
+        if (call === 'load' && thread.plainLoads(at)) return this.#read('i32', at);
+        if (call === 'store' && thread.plainStores(at)) {
           this.#store('i32', at, a);
           return a;
         }

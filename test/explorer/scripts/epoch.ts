@@ -145,7 +145,7 @@ function epochScript(options: EpochOptions): Script<void> {
             }
           };
         },
-        plainLoads: () => (options.plainLink === true ? [LINK] : []),
+        plainLoads: (at) => options.plainLink === true && at === LINK,
       })),
       {
         name: 'writer',

@@ -4,6 +4,7 @@ import { bellCases } from './bell.ts';
 import { controlCases } from './control.ts';
 import { epochCases } from './epoch.ts';
 import { holdsCases } from './holds.ts';
+import { memtableCases } from './memtable.ts';
 import { poolCases } from './pool.ts';
 import { readPathCases } from './read-path.ts';
 import { ringCases } from './ring.ts';
@@ -16,4 +17,5 @@ export const CASES: readonly Case[] = [
   ...epochCases,
   ...readPathCases,
   ...holdsCases,
+  ...memtableCases,
 ];

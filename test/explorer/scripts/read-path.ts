@@ -142,7 +142,7 @@ type Entry = { slot: ReaderSlot; control: Control; i32: Int32Array };
 /** A thread that enters, asks once what is newest, and leaves. */
 function reader(
   read: (entry: Entry) => { T: number; value: number },
-  plainLoads: readonly number[] = [],
+  plainLink = 0,
 ): ThreadScript<void> {
   return {
     name: 'reader',
@@ -156,7 +156,7 @@ function reader(
         invariant(value === valueAt(T), 'the row that was newest at T', T, value);
       };
     },
-    plainLoads: () => plainLoads,
+    plainLoads: (at) => at === plainLink,
   };
 }
 
@@ -196,7 +196,7 @@ function flushScript(name: string, fault?: FlushFault): Script<void> {
           if (fault === 'new T with the old view') T = control.applied() - 1;
           return { T, value: readView(i32, view, T) };
         },
-        fault === 'plain probe' ? [GENERATIONS[1]] : [],
+        fault === 'plain probe' ? GENERATIONS[1] : 0,
       ),
       {
         name: 'sequencer',

@@ -82,8 +82,8 @@ function ringScript(options: RingOptions): Script<void> {
             return sent;
           };
         },
-        plainLoads: () => (plain === 'head read plainly' ? [HEAD] : []),
-        plainStores: () => (plain === 'tail stored plainly' ? [TAIL] : []),
+        plainLoads: (at) => plain === 'head read plainly' && at === HEAD,
+        plainStores: (at) => plain === 'tail stored plainly' && at === TAIL,
       },
       {
         name: 'consumer',
@@ -97,8 +97,8 @@ function ringScript(options: RingOptions): Script<void> {
             return received;
           };
         },
-        plainLoads: () => (plain === 'tail read plainly' ? [TAIL] : []),
-        plainStores: () => (plain === 'head stored plainly' ? [HEAD] : []),
+        plainLoads: (at) => plain === 'tail read plainly' && at === TAIL,
+        plainStores: (at) => plain === 'head stored plainly' && at === HEAD,
       },
     ],
     check: ({ arena }, _, results) => {
