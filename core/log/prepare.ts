@@ -100,14 +100,7 @@ export class SpareMaker {
         this.#phase = 'fill';
         return true;
       case 'fill':
-        if (this.#at < this.#job.bytes) {
-          const bytes = Math.min(this.#zeros.length, this.#job.bytes - this.#at);
-          writeZeros(storage, this.#fd, this.#zeros, bytes, this.#at, this.#tmp);
-          this.#at += bytes;
-        } else {
-          storage.sync(this.#fd);
-          this.#phase = 'close';
-        }
+        this.#fill();
         return true;
       case 'close':
         this.release();
@@ -125,6 +118,17 @@ export class SpareMaker {
         break;
     }
     return false;
+  }
+
+  #fill(): void {
+    if (this.#at === this.#job.bytes) {
+      this.#storage.sync(this.#fd);
+      this.#phase = 'close';
+      return;
+    }
+    const bytes = Math.min(this.#zeros.length, this.#job.bytes - this.#at);
+    writeZeros(this.#storage, this.#fd, this.#zeros, bytes, this.#at, this.#tmp);
+    this.#at += bytes;
   }
 
   release(): void {

@@ -356,12 +356,17 @@ export class LogRecovery {
   }
 
   /**
-   * Dirty pages of an earlier incarnation reach the disk, or fail, before their contents are trusted:
-   * the last two segments, what lies above them, and the directory.
+   * A spare may have its name in the cache only: the rotation into it syncs no directory any more.
+   * Dirty pages of the last two segments and of what lies above them reach the disk, or fail, before
+   * anything is built on them.
    */
   *#syncFirst(): Machine {
     this.#storage.syncDir(LOG_DIR);
     yield;
+    yield* this.#syncFiles();
+  }
+
+  *#syncFiles(): Machine {
     const seqs = this.#chain.slice(-2).map(({ seq }) => seq);
     for (const { seq } of this.#unused) seqs.push(seq);
     for (const seq of seqs) {

@@ -171,10 +171,15 @@ export class SimDisk implements Storage {
   }
 
   close(fd: number): void {
-    this.#enter('close', this.#pathOf(fd), 0, 0, false);
-    const { file } = this.#descriptor(fd, 'close');
-    this.#descriptors.delete(fd);
-    if (file.links === 0) this.#forget();
+    try {
+      this.#enter('close', this.#pathOf(fd), 0, 0, false);
+      this.#descriptor(fd, 'close');
+    } finally {
+      // As Linux does: whatever close says, the descriptor is gone.
+      const file = this.#descriptors.get(fd)?.file;
+      this.#descriptors.delete(fd);
+      if (file?.links === 0) this.#forget();
+    }
   }
 
   size(fd: number): number {
