@@ -15,7 +15,6 @@
  * The first round tries every configuration; later rounds repeat those that came within 30% of the
  * engine's best. Configurations that do not count are tried once.
  */
-import { execFile } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -24,10 +23,10 @@ import { compileBench } from './compile.ts';
 import { DRIVERS } from './engines/all.ts';
 import type { Driver } from './engines/engine.ts';
 import { environmentOf, type Environment } from './environment.ts';
-import { median } from './measure.ts';
 import { pictureOf } from './picture.ts';
-import { casesOf, FULL, LIMITS, QUICK, type Case, type LimitName } from './plan.ts';
+import { casesOf, FULL, perSecond, QUICK, type Case, type LimitName } from './plan.ts';
 import { detailsOf, lineOf, short, tableOf, type Line, type Sweep } from './report.ts';
+import { Runner } from './runner.ts';
 import type { Configuration, Contender, EngineName, Outcome, Task } from './task.ts';
 
 const PROMISING_SHARE = 0.7;
@@ -68,10 +67,7 @@ interface Probed {
   readonly absent?: string;
 }
 
-interface LimitRuns {
-  readonly before: Partial<Record<LimitName, Outcome>>;
-  readonly after: Partial<Record<LimitName, Outcome>>;
-}
+type LimitRun = Readonly<Record<LimitName, Outcome>>;
 
 interface CaseResult {
   readonly name: string;
@@ -81,7 +77,8 @@ interface CaseResult {
   readonly rowCount: number;
   readonly rounds: number;
   readonly skipped?: string;
-  readonly limits?: LimitRuns;
+  /** The bare loops before the first round and after each: one more than rounds. */
+  readonly limits: readonly LimitRun[];
   readonly sweeps: readonly Sweep[];
 }
 
@@ -98,73 +95,6 @@ function removeLeftovers(): void {
     } catch {
       rmSync(join(dataRoot, name), { recursive: true, force: true });
     }
-  }
-}
-
-class Runner {
-  readonly #base: string;
-  readonly #script: string;
-  #count = 0;
-
-  constructor(base: string) {
-    this.#base = base;
-    this.#script = join(base, 'js', 'run-one.js');
-  }
-
-  directory(name: string): string {
-    const path = join(this.#base, 'data', name);
-    mkdirSync(path, { recursive: true });
-    return path;
-  }
-
-  /** Runs the task in a child, on a fresh directory unless the task names one. */
-  async run(task: Omit<Task, 'directory'> & { directory?: string }): Promise<Outcome> {
-    const fresh = task.directory === undefined;
-    const directory = task.directory ?? this.directory(`run-${++this.#count}`);
-    try {
-      const outcome = await this.#child({ ...task, directory });
-      if (outcome.digest !== outcome.digestExpected) {
-        throw new Error(`wrong contents: ${outcome.digest}, expected ${outcome.digestExpected}`);
-      }
-      return outcome;
-    } finally {
-      if (fresh) rmSync(directory, { recursive: true, force: true });
-    }
-  }
-
-  #child(task: Task): Promise<Outcome> {
-    const env: NodeJS.ProcessEnv = { ...process.env };
-    delete env['NODE_OPTIONS'];
-    delete env['UV_THREADPOOL_SIZE'];
-    if (task.configuration.uvThreads !== undefined) {
-      env['UV_THREADPOOL_SIZE'] = String(task.configuration.uvThreads);
-    }
-    return new Promise((fulfil, reject) => {
-      execFile(
-        process.execPath,
-        [this.#script, JSON.stringify(task)],
-        {
-          env,
-          cwd: this.#base,
-          timeout: sizes.childSecondsMax * 1000,
-          killSignal: 'SIGKILL',
-          maxBuffer: 1 << 24,
-        },
-        (error, stdout, stderr) => {
-          if (error !== null) {
-            const said = stderr.trim().split('\n').slice(-12).join('\n');
-            reject(new Error(error.killed === true ? `killed: took too long\n${said}` : said));
-            return;
-          }
-          try {
-            const outcome: Outcome = JSON.parse(stdout.trim().split('\n').at(-1) ?? '');
-            fulfil(outcome);
-          } catch {
-            reject(new Error(`no outcome in: ${stdout.slice(-500)}`));
-          }
-        },
-      );
-    });
   }
 }
 
@@ -191,23 +121,18 @@ function taskOf(
 
 const PLAIN: Configuration = { name: 'plain', counts: true, options: {} };
 
-async function runLimits(
-  runner: Runner,
-  subject: Case,
-): Promise<Partial<Record<LimitName, Outcome>>> {
-  const outcomes: Partial<Record<LimitName, Outcome>> = {};
-  for (const name of LIMITS) {
-    const configuration = { ...PLAIN, name };
-    outcomes[name] = await runner.run({
-      ...taskOf(subject, 'bare-loop', configuration),
+async function runLimits(runner: Runner, subject: Case): Promise<LimitRun> {
+  const measure = async (name: LimitName): Promise<Outcome> => {
+    const outcome = await runner.run({
+      ...taskOf(subject, 'bare-loop', { ...PLAIN, name }),
       suite: 'limit',
       warmSeconds: sizes.limitSeconds / 4,
       seconds: sizes.limitSeconds,
     });
-    const { operations, seconds } = outcomes[name];
-    say(`    bare ${name} + fdatasync: ${short(operations / seconds)}/s`);
-  }
-  return outcomes;
+    say(`     bare ${name} + fdatasync: ${short(perSecond(outcome))}/s`);
+    return outcome;
+  };
+  return { overwrite: await measure('overwrite'), append: await measure('append') };
 }
 
 function sweepsOf(subject: Case, drivers: readonly Driver[]): Sweep[] {
@@ -261,7 +186,8 @@ async function runCase(
   );
   const contenders = [...new Set(sweeps.map(({ contender }) => contender))];
   say(`\n${subject.name}: ${subject.title}`);
-  const before = subject.withLimits ? await runLimits(runner, subject) : {};
+  const limits: LimitRun[] = [];
+  if (subject.withLimits) limits.push(await runLimits(runner, subject));
   for (let round = 0; round < subject.rounds; round++) {
     const worth = sweeps.filter((sweep) => round === 0 || promising(subject, sweep, sweeps));
     for (const contender of rotated(contenders, round)) {
@@ -275,7 +201,8 @@ async function runCase(
           const told = subject.figures.map(
             (figure) => `${short(figure.of(outcome))} ${figure.unit} ${figure.name}`,
           );
-          say(`  ${round + 1}  ${label}: ${told.join('; ')}`);
+          const digest = outcome.digest === '' ? '' : `  [${outcome.digest}]`;
+          say(`  ${round + 1}  ${label}: ${told.join('; ')}${digest}`);
         } catch (error) {
           const message = error instanceof Error ? error.message : String(error);
           sweep.failures.push(message);
@@ -283,8 +210,8 @@ async function runCase(
         }
       }
     }
+    if (subject.withLimits) limits.push(await runLimits(runner, subject));
   }
-  const after = subject.withLimits ? await runLimits(runner, subject) : {};
   return {
     name: subject.name,
     title: subject.title,
@@ -292,7 +219,7 @@ async function runCase(
     inFlight: subject.inFlight,
     rowCount: subject.rowCount,
     rounds: subject.rounds,
-    ...(subject.withLimits ? { limits: { before, after } } : {}),
+    limits,
     sweeps,
   };
 }
@@ -322,7 +249,7 @@ async function prepareStores(
     } catch (error) {
       const message = error instanceof Error ? error.message : String(error);
       say(`  ${driver.name}: FAILED\n${message}`);
-      failed = true;
+      process.exitCode = 1;
     }
   }
   return prepared;
@@ -353,8 +280,10 @@ interface Report {
  * With --only, the other cases of an earlier report are kept, if it is of the same commit, machine
  * and options: a full run takes an hour, and one case may have to be run again.
  */
-function withEarlier(report: Report, file: string): Report {
-  if (only.length === 0 || !existsSync(file)) return report;
+function withEarlier(report: Report): Report {
+  if (only.length === 0 || outDirectory === undefined) return report;
+  const file = join(outDirectory, 'bench.json');
+  if (!existsSync(file)) return report;
   const earlier: Report = JSON.parse(readFileSync(file, 'utf8'));
   const kind = ({ format, quick: tiny, seed: from, environment, engines }: Report): string =>
     JSON.stringify([format, tiny, from, environment, engines]);
@@ -372,15 +301,29 @@ function withEarlier(report: Report, file: string): Report {
   };
 }
 
-/** The overwrite loop beside a case: the mean of before and after. */
-function bareLoopOf(result: CaseResult): number {
-  const runs = [result.limits?.before.overwrite, result.limits?.after.overwrite].filter(
-    (outcome) => outcome !== undefined,
-  );
-  return median(runs.map(({ operations, seconds }) => operations / seconds));
+function captionOf({ environment, startedAt }: Report): string {
+  const { node, cpuCount, cpu, fileSystem, commit } = environment;
+  return `Node ${node}, ${cpuCount} x ${cpu}, ${fileSystem}, ${startedAt.slice(0, 10)}, commit ${commit}`;
 }
 
-let failed = false;
+/** The tables: engines in one, primitives in another, then the configurations behind them. */
+function textOf({ engines, lines }: Report): string {
+  const present = engines.filter(({ version }) => version !== undefined).map(({ name }) => name);
+  const tables: [Contender[], Line[]][] = [
+    [present, lines.filter((line) => line.case !== 'ring')],
+    [['ring', 'message-port'], lines.filter((line) => line.case === 'ring')],
+  ];
+  const printed = tables
+    .filter(([, part]) => part.length > 0)
+    .map(([columns, part]) => `${tableOf(part, columns)}\n\n`);
+  return `${printed.join('')}${detailsOf(lines)}\n`;
+}
+
+/** The overwrite loop beside each round: the mean of before and after. */
+function bareLoops(limits: readonly LimitRun[]): readonly number[] {
+  const rates = limits.map(({ overwrite }) => perSecond(overwrite));
+  return rates.slice(1).map((after, round) => (rates[round] + after) / 2);
+}
 
 mkdirSync(dataRoot, { recursive: true });
 removeLeftovers();
@@ -388,7 +331,7 @@ const base = join(dataRoot, String(process.pid));
 mkdirSync(base);
 try {
   compileBench(join(root, 'bench'), join(base, 'js'));
-  const runner = new Runner(base);
+  const runner = new Runner(base, sizes.childSecondsMax);
   const environment = environmentOf(root, base);
   const startedAt = new Date().toISOString();
   say(
@@ -431,6 +374,7 @@ try {
         rowCount: subject.rowCount,
         rounds: 0,
         skipped,
+        limits: [],
         sweeps: [],
       });
       continue;
@@ -438,47 +382,35 @@ try {
     if (subject.prepared) prepared ??= await prepareStores(runner, subject, drivers);
     const result = await runCase(runner, subject, drivers, prepared ?? new Map());
     results.push(result);
-    failed ||= result.sweeps.some(({ failures }) => failures.length > 0);
+    if (result.sweeps.some(({ failures }) => failures.length > 0)) process.exitCode = 1;
     const ours = subject.primitives[0] ?? 'tidemark';
     for (const figure of subject.figures) {
-      lines.push(lineOf(subject, figure, result.sweeps, ours, bareLoopOf(result)));
+      lines.push(lineOf(subject, figure, result.sweeps, ours, bareLoops(result.limits)));
     }
   }
 
-  const caption =
-    `Node ${environment.node}, ${environment.cpuCount} x ${environment.cpu}, ` +
-    `${environment.fileSystem}, ${startedAt.slice(0, 10)}, commit ${environment.commit}`;
-  const table = [
-    [drivers.map(({ name }) => name), lines.filter((line) => line.case !== 'ring')],
-    [['ring', 'message-port'], lines.filter((line) => line.case === 'ring')],
-  ] satisfies [Contender[], Line[]][];
-  say('');
-  for (const [columns, part] of table) {
-    if (part.length > 0) say(`${tableOf(part, columns)}\n`);
-  }
-  say(detailsOf(lines));
-
+  const report = withEarlier({
+    format: REPORT_FORMAT,
+    startedAt,
+    quick,
+    seed,
+    environment,
+    engines,
+    lines,
+    cases: results,
+  });
+  const text = textOf(report);
+  say(`\n${text}`);
   if (outDirectory !== undefined) {
     mkdirSync(outDirectory, { recursive: true });
-    const file = join(outDirectory, 'bench.json');
-    const report = withEarlier(
-      {
-        format: REPORT_FORMAT,
-        startedAt,
-        quick,
-        seed,
-        environment,
-        engines,
-        lines,
-        cases: results,
-      },
-      file,
-    );
-    writeFileSync(file, `${JSON.stringify(report, null, 1)}\n`);
-    writeFileSync(join(outDirectory, 'bench.svg'), pictureOf(report.lines, caption));
-    say('\nwritten: bench.json, bench.svg');
+    const write = (name: string, content: string): void => {
+      writeFileSync(join(outDirectory, name), content);
+    };
+    write('bench.json', `${JSON.stringify(report, null, 1)}\n`);
+    write('bench.txt', `${captionOf(report)}\n\n${text}`);
+    write('bench.svg', pictureOf(report.lines, captionOf(report)));
+    say('written: bench.json, bench.txt, bench.svg');
   }
 } finally {
   rmSync(base, { recursive: true, force: true });
 }
-if (failed) process.exitCode = 1;

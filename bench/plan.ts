@@ -97,7 +97,7 @@ export interface Case {
   readonly figures: readonly Figure[];
 }
 
-function perSecond(outcome: Outcome): number {
+export function perSecond(outcome: Outcome): number {
   return outcome.operations / outcome.seconds;
 }
 
@@ -117,6 +117,8 @@ function rate(name: string, reach?: Reach): Figure {
 }
 
 const MIB = 2 ** 20;
+
+export const HEAP_FIGURE = 'growth of the heap';
 
 const DURABLE_REACH: ReadonlyMap<number, Reach> = new Map([
   [1, { ratio: 1, ofBareLoop: 0.6 }],
@@ -192,7 +194,7 @@ export function casesOf(sizes: Sizes, quick: boolean): readonly Case[] {
         ...(durability === 'lazy' ? { reach: { absolute: 150 } } : {}),
       },
       {
-        name: 'growth of the heap',
+        name: HEAP_FIGURE,
         unit: 'MiB',
         better: 'lower',
         of: (outcome) => outcome.figures['heapGrowthBytes'] / MIB,
@@ -262,6 +264,5 @@ export function casesOf(sizes: Sizes, quick: boolean): readonly Case[] {
   return quick ? all.filter(({ name }) => !similar.has(name)) : all;
 }
 
-/** The bare loops: ours to compare with is the overwrite, the append is shown beside it. */
-export const LIMITS = ['overwrite', 'append'] as const;
-export type LimitName = (typeof LIMITS)[number];
+/** The bare loops: durable figures are compared with the overwrite, the append is shown beside it. */
+export type LimitName = 'overwrite' | 'append';

@@ -44,7 +44,7 @@ export interface Line {
   readonly bestPeer?: Contender;
   readonly ratio?: Spread;
   readonly ratioPerCpuSecond?: Spread;
-  readonly ofBareLoop?: number;
+  readonly ofBareLoop?: Spread;
   readonly reach?: Reach;
   /** Undefined where nothing is required, or there is nothing to compare. */
   readonly reached?: boolean;
@@ -109,7 +109,8 @@ export function lineOf(
   figure: Figure,
   sweeps: readonly Sweep[],
   ours: Contender,
-  bareLoopPerSecond: number,
+  /** The bare loop beside each round; empty where there is none. */
+  bareLoopPerSecond: readonly number[],
 ): Line {
   const counting = sweeps.filter(({ configuration }) => configuration.counts);
   const contenders = [...new Set(counting.map(({ contender }) => contender))];
@@ -147,10 +148,15 @@ export function lineOf(
         require(figure.better === 'higher' ? exact >= reach.ratio : exact <= reach.ratio);
       }
     }
-    if (subject.withLimits && Number.isFinite(bareLoopPerSecond)) {
-      const ofBareLoop = value / bareLoopPerSecond;
+    if (subject.withLimits && bareLoopPerSecond.length > 0) {
+      const shares: number[] = [];
+      for (const [round, outcome] of ourBest.outcomes.entries()) {
+        const bare = bareLoopPerSecond[round];
+        if (outcome !== undefined && bare !== undefined) shares.push(figure.of(outcome) / bare);
+      }
+      const ofBareLoop = spreadOf(shares);
       comparison = { ...comparison, ofBareLoop };
-      if (reach?.ofBareLoop !== undefined) require(ofBareLoop >= reach.ofBareLoop);
+      if (reach?.ofBareLoop !== undefined) require(ofBareLoop.median >= reach.ofBareLoop);
     }
     if (reach?.absolute !== undefined) {
       require(figure.better === 'higher' ? value >= reach.absolute : value <= reach.absolute);
@@ -200,7 +206,7 @@ function reachText(line: Line): string {
   const parts: string[] = [];
   if (reach.ratio !== undefined) parts.push(`${sign} ${reach.ratio}x`);
   if (reach.ofBareLoop !== undefined) {
-    const share = line.ofBareLoop === undefined ? '' : ` (is ${line.ofBareLoop.toFixed(2)})`;
+    const share = line.ofBareLoop === undefined ? '' : ` (is ${line.ofBareLoop.median.toFixed(2)})`;
     parts.push(`${sign} ${reach.ofBareLoop} of bare${share}`);
   }
   if (reach.absolute !== undefined) parts.push(`${sign} ${reach.absolute} ${line.unit}`);

@@ -42,4 +42,5 @@ async function run(task: Task): Promise<Outcome> {
 
 const given: Task = JSON.parse(process.argv[2] ?? '');
 const outcome = await run(given);
-process.stdout.write(`${JSON.stringify(outcome)}\n`);
+// An engine may keep idle threads for the next open; the next task is another process.
+process.stdout.write(`${JSON.stringify(outcome)}\n`, () => process.exit(0));

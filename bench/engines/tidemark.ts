@@ -5,6 +5,7 @@
  */
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import type { Collection } from '../../actors/index.ts';
 import type { Configuration, DurabilityClass, SuiteName } from '../task.ts';
 import { MEMORY_BYTES, WRITE_BUFFER_BYTES } from '../task.ts';
 import type { Rows } from '../rows.ts';
@@ -18,29 +19,10 @@ import {
   type Engine,
 } from './engine.ts';
 
-/** What the bench uses of the public face. */
-interface Collection {
-  put(key: Buffer, value: Buffer): Promise<{ offset: number }>;
-  getSync(key: Buffer): Uint8Array | undefined;
-  entries(): Iterable<[Uint8Array, Uint8Array]>;
-}
-
-interface Transaction {
-  put(collection: Collection, key: Buffer, value: Buffer): Transaction;
-  commit(): Promise<{ offset: number }>;
-}
-
-interface Handle {
-  readonly upper: number;
-  collection(name: string, options: Record<string, unknown>): Promise<Collection>;
-  transaction(): Transaction;
-  durable(offset: number): Promise<unknown>;
-  close(): Promise<void>;
-}
-
-interface Module {
-  open(directory: string, options: Record<string, unknown>): Promise<Handle>;
-}
+/** Types from the sources; what runs is the published build. */
+type Tidemark = typeof import('../../actors/index.ts');
+type Handle = Awaited<ReturnType<Tidemark['open']>>;
+type RowCollection = Collection<Buffer, Buffer>;
 
 function configurations(suite: SuiteName, durability: DurabilityClass): readonly Configuration[] {
   const base = { mode: 'put', threads: -1 };
@@ -67,10 +49,10 @@ function configurations(suite: SuiteName, durability: DurabilityClass): readonly
 
 class TidemarkEngine implements Engine {
   readonly #handle: Handle;
-  readonly #rows: Collection;
+  readonly #rows: RowCollection;
   readonly #byHand: boolean;
 
-  constructor(handle: Handle, rows: Collection, byHand: boolean) {
+  constructor(handle: Handle, rows: RowCollection, byHand: boolean) {
     this.#handle = handle;
     this.#rows = rows;
     this.#byHand = byHand;
@@ -121,7 +103,18 @@ class TidemarkEngine implements Engine {
   }
 
   figures(): Record<string, number> {
-    return {};
+    const figures: Record<string, number> = {};
+    flatten('stats', this.#handle.stats(), figures);
+    return figures;
+  }
+}
+
+/** Every number of the engine's own account, by its path. */
+function flatten(path: string, value: unknown, into: Record<string, number>): void {
+  if (typeof value === 'number') {
+    into[path] = value;
+  } else if (typeof value === 'object' && value !== null) {
+    for (const [key, part] of Object.entries(value)) flatten(`${path}.${key}`, part, into);
   }
 }
 
@@ -141,7 +134,7 @@ export const tidemark: Driver = {
   async open(task) {
     // By its own name, so that what is measured is what is published: compiled, without a loader.
     const name: string = 'tidemark';
-    const module: Module = await import(name);
+    const module: Tidemark = await import(name);
     const threads = numberOption(task, 'threads');
     const handle = await module.open(task.directory, {
       durability: task.durability === 'synced' ? 'synced' : 'buffered',
