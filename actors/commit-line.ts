@@ -13,6 +13,7 @@ import { codeOfNumber, describeCode, fromPlainError, TidemarkError } from '../co
 import type { PlainError } from '../core/base/errors.ts';
 import {
   KiB,
+  commitBytesMax,
   pageBytes,
   transactionsPerRecordMax,
   waitingBytesMax,
@@ -34,6 +35,8 @@ import {
   RECORD_SYNC,
   getWide,
 } from './messages.ts';
+import { tooLarge } from './encodings.ts';
+import { writeBudgetBytes } from './options.ts';
 import { THREAD_WRITE } from './topology.ts';
 import { WriteSet } from './write-set.ts';
 
@@ -72,6 +75,8 @@ export class CommitLine {
   readonly #receipts: RingConsumer;
   readonly #scheduleFlush: (flush: () => void) => void;
   readonly #onPending: () => void;
+  /** Bytes of the largest transaction: it must fit memory beside what is being flushed. */
+  readonly #commitBytesMax: number;
   readonly #stage: WriteSet = new WriteSet(pageBytes + 4 * KiB);
   #staged: PendingRecord | undefined;
   #page: OpenPage | undefined;
@@ -100,6 +105,10 @@ export class CommitLine {
     const place = context.topology.clients[client];
     invariant(place !== undefined, 'a client slot', client);
     this.#context = context;
+    this.#commitBytesMax = Math.min(
+      commitBytesMax,
+      writeBudgetBytes(context.config.memtableBytes) / 4,
+    );
     this.#records = new Outbox(context, place.records, context.threadBells[THREAD_WRITE]!);
     this.#receipts = inboxOf(context, place.receipts);
     this.#scheduleFlush = scheduleFlush;
@@ -137,8 +146,13 @@ export class CommitLine {
 
   /** Ends the transaction begun in the stage. */
   commit(sync: boolean): Promise<Receipt> {
-    this.#stage.finish();
     const stage = this.#stage;
+    stage.finish();
+    if (stage.lastBytes > this.#commitBytesMax) {
+      const { lastBytes } = stage;
+      stage.dropLast();
+      throw tooLarge('commit', lastBytes, this.#commitBytesMax);
+    }
     if (stage.end > this.#stageLimit() && stage.transactions > 1) this.#splitLast();
     return this.#enlist(sync);
   }
@@ -146,6 +160,7 @@ export class CommitLine {
   /** Commits a transaction that was built elsewhere. */
   commitSet(set: WriteSet, sync: boolean): Promise<Receipt> {
     this.#checkRoom();
+    if (set.end > this.#commitBytesMax) throw tooLarge('commit', set.end, this.#commitBytesMax);
     const staged = this.#staged;
     if (
       staged !== undefined &&

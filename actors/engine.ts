@@ -219,7 +219,8 @@ export class Engine extends EventEmitter {
 
   stats(): EngineStats {
     this.#client.assertUsable();
-    return gatherStats(this.#client, this.state, this.#options);
+    const names = new Map(this.#rows().map(({ name, row }) => [row.id, name]));
+    return gatherStats(this.#client, this.state, this.#options, names);
   }
 
   // ---------------------------------------------------------------- collections
@@ -313,16 +314,9 @@ export class Engine extends EventEmitter {
 
   /** Every collection there is, by name. */
   collections(): CollectionInfo[] {
-    const infos: CollectionInfo[] = [];
-    const rows = this.#catalog.entries({
-      gte: Buffer.from(ROWS_LOWER),
-      lt: Buffer.from(ROWS_UPPER),
-    });
-    for (const [key, value] of rows) {
-      const name = nameOfCatalogKey(key);
-      const row = checkCatalogRow(value, name);
+    return this.#rows().map(({ name, key, row }) => {
       const collection = this.#make(name, key, row, buffer as Codec<unknown>, CATALOG_VALUES);
-      infos.push({
+      return {
         name,
         kind: 'keyed',
         key: row.key,
@@ -330,9 +324,16 @@ export class Engine extends EventEmitter {
         history: row.history.offsets ?? Infinity,
         since: collection.since,
         touched: collection.touched,
-      });
-    }
-    return infos;
+      };
+    });
+  }
+
+  #rows(): { name: string; key: Buffer; row: CatalogRow }[] {
+    const range = { gte: Buffer.from(ROWS_LOWER), lt: Buffer.from(ROWS_UPPER) };
+    return Array.from(this.#catalog.entries(range), ([key, value]) => {
+      const name = nameOfCatalogKey(key);
+      return { name, key, row: checkCatalogRow(value, name) };
+    });
   }
 
   /** Removes a collection and, in time, its files. Its name may be used again; its id never is. */

@@ -61,7 +61,7 @@ function isAlive(pid: number): boolean {
     process.kill(pid, 0);
   } catch (error) {
     // EPERM: somebody else's, but there.
-    if ((error as { code?: unknown }).code === 'ESRCH') return false;
+    if (error instanceof Error && 'code' in error && error.code === 'ESRCH') return false;
   }
   // A zombie has its number until its parent asks for it, but holds nothing, once its last other thread
   // is through with whatever call it was in.

@@ -249,7 +249,6 @@ export class SpineKeeper implements Actor {
   #nextToken = 1;
   readonly #flushWishes: FlushWish[] = [];
   readonly #compactWishes: CompactWish[] = [];
-  readonly #segments: { seq: number; base: number; atMs: number }[] = [];
   /** First offset of the newest segment: a checkpoint is due once all below is in parts. */
   #checkpointAt = -1;
   #startLogSeq = 0;
@@ -331,7 +330,7 @@ export class SpineKeeper implements Actor {
     values[JOBS_RUNNING] = this.#desk.running;
     values[SEALED] = this.#sealed.length;
     values[FLUSHED_UPPER] = this.#shownUpper;
-    values[SEGMENTS] = this.#segments.length;
+    values[SEGMENTS] = this.#views.segments.length;
     values[FILES_DELETED] = this.#parts.filesDeleted;
     values[WORK_WAITING] = this.#workWaiting();
     this.#counters.publish();
@@ -473,7 +472,7 @@ export class SpineKeeper implements Actor {
     const { storage, config, control } = this.#context;
     if (this.#creating && this.#store === undefined) {
       // The log exists and is empty; the manifest comes last, and with it the store.
-      const first = this.#segments[0]!;
+      const first = this.#views.segments[0]!;
       const logId = new Uint8Array(Buffer.from(config.newLogId, 'base64'));
       const epoch = 0;
       const start = { upper: 0, seq: first.seq, position: 4_096, chain: 0, epoch, atMs: 0 };
@@ -794,7 +793,8 @@ export class SpineKeeper implements Actor {
   // ---------------------------------------------------------------- the log's segments
 
   #onSegment(seq: number, base: number, atMs: number): void {
-    this.#segments.push({ seq, base, atMs });
+    this.#views.segments = [...this.#views.segments, { seq, base, atMs }];
+    this.#views.stale = true;
     if (!this.#recovered) return;
     // A rotation: all that the old segments hold is to go into parts, and a rollup to say so.
     this.#checkpointAt = base;
@@ -812,14 +812,16 @@ export class SpineKeeper implements Actor {
   #dropSegments(): void {
     const floor = this.#store!.checkpoints.older.upper;
     let drop = 0;
-    while (drop + 1 < this.#segments.length && this.#segments[drop + 1]!.base <= floor) drop++;
+    while (drop + 1 < this.#views.segments.length && this.#views.segments[drop + 1]!.base <= floor)
+      drop++;
     if (drop === 0) return;
-    const gone = this.#segments.slice(0, drop);
-    const first = this.#segments[drop]!;
+    const gone = this.#views.segments.slice(0, drop);
+    const first = this.#views.segments[drop]!;
     if (first.seq <= this.#startLogSeq) return;
     this.#startLogSeq = first.seq;
     this.#propose({ logStart: { seq: first.seq, offset: first.base, atMs: first.atMs } }, () => {
-      this.#segments.splice(0, drop);
+      this.#views.segments = this.#views.segments.slice(drop);
+      this.#views.stale = true;
       const calls = gone.map(({ seq }): StorageCall => ({
         call: 'unlink',
         path: segmentPath(seq),

@@ -22,6 +22,8 @@ export type RunStats = {
 
 export type CollectionStats = {
   readonly id: number;
+  /** '' is the catalog. */
+  readonly name: string;
   readonly since: number;
   /** All its updates below this offset are in parts. */
   readonly upper: number;
@@ -46,8 +48,9 @@ export type EngineStats = {
   readonly log: {
     readonly segment: number;
     readonly position: number;
-    readonly segments: number;
     readonly segmentBytes: number;
+    /** Oldest first: number and first offset. */
+    readonly segments: readonly { readonly seq: number; readonly firstOffset: number }[];
   };
   readonly collections: readonly CollectionStats[];
   /** Sealed generations on their way into parts. */
@@ -65,7 +68,12 @@ export type EngineStats = {
   readonly client: Readonly<Record<string, number>>;
 };
 
-export function gatherStats(client: Client, state: string, options: CheckedOptions): EngineStats {
+export function gatherStats(
+  client: Client,
+  state: string,
+  options: CheckedOptions,
+  names: ReadonlyMap<number, string>,
+): EngineStats {
   const { context, reader, line } = client;
   const { arena, control, pool, topology } = context;
   reader.publish();
@@ -96,10 +104,10 @@ export function gatherStats(client: Client, state: string, options: CheckedOptio
     log: {
       segment: control.logSeq(),
       position: control.logPosition(),
-      segments: keeper['segments']!,
       segmentBytes: options.config.segmentBytes,
+      segments: segmentStats(client),
     },
-    collections: collectionStats(client),
+    collections: collectionStats(client, names),
     sealed: keeper['sealed']!,
     workWaiting: keeper['workWaiting']!,
     holds: { count: client.holdCount, oldest: client.oldestHold },
@@ -113,7 +121,20 @@ export function gatherStats(client: Client, state: string, options: CheckedOptio
   };
 }
 
-function collectionStats(client: Client): CollectionStats[] {
+function segmentStats(client: Client): { seq: number; firstOffset: number }[] {
+  const { reader } = client;
+  reader.slot.enter();
+  try {
+    return reader
+      .reloadView()
+      .segments()
+      .map(({ seq, base }) => ({ seq, firstOffset: base }));
+  } finally {
+    reader.leave();
+  }
+}
+
+function collectionStats(client: Client, names: ReadonlyMap<number, string>): CollectionStats[] {
   const { reader } = client;
   reader.slot.enter();
   try {
@@ -139,7 +160,13 @@ function collectionStats(client: Client): CollectionStats[] {
         runs.push({ ...stats, rows, bytes, oldest, newest });
       }
       const id = view.idOf(block);
-      collections.push({ id, since: view.since(block), upper: view.upper(block), runs });
+      collections.push({
+        id,
+        name: names.get(id) ?? '',
+        since: view.since(block),
+        upper: view.upper(block),
+        runs,
+      });
     }
     return collections;
   } finally {

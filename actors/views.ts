@@ -22,6 +22,7 @@ import {
   writeRun,
   writeView,
 } from '../core/spine/view.ts';
+import type { ViewSegment } from '../core/spine/view.ts';
 import type { ActorContext } from './actor.ts';
 import type { PartStore } from './part-store.ts';
 
@@ -60,6 +61,8 @@ export class Views {
   spare = 0;
   /** Sealed generations, oldest first. */
   sealed: number[] = [];
+  /** The log's directory, oldest first. */
+  segments: ViewSegment[] = [];
   /** Something changed that no view says yet. */
   stale = false;
   published = 0;
@@ -171,6 +174,7 @@ export class Views {
       spare: this.spare,
       sealed: this.sealed.toReversed(),
       collections: [...this.#shown.values()].sort((a, b) => a.id - b.id),
+      segments: this.segments,
     };
     const former = this.#view;
     this.#view = this.#allocate(viewBytes(fields));

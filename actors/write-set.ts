@@ -94,6 +94,18 @@ export class WriteSet {
     }
   }
 
+  /** Bytes of the transaction finished last. */
+  get lastBytes(): number {
+    return this.end - this.#start;
+  }
+
+  /** Forgets the transaction finished last. */
+  dropLast(): void {
+    this.end = this.#start;
+    this.operationsTotal -= this.operations;
+    this.transactions--;
+  }
+
   /** Moves the transaction finished last into a set of its own. */
   takeLast(): WriteSet {
     const last = new WriteSet(this.end - this.#start);
@@ -101,9 +113,7 @@ export class WriteSet {
     last.end = this.end - this.#start;
     last.operationsTotal = this.operations;
     last.transactions = 1;
-    this.end = this.#start;
-    this.operationsTotal -= this.operations;
-    this.transactions--;
+    this.dropLast();
     return last;
   }
 

@@ -5,12 +5,13 @@
  * has meaning for a reader. Built on the keeper's thread, read on every thread between enter and leave.
  *
  *   view        0 magic  1 version S  2 open generation  3 spare generation (0 = none yet)
- *               4 sealed generations  5 collections
- *               6.. sealed generation headers, newest first
+ *               4 sealed generations  5 collections  6 segments of the log
+ *               7.. sealed generation headers, newest first
  *               then {id, block} per collection with parts, ascending by id
+ *               then {sequence number, first offset, time of the commit before} per segment, oldest first
  *   collection  0 id  1 kind  2 since  4 sinceNext  6 upper (all updates below are in parts)
- *               8 runs  9.. run blocks, newest first
- *   run         0 parts  1 level  2.. part blocks, ascending by key
+ *               8 runs  9.. {run block, level} a run, newest first
+ *   run         0 parts  1.. part blocks, ascending by key
  *   part        0 file  1 descriptor (i32, -1 = not open)  2 offset  4 bytes  6 rows  8 smallest time
  *               10 largest time  12 index block (0 = not loaded)  13 filter block (0 = none)
  *               14 index offset  15 index bytes  16 smallest key bytes  17 largest key bytes
@@ -29,8 +30,10 @@ const OPEN_WORD = 2;
 const SPARE_WORD = 3;
 const SEALED_COUNT_WORD = 4;
 const COLLECTION_COUNT_WORD = 5;
-const SEALED_WORD = 6;
+const SEGMENT_COUNT_WORD = 6;
+const SEALED_WORD = 7;
 const COLLECTION_ENTRY_WORDS = 2;
+const SEGMENT_ENTRY_WORDS = 5;
 
 const KIND_WORD = 1;
 const SINCE_WORD = 2;
@@ -38,10 +41,10 @@ const SINCE_NEXT_WORD = 4;
 const UPPER_WORD = 6;
 const RUN_COUNT_WORD = 8;
 const RUNS_WORD = 9;
+const RUN_ENTRY_WORDS = 2;
 
 const PART_COUNT_WORD = 0;
-const LEVEL_WORD = 1;
-const PARTS_WORD = 2;
+const PARTS_WORD = 1;
 
 const FILE_WORD = 0;
 const FD_WORD = 1;
@@ -78,11 +81,19 @@ export type ViewFields = {
   readonly sealed: readonly number[];
   /** Ascending by id. */
   readonly collections: readonly { readonly id: number; readonly block: number }[];
+  /** The log's directory, oldest first. */
+  readonly segments: readonly ViewSegment[];
 };
+
+/** A segment of the log: its number, its first offset, the time of the last commit before it. */
+export type ViewSegment = { readonly seq: number; readonly base: number; readonly atMs: number };
 
 export function viewBytes(fields: ViewFields): number {
   const words =
-    SEALED_WORD + fields.sealed.length + fields.collections.length * COLLECTION_ENTRY_WORDS;
+    SEALED_WORD +
+    fields.sealed.length +
+    fields.collections.length * COLLECTION_ENTRY_WORDS +
+    fields.segments.length * SEGMENT_ENTRY_WORDS;
   return words * 4;
 }
 
@@ -95,11 +106,18 @@ export function writeView(arena: Arena, address: number, fields: ViewFields): vo
   u32[at + SPARE_WORD] = fields.spare;
   u32[at + SEALED_COUNT_WORD] = fields.sealed.length;
   u32[at + COLLECTION_COUNT_WORD] = fields.collections.length;
+  u32[at + SEGMENT_COUNT_WORD] = fields.segments.length;
   let word = at + SEALED_WORD;
   for (const sealed of fields.sealed) u32[word++] = sealed;
   for (const { id, block } of fields.collections) {
     u32[word++] = id;
     u32[word++] = block;
+  }
+  for (const { seq, base, atMs } of fields.segments) {
+    u32[word] = seq;
+    setWide(u32, word + 1, base);
+    setWide(u32, word + 3, atMs);
+    word += SEGMENT_ENTRY_WORDS;
   }
 }
 
@@ -109,12 +127,12 @@ export type CollectionFields = {
   readonly since: number;
   readonly sinceNext: number;
   readonly upper: number;
-  /** Run blocks, newest first. */
-  readonly runs: readonly number[];
+  /** Newest first. */
+  readonly runs: readonly { readonly block: number; readonly level: number }[];
 };
 
 export function collectionBytes(fields: CollectionFields): number {
-  return (RUNS_WORD + fields.runs.length) * 4;
+  return (RUNS_WORD + fields.runs.length * RUN_ENTRY_WORDS) * 4;
 }
 
 export function writeCollection(arena: Arena, address: number, fields: CollectionFields): void {
@@ -126,23 +144,21 @@ export function writeCollection(arena: Arena, address: number, fields: Collectio
   setWide(u32, at + SINCE_NEXT_WORD, fields.sinceNext);
   setWide(u32, at + UPPER_WORD, fields.upper);
   u32[at + RUN_COUNT_WORD] = fields.runs.length;
-  for (let i = 0; i < fields.runs.length; i++) u32[at + RUNS_WORD + i] = fields.runs[i]!;
+  let word = at + RUNS_WORD;
+  for (const { block, level } of fields.runs) {
+    u32[word++] = block;
+    u32[word++] = level;
+  }
 }
 
 export function runBlockBytes(parts: number): number {
   return (PARTS_WORD + parts) * 4;
 }
 
-export function writeRun(
-  arena: Arena,
-  address: number,
-  level: number,
-  parts: readonly number[],
-): void {
+export function writeRun(arena: Arena, address: number, parts: readonly number[]): void {
   const { u32 } = arena;
   const at = address >>> 2;
   u32[at + PART_COUNT_WORD] = parts.length;
-  u32[at + LEVEL_WORD] = level;
   for (let i = 0; i < parts.length; i++) u32[at + PARTS_WORD + i] = parts[i]!;
 }
 
@@ -221,6 +237,18 @@ export class ViewReader {
     return this.#u32[this.#at + SEALED_WORD + i]!;
   }
 
+  /** The log's directory, oldest first. */
+  segments(): ViewSegment[] {
+    const u32 = this.#u32;
+    const count = u32[this.#at + SEGMENT_COUNT_WORD]!;
+    const collections = this.collectionCount * COLLECTION_ENTRY_WORDS;
+    const first = this.#at + SEALED_WORD + this.sealedCount + collections;
+    return Array.from({ length: count }, (_, i) => {
+      const word = first + i * SEGMENT_ENTRY_WORDS;
+      return { seq: u32[word]!, base: getWide(u32, word + 1), atMs: getWide(u32, word + 3) };
+    });
+  }
+
   get collectionCount(): number {
     return this.#u32[this.#at + COLLECTION_COUNT_WORD]!;
   }
@@ -269,11 +297,12 @@ export class ViewReader {
 
   /** Address of the i-th run's block, newest first. */
   run(collection: number, i: number): number {
-    return this.#u32[(collection >>> 2) + RUNS_WORD + i]!;
+    return this.#u32[(collection >>> 2) + RUNS_WORD + i * RUN_ENTRY_WORDS]!;
   }
 
-  level(run: number): number {
-    return this.#u32[(run >>> 2) + LEVEL_WORD]!;
+  /** Level of the spine at which the i-th run stands. */
+  level(collection: number, i: number): number {
+    return this.#u32[(collection >>> 2) + RUNS_WORD + i * RUN_ENTRY_WORDS + 1]!;
   }
 
   partCount(run: number): number {
@@ -306,6 +335,17 @@ export class ViewReader {
   beginsAfter(part: number, key: Uint8Array, offset: number, length: number): boolean {
     const lowBytes = this.#u32[(part >>> 2) + KEY_LO_BYTES_WORD]!;
     return compareAt(this.#u8, part + KEYS_WORD * 4, lowBytes, key, offset, length) > 0;
+  }
+
+  /** A view of the key where it lies. */
+  keyLo(part: number): Uint8Array {
+    const at = part + KEYS_WORD * 4;
+    return this.#u8.subarray(at, at + this.#u32[(part >>> 2) + KEY_LO_BYTES_WORD]!);
+  }
+
+  keyHi(part: number): Uint8Array {
+    const at = part + KEYS_WORD * 4 + this.#u32[(part >>> 2) + KEY_LO_BYTES_WORD]!;
+    return this.#u8.subarray(at, at + this.#u32[(part >>> 2) + KEY_HI_BYTES_WORD]!);
   }
 
   file(part: number): number {

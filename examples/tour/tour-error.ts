@@ -6,6 +6,7 @@
 
 export const EXIT_FOUND_WRONG = 1;
 export const EXIT_CANNOT_BEGIN = 2;
+export const EXIT_INTERRUPTED = 130;
 
 export class TourError extends Error {
   override readonly name: string = 'TourError';
