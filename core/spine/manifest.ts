@@ -433,7 +433,7 @@ export function encodeHead(head: Head): Uint8Array {
 }
 
 export function decodeHead(bytes: Uint8Array, where: string): Head {
-  if (frameLength(bytes, 0, 0) !== bytes.length) {
+  if (bytes.length === 0 || frameLength(bytes, 0, 0) !== bytes.length) {
     throw corrupt('MANIFEST_HEAD', `${where} is damaged`, { file: where });
   }
   const payload = framePayload(bytes, 0, FRAME_HEAD, where);
@@ -483,7 +483,8 @@ export function encodeRollup(state: ManifestState, rollup: number, edit: number)
     frames.push(frame(FRAME_ROLLUP_SPINE, salt, { collection, ...spineJson(spine) }));
   }
   frames.push(frame(FRAME_ROLLUP_END, salt, { frames: frames.length + 1 }));
-  return Buffer.concat(frames);
+  // Not a Buffer: its slice would share bytes where a Uint8Array copies.
+  return new Uint8Array(Buffer.concat(frames));
 }
 
 /** Everything in it is checked, invariants of the spines included. */
