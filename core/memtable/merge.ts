@@ -94,7 +94,8 @@ export class RunMerger {
     const width = this.#width;
     const { start, count } = this.output;
     let winner = this.#winner;
-    this.#fuel = fuel;
+    // What building the tree has cost is owed.
+    this.#fuel += fuel;
     while (this.#written < count && this.#fuel > 0) {
       // As far as the page of the output reaches.
       const position = start + this.#written;
@@ -131,7 +132,9 @@ export class RunMerger {
       this.#fuel -= word - target;
     }
     this.#winner = winner;
-    return this.#fuel;
+    const left = this.#fuel;
+    this.#fuel = 0;
+    return left;
   }
 
   /** Goes on with the input's next page; false at its end. */

@@ -100,15 +100,17 @@ export type OperationFields = {
 export const maintainFuel = 4_096;
 
 const chunkKeysDefault = 512;
-const fanInDefault = 8;
+const fanInDefault = 4;
 /** A chunk is also full by bytes of keys, so that sorting it is a bounded step. */
 const chunkKeyBytesMax: number = 64 * KiB;
 /** Sorting an anchor costs as much as so many steps of a merge. */
 const SORT_FUEL = 3;
 /** Steps of merging that each key will need: one a level, and the levels are few. */
 const MERGE_FUEL = 6;
-/** Chunks that may wait for `maintain` before insert sorts one itself. */
-const waitingChunksMax = 2;
+/** Where long keys share long prefixes, merging looks at their bytes, on each level. */
+const KEY_BYTES_PER_STEP_SHIFT = 3;
+/** Chunks for whose sorting and merging `maintain` may be late before insert does the work itself. */
+const lateChunksMax = 2;
 /** Slots of the collection table that may be taken, so that probes stay short. */
 const collectionsUsedMax: number = (COLLECTION_SLOTS / 8) * 7;
 
@@ -173,6 +175,8 @@ export class GenerationWriter {
   readonly #waiting: number[] = [];
   #chunkStart = 0;
   #chunkKeyBytes = 0;
+  /** Fuel that maintenance is behind by. */
+  #due = 0;
   readonly #space: RunSpace;
   readonly #sorter: AnchorSorter;
   readonly #levels: Level[] = [];
@@ -403,10 +407,14 @@ export class GenerationWriter {
     this.#chunkKeyBytes += keyBytes;
     const keys = this.keys - this.#chunkStart;
     if (keys < this.#chunkKeys && this.#chunkKeyBytes < chunkKeyBytesMax) return;
+    const fuel =
+      (SORT_FUEL + MERGE_FUEL) * keys + (this.#chunkKeyBytes >>> KEY_BYTES_PER_STEP_SHIFT);
     this.#waiting.push(this.keys);
     this.#chunkStart = this.keys;
     this.#chunkKeyBytes = 0;
-    if (this.#waiting.length > waitingChunksMax) this.maintain((SORT_FUEL + MERGE_FUEL) * keys);
+    // The work that this chunk brings is due; what comes to more than a few chunks of it is done here.
+    this.#due += fuel;
+    if (this.#due > (lateChunksMax + 1) * fuel) this.maintain(this.#due - lateChunksMax * fuel);
   }
 
   /**
@@ -450,6 +458,12 @@ export class GenerationWriter {
   /** Sorts full chunks and merges runs for about `fuel` steps of 40 ns. True while there is more to do. */
   maintain(fuel: number): boolean {
     if (this.upper !== -1) return false;
+    const more = this.#work(fuel);
+    this.#due = more ? Math.max(0, this.#due - fuel) : 0;
+    return more;
+  }
+
+  #work(fuel: number): boolean {
     let left = fuel;
     while (this.#waiting.length > 0) {
       if (left <= 0) return true;

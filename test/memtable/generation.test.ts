@@ -14,7 +14,7 @@ import { setVerify } from '../../core/base/assert.ts';
 import { VERSIONS_ALL, VERSIONS_NEWEST } from '../../core/memtable/cursor.ts';
 import { keyHash } from '../../core/memtable/reader.ts';
 import type { GenerationOptions, GenerationWriter } from '../../core/memtable/writer.ts';
-import { Model, World, bytes, rowAt, text } from './world.ts';
+import { Model, World, bytesOf, randomBytes, rowAt, textOf } from './world.ts';
 import type { Operation, Row } from './world.ts';
 
 setVerify(true);
@@ -27,8 +27,9 @@ type Shape = {
 
 const few = (random: Prng, alphabet: string, lengthMax: number): Uint8Array => {
   let key = '';
-  for (let n = random.between(0, lengthMax); n > 0; n--) key += random.pick([...alphabet]);
-  return bytes(key);
+  for (let n = random.between(0, lengthMax); n > 0; n--)
+    key += alphabet.charAt(random.below(alphabet.length));
+  return bytesOf(key);
 };
 
 const SHAPES: Shape[] = [
@@ -37,14 +38,14 @@ const SHAPES: Shape[] = [
   {
     name: 'one hot key',
     collections: 1,
-    key: (r) => bytes(r.chance(0.8) ? 'hot' : few(r, 'xyz', 3).toString()),
+    key: (r) => bytesOf(r.chance(0.8) ? 'hot' : few(r, 'xyz', 3).toString()),
   },
-  { name: 'random bytes', collections: 1, key: (r) => r.fill(new Uint8Array(16)) },
+  { name: 'random bytes', collections: 1, key: (r) => randomBytes(r, 16) },
   { name: 'high bytes', collections: 3, key: (r) => few(r, '\x7f\x80\xff', 5) },
   {
     name: 'long shared prefixes',
     collections: 2,
-    key: (r) => bytes('tenant/0000000000000001/'.repeat(3) + text(few(r, '01/', 12))),
+    key: (r) => bytesOf('tenant/0000000000000001/'.repeat(3) + textOf(few(r, '01/', 12))),
   },
   {
     name: 'counters',
@@ -66,8 +67,8 @@ function randomOperation(random: Prng, shape: Shape): Operation {
   const collection = random.below(shape.collections) * 1_000_003;
   const key = shape.key(random, collection);
   const roll = random.unit();
-  if (roll < 0.2) return { collection, key, kind: OP_DELETE, value: bytes(''), diff: -1 };
-  const value = random.fill(new Uint8Array(random.below(40)));
+  if (roll < 0.2) return { collection, key, kind: OP_DELETE, value: bytesOf(''), diff: -1 };
+  const value = randomBytes(random, random.below(40));
   if (roll < 0.4) {
     return { collection, key, kind: OP_UPDATE, value, diff: random.between(1, 9) * 1e12 - 5e12 };
   }
@@ -75,7 +76,7 @@ function randomOperation(random: Prng, shape: Shape): Operation {
 }
 
 function checkPoint(world: World, model: Model, collection: number, key: string, T: number): void {
-  const raw = bytes(`--${key}`);
+  const raw = bytesOf(`--${key}`);
   const hash = keyHash(raw, 2, raw.length - 2);
   const node = world.reader.find(collection, raw, 2, raw.length - 2, hash, T);
   const expected = model.find(collection, key, T);
@@ -113,8 +114,10 @@ function checkRanges(
     assert.deepEqual(walk(world, true), rows.toReversed());
     for (let n = 0; n < 8; n++) {
       const key =
-        rows.length > 0 && random.chance(0.7) ? bytes(random.pick(rows).key) : few(random, 'ab', 3);
-      const above = rows.findIndex((row) => compareBytes(bytes(row.key), key) >= 0);
+        rows.length > 0 && random.chance(0.7)
+          ? bytesOf(random.pick(rows).key)
+          : few(random, 'ab', 3);
+      const above = rows.findIndex((row) => compareBytes(bytesOf(row.key), key) >= 0);
       let at = above === -1 ? rows.length : above;
       if (random.chance(0.5)) {
         cursor.seek(key, 0, key.length);
@@ -158,6 +161,7 @@ function checkAll(
   }
 }
 
+/** One life of a generation: written, maintained and read at random, sealed, freed. */
 function run(shape: Shape, seed: number, options: Partial<GenerationOptions>): void {
   const random = new Prng(seed);
   const world = new World(32 * MiB);
@@ -166,14 +170,14 @@ function run(shape: Shape, seed: number, options: Partial<GenerationOptions>): v
   const first = random.pick([0, 1_000, 2 ** 32 - 100, 2 ** 45]);
   writer.open(first);
   let time = first;
-  for (let n = 0; n < 250; n++) {
+  for (let n = 0; n < 200; n++) {
     const operations = Array.from({ length: random.between(1, 4) }, () =>
       randomOperation(random, shape),
     );
     world.write(writer, operations, time);
     model.write(operations, time);
     if (random.chance(0.5)) writer.maintain(random.below(40));
-    if (random.chance(0.06)) checkAll(world, model, writer, time, random);
+    if (random.chance(0.03)) checkAll(world, model, writer, time, random);
     time += random.below(3);
   }
   while (writer.maintain(50));
@@ -193,7 +197,7 @@ function run(shape: Shape, seed: number, options: Partial<GenerationOptions>): v
 describe('a generation answers like the model', () => {
   for (const shape of SHAPES) {
     test(shape.name, () => {
-      for (let seed = 1; seed <= 4; seed++) {
+      for (let seed = 1; seed <= 3; seed++) {
         run(shape, seed, { chunkKeys: seed * seed, fanIn: seed + 1, buckets: 8 });
         run(shape, seed, {});
       }

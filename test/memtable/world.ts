@@ -6,6 +6,7 @@ import assert from 'node:assert/strict';
 import { compareBytes, setF64, setU16, setU32 } from '../../core/base/bytes.ts';
 import type { RowCursor } from '../../core/base/cursor.ts';
 import { pageBytes } from '../../core/base/limits.ts';
+import type { Prng } from '../../core/base/prng.ts';
 import {
   OP_COLLECTION_OFFSET,
   OP_DIFF_OFFSET,
@@ -45,16 +46,20 @@ export type Operation = {
 /** A row as read: key and value as latin-1 text, so that rows compare with deepEqual. */
 export type Row = { key: string; time: number; kind: number; diff: number; value: string };
 
-export function text(bytes: Uint8Array): string {
+export function textOf(bytes: Uint8Array): string {
   return Buffer.from(bytes).toString('latin1');
 }
 
-export function bytes(latin1: string): Uint8Array {
+export function bytesOf(latin1: string): Uint8Array {
   return Buffer.from(latin1, 'latin1');
 }
 
+export function randomBytes(random: Prng, length: number): Uint8Array {
+  return Uint8Array.from({ length }, () => random.u32());
+}
+
 export function put(collection: number, key: string, value: string): Operation {
-  return { collection, key: bytes(key), kind: OP_PUT, value: bytes(value), diff: 1 };
+  return { collection, key: bytesOf(key), kind: OP_PUT, value: bytesOf(value), diff: 1 };
 }
 
 /** One transaction in payload format 1. */
@@ -155,11 +160,11 @@ export class World {
     const value = new Uint8Array(reader.valueBytesOf(node));
     gatherValue(this.arena, this.pool, reader.valueAddressOf(node), value.length, value, 0);
     return {
-      key: text(this.arena.u8.subarray(key, key + reader.keyBytesOf(node))),
+      key: textOf(this.arena.u8.subarray(key, key + reader.keyBytesOf(node))),
       time: reader.timeOf(node),
       kind: reader.kindOf(node),
       diff: reader.diffOf(node),
-      value: text(value),
+      value: textOf(value),
     };
   }
 }
@@ -169,11 +174,11 @@ export function rowAt(cursor: RowCursor): Row | undefined {
   cursor.loadValue();
   const { keyBytes, keyOffset, keyLength, valueBytes, valueOffset, valueLength } = cursor;
   return {
-    key: text(keyBytes.subarray(keyOffset, keyOffset + keyLength)),
+    key: textOf(keyBytes.subarray(keyOffset, keyOffset + keyLength)),
     time: cursor.time,
     kind: cursor.kind,
     diff: cursor.diff,
-    value: text(valueBytes.subarray(valueOffset, valueOffset + valueLength)),
+    value: textOf(valueBytes.subarray(valueOffset, valueOffset + valueLength)),
   };
 }
 
@@ -183,7 +188,7 @@ export class Model {
 
   write(operations: readonly Operation[], time: number): void {
     for (const o of operations) {
-      const row = { key: text(o.key), time, kind: o.kind, diff: o.diff, value: text(o.value) };
+      const row = { key: textOf(o.key), time, kind: o.kind, diff: o.diff, value: textOf(o.value) };
       this.#rows.push({ collection: o.collection, row });
     }
   }
@@ -195,7 +200,7 @@ export class Model {
       if (entry.collection === collection && entry.row.time <= T) rows.unshift(entry.row);
     }
     // Stable, and newest first already.
-    const sorted = rows.toSorted((a, b) => compareBytes(bytes(a.key), bytes(b.key)));
+    const sorted = rows.toSorted((a, b) => compareBytes(bytesOf(a.key), bytesOf(b.key)));
     return all ? sorted : sorted.filter((row, i) => i === 0 || sorted[i - 1].key !== row.key);
   }
 
