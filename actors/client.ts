@@ -131,10 +131,13 @@ export class Client {
   /** Takes what has come. Called when the bell rings, or after a slice of the inline host. */
   poll(): void {
     try {
-      this.line.poll();
+      const pushed = this.line.poll();
       this.#takeAnswers();
       this.#settleWaiters();
-      if (this.#hooks.kick !== undefined) this.#keepProcess(this.#pending);
+      if (this.#hooks.kick !== undefined) {
+        this.#keepProcess(this.#pending);
+        if (pushed) this.#hooks.kick();
+      }
     } catch (error) {
       poison(this.context, error);
       this.line.poll();
@@ -312,12 +315,15 @@ export class Client {
    */
   holdFor(collection: number, asOf: number): number {
     const { reader } = this;
-    const block = reader.enter(collection, asOf);
+    reader.enter(collection, asOf);
     try {
       const { T } = reader;
+      // Before everything there is nothing to hold.
+      if (T < 0) return T;
       this.hold(T);
       const view = reader.reloadView();
-      const since = block === 0 ? 0 : view.sinceNext(view.collection(collection));
+      const block = view.collection(collection);
+      const since = block === 0 ? 0 : view.sinceNext(block);
       if (asOf !== NEWEST && T < since) {
         this.release(T);
         throw historyLost(asOf, since);

@@ -198,6 +198,7 @@ export class Collection<K, V> {
     const client = this.#client;
     client.assertUsable();
     const T = client.holdFor(this.id, this.#timeOf(options));
+    if (T < 0) return keys.map(() => undefined);
     try {
       return await Promise.all(keys.map((key) => this.get(key, { asOf: T })));
     } finally {
@@ -267,7 +268,6 @@ export class Collection<K, V> {
       if (asOf !== undefined) throw new TypeError('give asOf or a snapshot, not both');
       snapshot.assertOpen();
       if (snapshot.isLost(this.id)) throw historyLost(snapshot.offset, this.since);
-      // A snapshot of an empty store has no offset: it sees nothing.
       return snapshot.offset;
     }
     if (asOf === undefined) return NEWEST;

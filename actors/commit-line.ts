@@ -77,6 +77,7 @@ export class CommitLine {
   readonly #onPending: () => void;
   /** Bytes of the largest transaction: it must fit memory beside what is being flushed. */
   readonly #commitBytesMax: number;
+  readonly #outstandingMax: number;
   readonly #stage: WriteSet = new WriteSet(pageBytes + 4 * KiB);
   #staged: PendingRecord | undefined;
   #page: OpenPage | undefined;
@@ -111,6 +112,7 @@ export class CommitLine {
     );
     this.#records = new Outbox(context, place.records, context.threadBells[THREAD_WRITE]!);
     this.#receipts = inboxOf(context, place.receipts);
+    this.#outstandingMax = place.receipts.slots;
     this.#scheduleFlush = scheduleFlush;
     this.#onPending = onPending;
   }
@@ -240,6 +242,8 @@ export class CommitLine {
 
   /** Lays the record into pages and hands it over; false when there is no page or no slot. */
   #push(record: PendingRecord, payload: Uint8Array): boolean {
+    // A receipt's slot is reserved with its record: the sequencer never waits for us.
+    if (this.#outstanding.length === this.#outstandingMax) return false;
     const slot = this.#records.claim();
     if (slot < 0) return false;
     const bytes = record.payloadBytes;
@@ -316,8 +320,11 @@ export class CommitLine {
     else this.#context.pool.release(page.address);
   }
 
-  /** Takes receipts, settles what the frontiers have passed, pushes what waited. Called on every wake-up. */
-  poll(): void {
+  /**
+   * Takes receipts, settles what the frontiers have passed, pushes what waited. Called on every wake-up.
+   * True when it pushed something.
+   */
+  poll(): boolean {
     this.#takeReceipts();
     const { control } = this.#context;
     if (this.#untilWritten.length > 0) {
@@ -326,19 +333,21 @@ export class CommitLine {
     if (this.#untilDurable.length > 0) {
       this.#untilDurable = settle(this.#untilDurable, control.durable());
     }
-    if (this.#waiting.length > 0) this.#pushWaiting();
+    let pushed = this.#waiting.length > 0 && this.#pushWaiting();
     if (this.#closeWanted && this.#waiting.length === 0 && this.#staged === undefined) {
       const slot = this.#records.claim();
       if (slot >= 0) {
         this.#records.ring.u32[slot + KIND_WORD] = MSG_CLOSE;
         this.#records.send();
         this.#closeWanted = false;
+        pushed = true;
       }
     }
     if (control.state() === STATE_POISONED) this.#fail();
     if (this.#roomWaiters.length > 0 && this.#hasRoom()) {
       for (const waiter of this.#roomWaiters.splice(0)) waiter();
     }
+    return pushed;
   }
 
   #takeReceipts(): void {
@@ -363,7 +372,7 @@ export class CommitLine {
     }
   }
 
-  #pushWaiting(): void {
+  #pushWaiting(): boolean {
     let pushed = 0;
     for (const record of this.#waiting) {
       invariant(record.payload !== undefined, 'a waiting record has its payload');
@@ -374,6 +383,7 @@ export class CommitLine {
       pushed++;
     }
     if (pushed > 0) this.#waiting.splice(0, pushed);
+    return pushed > 0;
   }
 
   /** Resolves when commits go straight through. */
@@ -387,7 +397,11 @@ export class CommitLine {
   }
 
   #hasRoom(): boolean {
-    return this.#waiting.length === 0 && this.#records.ring.room(1) > 0;
+    return (
+      this.#waiting.length === 0 &&
+      this.#outstanding.length < this.#outstandingMax &&
+      this.#records.ring.room(1) > 0
+    );
   }
 
   #checkRoom(): void {

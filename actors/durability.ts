@@ -266,7 +266,9 @@ export class Durability implements Actor {
     if (this.#replay.ring.room(2) < 2) return false;
     const address = this.#lay(source, offset, length, record.txCount);
     if (address === 0) {
-      if (this.#context.config.readOnly && this.#replayPages.length === 0) {
+      const { config, control } = this.#context;
+      // All that was fed is applied and nothing is ever flushed: no page will come free.
+      if (config.readOnly && control.applied() >= record.minTxOffset) {
         throw new TidemarkError(
           'TIDEMARK_TOO_LARGE',
           'the log that must be replayed is larger than memory; a read-only engine cannot flush it',

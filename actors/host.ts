@@ -13,6 +13,9 @@ import type { Clock, Storage } from '../core/storage/storage.ts';
 import type { Actor, ActorContext, EngineConfig } from './actor.ts';
 import { topologyOf } from './topology.ts';
 
+/** Characters of a failure's message or stack that are kept: it must fit the control block. */
+const FAILURE_TEXT_MAX = 1_000;
+
 /** Sleep at the most, so that a deadline nobody announced is met late rather than never. */
 const SLEEP_MS_MAX = 1_000;
 
@@ -48,7 +51,12 @@ export function makeContext(
 
 /** Makes the first failure known to every thread and wakes them all. */
 export function poison(context: ActorContext, error: unknown): void {
-  context.control.poison(JSON.stringify(toPlainError(error)));
+  const plain = toPlainError(error);
+  plain.message = plain.message.slice(0, FAILURE_TEXT_MAX);
+  if (plain.stack !== undefined) plain.stack = plain.stack.slice(0, FAILURE_TEXT_MAX);
+  let json = JSON.stringify(plain);
+  if (json.length > 3 * FAILURE_TEXT_MAX) json = JSON.stringify({ ...plain, detail: {} });
+  context.control.poison(json);
   ringAll(context);
 }
 

@@ -227,7 +227,7 @@ export class Hold {
   readonly T: number;
   #held: boolean;
 
-  /** Requires: `T` is held by the caller's word, or negative. */
+  /** Requires: `T` is held by the caller's word, or negative, which holds nothing. */
   constructor(client: Client, T: number) {
     this.#client = client;
     this.T = T;
@@ -241,7 +241,7 @@ export class Hold {
   release(): void {
     if (!this.#held) return;
     this.#held = false;
-    this.#client.release(this.T);
+    if (this.T >= 0) this.#client.release(this.T);
   }
 }
 

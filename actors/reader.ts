@@ -7,6 +7,7 @@ import { invariant } from '../core/base/assert.ts';
 import { NO_BYTES, compareAt } from '../core/base/bytes.ts';
 import type { RowCursor } from '../core/base/cursor.ts';
 import { TidemarkError } from '../core/base/errors.ts';
+import { NO_FRONTIER } from '../core/base/frontier.ts';
 import { OP_DELETE } from '../core/base/update.ts';
 import { CACHE_ABSENT, CACHE_ROW, CacheReader } from '../core/cache/reader.ts';
 import { GenerationCursor, VERSIONS_NEWEST } from '../core/memtable/cursor.ts';
@@ -29,7 +30,10 @@ import { CLIENT_COUNTERS, indexIn, makeCounters } from './counters.ts';
 import { THREAD_BACKGROUND } from './topology.ts';
 
 /** Reads what is newest for readers at the moment it enters. */
-export const NEWEST = -1;
+export const NEWEST: number = NO_FRONTIER;
+
+/** A time before every offset: nothing is there. */
+export const BEFORE_ALL = -1;
 
 /** What a point read found. */
 export const ROW_ABSENT = 0;
@@ -132,11 +136,11 @@ export class Reader {
       for (;;) {
         // T before the view: a view loaded after T is complete up to T (row-cache.md O5).
         const upper = this.visible();
-        if (asOf >= upper) throw notYet(asOf, upper);
+        if (asOf !== NEWEST && asOf >= upper) throw notYet(asOf, upper);
         this.T = asOf === NEWEST ? upper - 1 : asOf;
         this.view.attach(this.#context.control.view());
         const block = this.view.collection(collection);
-        if (block === 0 || this.T >= this.view.since(block)) return block;
+        if (block === 0 || this.T < 0 || this.T >= this.view.since(block)) return block;
         if (asOf !== NEWEST) throw historyLost(asOf, this.view.since(block));
         // History moved on between the two loads: both again.
         this.counters.add(VIEW_RETRIES, 1);
@@ -206,6 +210,10 @@ export class Reader {
   #hash = 0;
 
   #findInMemory(collection: number, block: number, key: Uint8Array, length: number): number {
+    if (this.T < 0) {
+      this.time = -1;
+      return ROW_ABSENT;
+    }
     const hash = keyHash(key, 0, length);
     this.#hash = hash;
     const { view, T } = this;

@@ -15,7 +15,7 @@
  *   keeper      FREE                 a sealed generation goes
  */
 import { invariant } from '../core/base/assert.ts';
-import { codeNumber } from '../core/base/errors.ts';
+import { codeNumber, TidemarkError } from '../core/base/errors.ts';
 import { GenerationWriter, maintainFuel } from '../core/memtable/writer.ts';
 import type { GenerationOptions } from '../core/memtable/writer.ts';
 import { ACTOR_SEQUENCER } from '../core/shared/control.ts';
@@ -169,6 +169,8 @@ export class Sequencer implements Actor {
           invariant(generation !== undefined, 'a sealed generation is freed once', address);
           this.#sealed.delete(address);
           generation.free();
+          // Whoever waits for pages may go on.
+          this.#ringClients();
           break;
         }
         case MSG_SEAL:
@@ -181,6 +183,12 @@ export class Sequencer implements Actor {
       worked = true;
     }
     return worked;
+  }
+
+  #ringClients(): void {
+    const { clientBells, control } = this.#context;
+    const count = control.clients();
+    for (let i = 0; i < count; i++) clientBells[i]!.ring();
   }
 
   /** Keeps a spare ready and offered, so that a full generation is never waited for. */
@@ -381,7 +389,11 @@ export class Sequencer implements Actor {
           invariant(first === this.#next, 'replay is contiguous', first, this.#next);
           if (this.#line.ring.room(1) === 0) return taken > 0;
           const operations = u32[slot + RECORD.OPERATIONS]!;
-          if (!this.#makeRoom(operations, u32[slot + RECORD.PAYLOAD_BYTES]!)) return taken > 0;
+          if (!this.#makeRoom(operations, u32[slot + RECORD.PAYLOAD_BYTES]!)) {
+            // A read-only engine flushes nothing: there will never be more room.
+            if (this.#context.config.readOnly && this.#spare === undefined) throw replayTooLarge();
+            return taken > 0;
+          }
           this.#insert(u32[slot + RECORD.ADDRESS]!, u32[slot + RECORD.TX_COUNT]!, first);
           break;
         }
@@ -416,4 +428,12 @@ export class Sequencer implements Actor {
     this.#tellKeeper(MSG_OPENED, open.header, next, next);
     return true;
   }
+}
+
+function replayTooLarge(): TidemarkError {
+  return new TidemarkError(
+    'TIDEMARK_TOO_LARGE',
+    'the log to replay is larger than memory, and a read-only engine cannot flush it',
+    { limit: 'memoryBytes' },
+  );
 }

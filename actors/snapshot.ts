@@ -20,7 +20,7 @@ export class Snapshot {
     reader.enter(0, NEWEST);
     try {
       const upper = reader.visible();
-      if (asOf >= upper) {
+      if (asOf !== NEWEST && asOf >= upper) {
         throw new TidemarkError(
           'TIDEMARK_NOT_YET',
           `offset ${asOf} is not there yet; next is ${upper}`,
@@ -29,7 +29,7 @@ export class Snapshot {
       }
       this.offset = asOf === NEWEST ? upper - 1 : asOf;
       // Published first, then the view is looked at: the keeper sees the hold, or we its proposal.
-      client.hold(this.offset);
+      if (this.offset >= 0) client.hold(this.offset);
       const view = reader.reloadView();
       const lost = new Set<number>();
       for (let i = 0; i < view.collectionCount; i++) {
