@@ -89,7 +89,8 @@ export type CacheCounts = {
 };
 
 /** Rows evicted for one that comes, at the most; what that does not free, a page's reclaim will. */
-const VICTIMS_MAX = 32;
+const VICTIMS_MAX = 64;
+const VICTIMS_AT_ONCE = 8;
 const RELINKS_MAX = 16;
 /** Rows unlinked under one epoch. */
 const BATCH_ROWS_MAX = 256;
@@ -134,8 +135,6 @@ export class RowCache {
   #retiredRowBytes = 0;
   #retiredPageBytes = 0;
   #nextBatch = 1;
-  /** A row found no slot although others went for it: a whole page must be emptied. */
-  #starved = false;
 
   readonly counts: CacheCounts = {
     updated: 0,
@@ -313,22 +312,26 @@ export class RowCache {
   #makeRoom(bytes: number): number {
     if (!this.#index.isOpen && !(this.#isBelowTarget() && this.#index.open())) return 0;
     let row = this.#takeSlot(bytes);
+    if (row === 0 && this.sweep()) row = this.#takeSlot(bytes);
     if (row !== 0) return row;
-    this.sweep();
     // What waits for a slow reader is not made up for by evicting ever more.
     const held = this.#retire.length >= WAITING_MAX || this.#retiredRowBytes > this.#heldBytesMax;
-    let wanted = held ? 0 : bytes + (bytes >>> 2);
-    for (let i = 0; i < VICTIMS_MAX && wanted > 0; i++) {
-      const freed = this.#evictOldest();
-      if (freed === 0) break;
-      wanted -= freed;
+    let wanted = bytes + (bytes >>> 2);
+    for (let victims = 0; !held && victims < VICTIMS_MAX;) {
+      // Victims have all sizes: those that do not help here make room for rows like themselves.
+      for (let i = 0; i < VICTIMS_AT_ONCE && (i === 0 || wanted > 0); i++, victims++) {
+        wanted -= this.#evictOldest();
+      }
+      this.#retireUnlinked();
+      this.sweep();
+      row = this.#takeSlot(bytes);
+      // Where readers are in the way, this offer goes and the next one finds room.
+      if (row !== 0 || this.#retire.length > 0) return row;
     }
-    this.#retireUnlinked();
-    this.sweep();
-    row = this.#takeSlot(bytes);
-    // Where readers were not in the way, the victims had other sizes.
-    if (row === 0 && this.#retire.length === 0) this.#starved = true;
-    return row;
+    if (held) return 0;
+    // Sizes have shifted: a whole page must change its use.
+    this.#emptyPage();
+    return this.#takeSlot(bytes);
   }
 
   get #heldBytesMax(): number {
@@ -484,14 +487,19 @@ export class RowCache {
     if (this.#index.isOpen && this.limitPages === 0) this.dropAll();
     this.sweep();
     if (this.#retire.length > 0 || !this.#index.isOpen) return false;
-    if (!this.#isOver() && !this.#starved) return false;
-    this.#starved = false;
-    const page = this.#pageToEmpty();
-    if (page === 0) {
+    if (!this.#isOver()) return false;
+    if (!this.#emptyPage()) {
       // Tables alone are over the budget.
-      if (this.#isOver() && this.#index.rows === 0) this.dropAll();
+      this.dropAll();
       return false;
     }
+    return this.#isOver();
+  }
+
+  /** Drops what is in one page; false when no page has rows. The page is free once readers have left. */
+  #emptyPage(): boolean {
+    const page = this.#pageToEmpty();
+    if (page === 0) return false;
     const bytes = this.#slab.sizeOf(page);
     for (let row = page; row + bytes <= page + pageBytes; row += bytes) {
       // A slot that is free holds anything; only the node that names it shows that a row is there.
@@ -501,7 +509,7 @@ export class RowCache {
     this.counts.pagesReclaimed++;
     this.#retireUnlinked();
     this.sweep();
-    return this.#isOver();
+    return true;
   }
 
   #isOver(): boolean {
@@ -544,7 +552,6 @@ export class RowCache {
     this.#bytes = 0;
     this.#absentRows = 0;
     this.#absentBytes = 0;
-    this.#starved = false;
     this.sweep();
   }
 
@@ -702,6 +709,7 @@ export class RowCache {
       invariant(rowsIn[page] === this.#rowsIn[page], 'rows are counted by page', page);
     }
     this.#index.checkRoots(rowsOfSlot);
+    this.#index.checkBuckets();
     let listed = 0;
     for (const list of [LIST_ROWS, LIST_ABSENT]) {
       for (let node = this.#lru.oldestOf(list); node !== 0; node = this.#lru.newerThan(node)) {

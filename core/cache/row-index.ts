@@ -242,6 +242,14 @@ export class RowIndex {
     }
   }
 
+  /** A reader that was held up counts on more buckets: they are there, and empty. For audits. */
+  checkBuckets(): void {
+    const segments = ROOT_BUCKET_SEGMENTS + this.#bucketPages.length * SEGMENTS_PER_PAGE;
+    for (let bucket = this.#buckets; bucket < segments * BUCKETS_PER_SEGMENT; bucket++) {
+      if (this.#root !== 0) invariant(this.#i32[this.#wordOf(bucket)] === 0, 'empty', bucket);
+    }
+  }
+
   /** A collection's root is there exactly while it has rows. `rowsOf` are those found, by slot. For audits. */
   checkRoots(rowsOf: ReadonlyMap<number, number>): void {
     for (let slot = 0; slot < collectionsMax; slot++) {
