@@ -43,7 +43,7 @@
 import { TidemarkError, corrupt } from '../base/errors.ts';
 import type { ErrorDetail } from '../base/errors.ts';
 import { invariant } from '../base/assert.ts';
-import { inPlaceBytesMin, segmentBytesMax } from '../base/limits.ts';
+import { MiB, inPlaceBytesMin, segmentBytesMax } from '../base/limits.ts';
 import {
   LOG_DIR,
   QUARANTINE_DIR,
@@ -145,6 +145,9 @@ type Cursor = {
   seq: number;
   commitEnd: number;
 };
+
+/** Suspect commits are written in batches of this. */
+const REWRITE_BATCH_BYTES: number = 1 * MiB;
 
 type Machine = Generator<void, void, void>;
 
@@ -843,7 +846,7 @@ export class LogRecovery {
   ): Generator<void, number, void> {
     const writer = new LogWriter(
       this.#storage,
-      { ...this.#options, segmentBytes: segmentBytesMax, prepare: false },
+      { segmentBytes: segmentBytesMax, prepare: false, batchBytesMax: REWRITE_BATCH_BYTES },
       {
         logId: header.logId,
         seq: header.seq,

@@ -358,11 +358,13 @@ export class LogWriter {
     return ACCEPTED;
   }
 
-  /** Puts a WATERMARK into the batch, so that `durable` is proven up to now. False: no room for it here. */
+  /**
+   * Puts a WATERMARK into the batch, so that `durable` is proven up to now. It may lie a little beyond
+   * segmentBytes, as CLEAN may. False: not now, the batch is full or the log ends.
+   */
   watermark(): boolean {
     if (this.#phase !== PHASE_LIVE || this.#closing || this.failed !== undefined) return false;
     if (this.full) return false;
-    if (this.#position + RECORD_HEADER_BYTES + END_RECORD_BYTES > this.#segmentBytes) return false;
     this.#control(RECORD_WATERMARK, 0, 0);
     return true;
   }

@@ -21,7 +21,11 @@ import type { SimCall, SimDisk, SimFault } from '../sim/disk.ts';
 import { LOG_ID, appendTo, close, factsOf, payloadOf, recover, resumed, storeDisk } from './kit.ts';
 import type { Recovered } from './kit.ts';
 
-const OPTIONS: LogOptions = { segmentBytes: 10_240, preparedBytes: 2048 };
+const OPTIONS: LogOptions = {
+  segmentBytes: 10_240,
+  preparedBytes: 2048,
+  batchBytesMax: 65_536,
+};
 
 /** What the world outside knows of a life, at the moment it ended. */
 type Witnessed = {

@@ -168,7 +168,11 @@ export function storeDisk(): SimDisk {
 }
 
 /** Small segments and little preparation: many files, few bytes. */
-export const SMALL: LogOptions = { segmentBytes: 16_384, preparedBytes: 4096 };
+export const SMALL: LogOptions = {
+  segmentBytes: 16_384,
+  preparedBytes: 4096,
+  batchBytesMax: 131_072,
+};
 
 export type Commit = { offset: number; txCount: number; epoch: number; atMs: number; crc: number };
 

@@ -381,7 +381,8 @@ export class SimDisk implements Storage {
   plant(path: string, bytes: Uint8Array): void {
     const [dir, name] = this.#parent(path, 'plant');
     const file = new SimFile(this.#nextFile++);
-    file.cache = { bytes: bytes.slice(), size: bytes.length, shared: true };
+    // Not slice(): of a Buffer that is a view, not a copy.
+    file.cache = { bytes: new Uint8Array(bytes), size: bytes.length, shared: true };
     file.platter = { ...file.cache };
     file.links = 1;
     this.#files.push(file);
