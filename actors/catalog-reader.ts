@@ -34,10 +34,10 @@ export class CatalogReader {
       const batch = this.#reader.readRange(CATALOG_ID, NEWEST, range, ROWS_PER_BATCH);
       let last: Uint8Array = NO_BYTES;
       for (let i = 0; i < batch.count; i++) {
-        const keyStart = batch.places[i * 3]!;
-        const valueStart = batch.places[i * 3 + 1]!;
+        const keyStart = batch.places[i * 3];
+        const valueStart = batch.places[i * 3 + 1];
         const key = batch.slab.subarray(keyStart, valueStart);
-        const value = decodeLent(CATALOG_VALUES, batch.slab, valueStart, batch.places[i * 3 + 2]!);
+        const value = decodeLent(CATALOG_VALUES, batch.slab, valueStart, batch.places[i * 3 + 2]);
         const row = checkCatalogRow(value, nameOfCatalogKey(key));
         this.#history.set(row.id, row.history.offsets ?? KEEP_ALL);
         last = key;

@@ -71,7 +71,7 @@ export class Client {
     this.#hooks = hooks;
     this.line = new CommitLine(context, number, hooks.endOfTurn, () => this.wake());
     this.reader = new Reader(context, number);
-    this.#requests = new Outbox(context, place.requests, context.threadBells[THREAD_BACKGROUND]!);
+    this.#requests = new Outbox(context, place.requests, context.threadBells[THREAD_BACKGROUND]);
     this.#answers = inboxOf(context, place.answers);
   }
 
@@ -148,8 +148,8 @@ export class Client {
     const { u32 } = this.#answers;
     for (let slot = this.#answers.peek(); slot >= 0; slot = this.#answers.peek()) {
       invariant(u32[slot + KIND_WORD] === MSG_DONE, 'the keeper answers requests');
-      const number = u32[slot + DONE.NUMBER]!;
-      const refusal = u32[slot + DONE.REFUSAL]!;
+      const number = u32[slot + DONE.NUMBER];
+      const refusal = u32[slot + DONE.REFUSAL];
       const asked = this.#asked.get(number);
       invariant(asked !== undefined, 'a request is answered once', number);
       this.#asked.delete(number);
@@ -170,7 +170,7 @@ export class Client {
       const durable = control.durable();
       const visible = this.reader.visible();
       for (let i = 0; i < this.#waiters.length; i++) {
-        const waiter = this.#waiters[i]!;
+        const waiter = this.#waiters[i];
         if (waiter.upper <= (waiter.durable ? durable : visible)) waiter.resolve();
         else if (state >= STATE_CLOSED) waiter.reject(this.#overError(state));
         else continue;
@@ -178,7 +178,7 @@ export class Client {
       }
     }
     for (let i = 0; i < this.#stateWaiters.length; i++) {
-      const waiter = this.#stateWaiters[i]!;
+      const waiter = this.#stateWaiters[i];
       if (state < waiter.state) continue;
       waiter.resolve();
       this.#stateWaiters.splice(i--, 1);
@@ -296,7 +296,7 @@ export class Client {
 
   #publishHold(): void {
     const { arena, topology } = this.context;
-    storeHold(arena, topology.clients[this.number]!.slot, this.#lowestHold);
+    storeHold(arena, topology.clients[this.number].slot, this.#lowestHold);
   }
 
   get holdCount(): number {

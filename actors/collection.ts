@@ -44,7 +44,7 @@ export type CollectionInfo = {
 
 export class Collection<K, V> {
   readonly name: string;
-  readonly kind: 'keyed' = 'keyed';
+  readonly kind = 'keyed' as const;
   /** @internal */
   readonly id: number;
   /** @internal */
@@ -103,7 +103,7 @@ export class Collection<K, V> {
       }
       return line.commit(sync);
     } catch (error) {
-      return Promise.reject(error as Error);
+      return Promise.reject(error);
     }
   }
 
@@ -121,7 +121,7 @@ export class Collection<K, V> {
       }
       return line.commit(sync);
     } catch (error) {
-      return Promise.reject(error as Error);
+      return Promise.reject(error);
     }
   }
 

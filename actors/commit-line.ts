@@ -110,7 +110,7 @@ export class CommitLine {
       commitBytesMax,
       writeBudgetBytes(context.config.memtableBytes) / 4,
     );
-    this.#records = new Outbox(context, place.records, context.threadBells[THREAD_WRITE]!);
+    this.#records = new Outbox(context, place.records, context.threadBells[THREAD_WRITE]);
     this.#receipts = inboxOf(context, place.receipts);
     this.#outstandingMax = place.receipts.slots;
     this.#scheduleFlush = scheduleFlush;
@@ -258,7 +258,7 @@ export class CommitLine {
     if (address === 0) {
       // The sequencer seals to make room; the flush that follows gives pages back.
       this.#context.control.setPagesWanted(true);
-      this.#context.threadBells[THREAD_WRITE]!.ring();
+      this.#context.threadBells[THREAD_WRITE].ring();
       return false;
     }
     record.number = this.#nextNumber;
@@ -359,7 +359,7 @@ export class CommitLine {
         'receipts come in order',
         u32[slot + RECEIPT.NUMBER],
       );
-      const refusal = u32[slot + RECEIPT.REFUSAL]!;
+      const refusal = u32[slot + RECEIPT.REFUSAL];
       record.first = getWide(u32, slot + RECEIPT.OFFSET);
       this.#receipts.pop();
       const page = record.page;
@@ -474,7 +474,7 @@ function settle(records: PendingRecord[], upper: number): PendingRecord[] {
   for (const record of records) {
     if (record.first + record.transactions > upper) break;
     const { resolves, first } = record;
-    for (let i = 0; i < resolves.length; i++) resolves[i]!({ offset: first + i });
+    for (let i = 0; i < resolves.length; i++) resolves[i]({ offset: first + i });
     done++;
   }
   return done === 0 ? records : records.slice(done);
@@ -488,8 +488,8 @@ function refuse(record: PendingRecord, refusal: number): void {
 function rejectAll(record: PendingRecord, error: unknown): void {
   for (let i = 0; i < record.rejects.length; i++) {
     // A commit that nobody awaits must not end the process when it fails.
-    record.promises[i]!.catch(ignore);
-    record.rejects[i]!(error);
+    record.promises[i].catch(ignore);
+    record.rejects[i](error);
   }
 }
 

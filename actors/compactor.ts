@@ -78,17 +78,17 @@ export class Compactor implements Actor {
     this.#keeper = new Outbox(
       context,
       topology.compactorToKeeper,
-      context.threadBells[THREAD_BACKGROUND]!,
+      context.threadBells[THREAD_BACKGROUND],
     );
     this.#fromDurability = inboxOf(context, topology.durabilityToCompactor);
     this.#durability = new Outbox(
       context,
       topology.compactorToDurability,
-      context.threadBells[THREAD_WRITE]!,
+      context.threadBells[THREAD_WRITE],
     );
     this.#counters = makeCounters(
       context.arena,
-      topology.counters[ACTOR_COMPACTOR]!,
+      topology.counters[ACTOR_COMPACTOR],
       COMPACTOR_COUNTERS,
     );
   }
@@ -100,7 +100,7 @@ export class Compactor implements Actor {
     for (let answer = this.#pool.poll(); answer !== undefined; answer = this.#pool.poll()) {
       this.#done.push(answer);
     }
-    while (this.#done.length > 0 && this.#answer(this.#done[0]!)) {
+    while (this.#done.length > 0 && this.#answer(this.#done[0])) {
       this.#done.shift();
       worked = true;
     }
@@ -134,15 +134,15 @@ export class Compactor implements Actor {
     const slot = this.#fromKeeper.peek();
     if (slot < 0) return false;
     const { u32 } = this.#fromKeeper;
-    const id = u32[slot + JOB.ID]! * 2;
+    const id = u32[slot + JOB.ID] * 2;
     if (u32[slot + KIND_WORD] === MSG_CANCEL) {
       this.#pool.cancel(id);
     } else {
       invariant(u32[slot + KIND_WORD] === MSG_JOB, 'a message of the keeper');
       const { arena } = this.#context;
-      const text = readText(arena, u32[slot + JOB.ADDRESS]!, u32[slot + JOB.BYTES]!);
+      const text = readText(arena, u32[slot + JOB.ADDRESS], u32[slot + JOB.BYTES]);
       this.#running.set(id, {
-        reply: u32[slot + JOB.REPLY]!,
+        reply: u32[slot + JOB.REPLY],
         startedAt: this.#context.clock.ticksMs(),
       });
       this.#counters.add(JOBS, 1);
@@ -159,8 +159,8 @@ export class Compactor implements Actor {
     const { u32 } = this.#fromDurability;
     invariant(u32[slot + KIND_WORD] === MSG_PREPARE, 'durability asks for room');
     const prepare = {
-      what: u32[slot + PREPARE.WHAT]!,
-      seq: u32[slot + PREPARE.SEQ]!,
+      what: u32[slot + PREPARE.WHAT],
+      seq: u32[slot + PREPARE.SEQ],
       from: getWide(u32, slot + PREPARE.FROM),
       to: getWide(u32, slot + PREPARE.TO),
     };

@@ -130,17 +130,17 @@ export class Durability implements Actor {
 
   constructor(context: ActorContext) {
     const { topology } = context;
-    const background = context.threadBells[THREAD_BACKGROUND]!;
+    const background = context.threadBells[THREAD_BACKGROUND];
     this.#context = context;
     this.#line = inboxOf(context, topology.line);
-    this.#replay = new Outbox(context, topology.replay, context.threadBells[THREAD_WRITE]!);
+    this.#replay = new Outbox(context, topology.replay, context.threadBells[THREAD_WRITE]);
     this.#fromKeeper = inboxOf(context, topology.keeperToDurability);
     this.#keeper = new Outbox(context, topology.durabilityToKeeper, background);
     this.#compactor = new Outbox(context, topology.durabilityToCompactor, background);
     this.#fromCompactor = inboxOf(context, topology.compactorToDurability);
     this.#counters = makeCounters(
       context.arena,
-      topology.counters[ACTOR_DURABILITY]!,
+      topology.counters[ACTOR_DURABILITY],
       DURABILITY_COUNTERS,
     );
   }
@@ -195,7 +195,7 @@ export class Durability implements Actor {
     const { u32 } = this.#fromKeeper;
     invariant(u32[slot + KIND_WORD] === MSG_RECOVER, 'the keeper says where the log stands');
     const { arena } = this.#context;
-    const text = readText(arena, u32[slot + RECOVER.ADDRESS]!, u32[slot + RECOVER.BYTES]!);
+    const text = readText(arena, u32[slot + RECOVER.ADDRESS], u32[slot + RECOVER.BYTES]);
     const request = JSON.parse(text) as RecoverRequest;
     this.#fromKeeper.pop();
     const { storage, config } = this.#context;
@@ -331,7 +331,7 @@ export class Durability implements Actor {
     const { pool, control } = this.#context;
     const applied = control.applied();
     while (this.#replayPages.length > 0) {
-      const page = this.#replayPages[0]!;
+      const page = this.#replayPages[0];
       const open = page.address === this.#replayPage && this.#phase === PHASE_RECOVERING;
       if (open || page.upper > applied) return;
       this.#replayPages.shift();
@@ -414,14 +414,14 @@ export class Durability implements Actor {
 
   #append(writer: LogWriter, u32: Uint32Array, slot: number): void {
     const { arena, pool } = this.#context;
-    const address = u32[slot + RECORD.ADDRESS]!;
-    const length = u32[slot + RECORD.PAYLOAD_BYTES]!;
-    const crc = u32[slot + RECORD.PAYLOAD_CRC]!;
-    const txCount = u32[slot + RECORD.TX_COUNT]!;
+    const address = u32[slot + RECORD.ADDRESS];
+    const length = u32[slot + RECORD.PAYLOAD_BYTES];
+    const crc = u32[slot + RECORD.PAYLOAD_CRC];
+    const txCount = u32[slot + RECORD.TX_COUNT];
     const first = getWide(u32, slot + RECORD.OFFSET);
-    const epoch = u32[slot + RECORD.EPOCH]!;
+    const epoch = u32[slot + RECORD.EPOCH];
     const atMs = getWide(u32, slot + RECORD.AT_MS);
-    const flags = u32[slot + RECORD.FLAGS]!;
+    const flags = u32[slot + RECORD.FLAGS];
     if ((flags & RECORD_SYNC) !== 0) this.#syncWanted = true;
     let refusal: number;
     if ((flags & RECORD_CHAINED) === 0) {
@@ -449,7 +449,7 @@ export class Durability implements Actor {
     // At replay a generation ends with some record fed before; those below are not asked for again.
     const at = this.#replayMarks.findIndex((mark) => mark.upper === upper);
     invariant(at >= 0, 'a bound ends a record', upper);
-    this.#bounds.push(this.#replayMarks[at]!);
+    this.#bounds.push(this.#replayMarks[at]);
     this.#replayMarks = this.#replayMarks.slice(at + 1);
     this.#answerBounds();
   }
@@ -457,7 +457,7 @@ export class Durability implements Actor {
   #answerBounds(): boolean {
     const durable = this.#context.control.durable();
     let answered = false;
-    while (this.#bounds.length > 0 && this.#bounds[0]!.upper <= durable) {
+    while (this.#bounds.length > 0 && this.#bounds[0].upper <= durable) {
       // Room is kept for a segment's notice and the answer to recovery.
       if (this.#keeper.ring.room(4) < 4) return answered;
       const mark = this.#bounds.shift()!;
@@ -533,7 +533,7 @@ export class Durability implements Actor {
     } else if (step === 'synced') {
       counters.add(SYNCS, 1);
       counters.add(SYNC_MS, ms);
-      counters.values[SYNC_MS_MAX] = Math.max(counters.values[SYNC_MS_MAX]!, Math.ceil(ms));
+      counters.values[SYNC_MS_MAX] = Math.max(counters.values[SYNC_MS_MAX], Math.ceil(ms));
     } else if (step === 'rotated') {
       counters.add(ROTATIONS, 1);
     }
@@ -543,7 +543,7 @@ export class Durability implements Actor {
   #ringClients(): void {
     const { clientBells, control } = this.#context;
     const count = control.clients();
-    for (let i = 0; i < count; i++) clientBells[i]!.ring();
+    for (let i = 0; i < count; i++) clientBells[i].ring();
   }
 
   /** Quiet for a while after a sync: one more record proves on disk what was durable (commitlog 2.2). */
@@ -583,7 +583,7 @@ export class Durability implements Actor {
     const { u32 } = this.#fromCompactor;
     invariant(u32[slot + KIND_WORD] === MSG_PREPARED, 'an answer of the compactor');
     const ok = u32[slot + PREPARE.OK] === 1;
-    const seq = u32[slot + PREPARE.SEQ]!;
+    const seq = u32[slot + PREPARE.SEQ];
     const to = getWide(u32, slot + PREPARE.TO);
     if (u32[slot + PREPARE.WHAT] === PREPARE_ZERO) {
       this.#writer?.zeroed(seq, to, ok);

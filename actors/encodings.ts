@@ -73,7 +73,7 @@ export const utf8: Codec<string> = {
 /** Bytes, given and returned as Buffers of the caller's own. */
 export const buffer: Codec<Buffer> = {
   name: 'buffer',
-  encode: checkBytes as (value: Buffer) => Uint8Array,
+  encode: checkBytes,
   decode(bytes: Uint8Array): Buffer {
     return asBuffer(bytes);
   },
@@ -128,7 +128,7 @@ export const u64: Codec<number> = {
   },
   decodeFrom(bytes: Uint8Array, start: number, end: number): number {
     let value = 0;
-    for (let i = start; i < end; i++) value = value * 256 + bytes[i]!;
+    for (let i = start; i < end; i++) value = value * 256 + bytes[i];
     return value;
   },
 };
@@ -165,7 +165,7 @@ const BY_NAME: Readonly<Record<EncodingName, Codec<never>>> = {
 /** The codec that an option names. Throws TypeError for what is neither a name nor a codec. */
 export function codecOf(encoding: unknown, option: string): Codec<unknown> {
   if (typeof encoding === 'string' && Object.hasOwn(BY_NAME, encoding)) {
-    return BY_NAME[encoding as EncodingName] as Codec<unknown>;
+    return BY_NAME[encoding as EncodingName];
   }
   const codec = encoding as Codec<unknown> | null;
   if (
@@ -183,9 +183,7 @@ export function codecOf(encoding: unknown, option: string): Codec<unknown> {
 
 /** The codec of a name stored in the catalog, or undefined when only the caller can supply it. */
 export function codecOfStoredName(name: string): Codec<unknown> | undefined {
-  return Object.hasOwn(BY_NAME, name)
-    ? (BY_NAME[name as EncodingName] as Codec<unknown>)
-    : undefined;
+  return Object.hasOwn(BY_NAME, name) ? BY_NAME[name as EncodingName] : undefined;
 }
 
 /** Decodes bytes that live in shared or reused memory; the result shares nothing with them. */

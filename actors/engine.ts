@@ -45,7 +45,7 @@ import { makeMachine } from './jobs.ts';
 import { leaseKit, returnKit } from './kit.ts';
 import type { Kit } from './kit.ts';
 import { NodeStorage } from './node-storage.ts';
-import { checkHistory, checkOptions, writeBudgetBytes } from './options.ts';
+import { checkHistory, checkOptions, show, writeBudgetBytes } from './options.ts';
 import type { CheckedOptions, History, OpenOptions } from './options.ts';
 import { identify } from './process-identity.ts';
 import { Snapshot } from './snapshot.ts';
@@ -315,7 +315,7 @@ export class Engine extends EventEmitter {
   /** Every collection there is, by name. */
   collections(): CollectionInfo[] {
     return this.#rows().map(({ name, key, row }) => {
-      const collection = this.#make(name, key, row, buffer as Codec<unknown>, CATALOG_VALUES);
+      const collection = this.#make(name, key, row, buffer, CATALOG_VALUES);
       return {
         name,
         kind: 'keyed',
@@ -444,7 +444,7 @@ function checkCollectionOptions(options: unknown): WantedCollection {
   }
   const { kind, key, value, history } = options as Record<string, unknown>;
   if (kind !== undefined && kind !== 'keyed') {
-    throw new TypeError(`kind is 'keyed', not ${String(kind)}`);
+    throw new TypeError(`kind is 'keyed', not ${show(kind)}`);
   }
   return {
     given: true,

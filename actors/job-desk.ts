@@ -46,7 +46,7 @@ export class JobDesk {
     this.#context = context;
     this.#slab = slab;
     this.#inbox = inboxOf(context, topology.compactorToKeeper);
-    this.#outbox = new Outbox(context, topology.keeperToCompactor, threadBells[THREAD_BACKGROUND]!);
+    this.#outbox = new Outbox(context, topology.keeperToCompactor, threadBells[THREAD_BACKGROUND]);
   }
 
   get running(): number {
@@ -102,12 +102,12 @@ export class JobDesk {
     const { u32 } = this.#inbox;
     for (let slot = this.#inbox.peek(); slot >= 0; slot = this.#inbox.peek()) {
       if (u32[slot + KIND_WORD] === MSG_CREDIT) {
-        this.#workers += u32[slot + CREDIT.JOBS]!;
+        this.#workers += u32[slot + CREDIT.JOBS];
         this.#inbox.pop();
       } else {
         invariant(u32[slot + KIND_WORD] === MSG_RESULT, 'a message of the compactor');
-        const id = u32[slot + RESULT.ID]!;
-        const bytes = u32[slot + RESULT.BYTES]!;
+        const id = u32[slot + RESULT.ID];
+        const bytes = u32[slot + RESULT.BYTES];
         this.#inbox.pop();
         this.#onResult(id, bytes);
       }

@@ -55,7 +55,7 @@ export class Kit {
       trackUnmanagedFds: false,
       execArgv: process.execArgv.filter((flag) => !flag.includes('tsx') && flag !== '--import'),
     });
-    worker.on('error', (error) => this.#died(error as Error));
+    worker.on('error', (error) => this.#died(error));
     worker.on('exit', (code) => this.#died(new Error(`engine thread ${thread} exited (${code})`)));
     const remote = wrap<KitThread>(nodeEndpoint(worker));
     worker.unref();

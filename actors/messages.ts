@@ -143,5 +143,5 @@ export function setWide(u32: Uint32Array, word: number, value: number): void {
 }
 
 export function getWide(u32: Uint32Array, word: number): number {
-  return fromWords(u32[word]!, u32[word + 1]!);
+  return fromWords(u32[word], u32[word + 1]);
 }

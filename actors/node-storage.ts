@@ -77,7 +77,7 @@ export class NodeStorage implements Storage {
   }
 
   writev(fd: number, sources: readonly Uint8Array[], position: number): number {
-    return fs.writevSync(fd, sources as Uint8Array[], position);
+    return fs.writevSync(fd, sources, position);
   }
 
   sync(fd: number): void {
@@ -106,7 +106,7 @@ export class NodeStorage implements Storage {
 
   list(path: string): string[] {
     try {
-      return fs.readdirSync(this.#at(path)).sort();
+      return fs.readdirSync(this.#at(path)).toSorted();
     } catch (error) {
       if (isMissing(error)) return [];
       throw error;

@@ -106,7 +106,7 @@ export function checkOptions(directory: unknown, given: unknown): CheckedOptions
   }
   const durability = options['durability'] ?? 'synced';
   if (durability !== 'synced' && durability !== 'buffered') {
-    throw new TypeError(`durability is 'synced' or 'buffered', not ${String(durability)}`);
+    throw new TypeError(`durability is 'synced' or 'buffered', not ${show(durability)}`);
   }
   const memoryBytes = alignUp(
     integer(options, 'memoryBytes', defaultMemory(), arenaBytesMin, 4 * GiB),
@@ -200,7 +200,7 @@ function integer(
 ): number {
   const value = options[name] ?? fallback;
   if (typeof value !== 'number' || !Number.isSafeInteger(value) || value < min || value > max) {
-    throw new TypeError(`${name} is an integer from ${min} to ${max}, not ${String(value)}`);
+    throw new TypeError(`${name} is an integer from ${min} to ${max}, not ${show(value)}`);
   }
   return value;
 }
@@ -224,4 +224,9 @@ function checkSignal(value: unknown): AbortSignal | undefined {
     return value as AbortSignal;
   }
   throw new TypeError('signal is an AbortSignal');
+}
+
+/** A caller's value in a message. */
+export function show(value: unknown): string {
+  return typeof value === 'string' || typeof value === 'number' ? String(value) : typeof value;
 }

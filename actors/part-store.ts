@@ -121,9 +121,9 @@ export class PartStore {
   /** Parts of one file stand together in the list. */
   #group(load: Load): readonly PartRef[] {
     const { refs, next } = load;
-    const file = refs[next]!.file;
+    const file = refs[next].file;
     let to = next;
-    while (to < refs.length && refs[to]!.file === file) to++;
+    while (to < refs.length && refs[to].file === file) to++;
     return refs.slice(next, to);
   }
 
@@ -133,7 +133,7 @@ export class PartStore {
       return;
     }
     const group = this.#group(load);
-    const file = group[0]!.file;
+    const file = group[0].file;
     const known = this.#files.get(file);
     const calls: StorageCall[] = [];
     if (known === undefined || known.fd < 0) {
@@ -162,13 +162,13 @@ export class PartStore {
       // A footer with long keys is longer than what was read of it: read those again, whole.
       const again: StorageCall[] = [];
       group.forEach((ref, i) => {
-        const tail = load.tails[i]!;
+        const tail = load.tails[i];
         const needed = footerBytes(tail, tail.length, ref);
         if (needed <= tail.length) return;
         load.tails[i] = new Uint8Array(needed);
         again.push({
           call: 'read',
-          bytes: load.tails[i]!,
+          bytes: load.tails[i],
           position: ref.offset + ref.bytes - needed,
         });
       });
@@ -177,7 +177,7 @@ export class PartStore {
         return;
       }
       group.forEach((ref, i) => {
-        const tail = load.tails[i]!;
+        const tail = load.tails[i];
         load.infos.push(parseFooter(tail, 0, tail.length, ref));
       });
     } catch (error) {
@@ -191,7 +191,7 @@ export class PartStore {
     load.indexes = [];
     load.filters = [];
     for (let i = 0; i < group.length; i++) {
-      const info = load.infos[load.next + i]!;
+      const info = load.infos[load.next + i];
       const index = new Uint8Array(info.indexBytes);
       const filter = new Uint8Array(info.filterBytes);
       load.indexes.push(index);
@@ -208,12 +208,12 @@ export class PartStore {
       return;
     }
     try {
-      this.#addFile(group[0]!.file, answer.fd);
+      this.#addFile(group[0].file, answer.fd);
       for (let i = 0; i < group.length; i++) {
-        const info = load.infos[load.next + i]!;
-        checkIndex(load.indexes[i]!, 0, info);
-        checkFilter(load.filters[i]!, 0, info);
-        this.#addPart(info, load.indexes[i]!, load.filters[i]!);
+        const info = load.infos[load.next + i];
+        checkIndex(load.indexes[i], 0, info);
+        checkFilter(load.filters[i], 0, info);
+        this.#addPart(info, load.indexes[i], load.filters[i]);
       }
     } catch (error) {
       load.done(undefined, error);

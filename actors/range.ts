@@ -205,13 +205,13 @@ export class RangeIterable<K, V, T> implements IterableIterator<T>, AsyncIterabl
   #decodeKey(): K {
     const { slab, places } = this.#batch!;
     const at = this.#at * 3;
-    return decodeOwned(this.#keys, slab, places[at]!, places[at + 1]!);
+    return decodeOwned(this.#keys, slab, places[at], places[at + 1]);
   }
 
   #decodeValue(): V {
     const { slab, places } = this.#batch!;
     const at = this.#at * 3;
-    return decodeOwned(this.#values, slab, places[at + 1]!, places[at + 2]!);
+    return decodeOwned(this.#values, slab, places[at + 1], places[at + 2]);
   }
 }
 

@@ -114,7 +114,7 @@ export class Reader {
       topology.cacheRoots,
       new RingProducer(arena, place.touches.address, place.touches.slots),
       new RingProducer(arena, place.offers.address, place.offers.slots),
-      context.threadBells[THREAD_BACKGROUND]!,
+      context.threadBells[THREAD_BACKGROUND],
     );
     this.#generation = new GenerationReader(arena);
   }
@@ -601,7 +601,7 @@ export class Reader {
       cursor.reset(parts);
       sources.push(cursor);
     }
-    if (sources.length === 1) return sources[0]!;
+    if (sources.length === 1) return sources[0];
     this.#merge.reset(sources);
     return this.#merge;
   }

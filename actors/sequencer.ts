@@ -105,19 +105,19 @@ export class Sequencer implements Actor {
     this.#context = context;
     this.#clients = topology.clients.map((client) => inboxOf(context, client.records));
     this.#receipts = topology.clients.map(
-      (client, i) => new Outbox(context, client.receipts, context.clientBells[i]!),
+      (client, i) => new Outbox(context, client.receipts, context.clientBells[i]),
     );
     this.#replay = inboxOf(context, topology.replay);
-    this.#line = new Outbox(context, topology.line, context.threadBells[THREAD_WRITE]!);
+    this.#line = new Outbox(context, topology.line, context.threadBells[THREAD_WRITE]);
     this.#fromKeeper = inboxOf(context, topology.keeperToSequencer);
     this.#keeper = new Outbox(
       context,
       topology.sequencerToKeeper,
-      context.threadBells[THREAD_BACKGROUND]!,
+      context.threadBells[THREAD_BACKGROUND],
     );
     this.#counters = makeCounters(
       context.arena,
-      topology.counters[ACTOR_SEQUENCER]!,
+      topology.counters[ACTOR_SEQUENCER],
       SEQUENCER_COUNTERS,
     );
     this.#walker = new OperationWalker(context.arena, context.pool);
@@ -158,7 +158,7 @@ export class Sequencer implements Actor {
     let worked = false;
     const { u32 } = this.#fromKeeper;
     for (let slot = this.#fromKeeper.peek(); slot >= 0; slot = this.#fromKeeper.peek()) {
-      const address = u32[slot + GENERATION.ADDRESS]!;
+      const address = u32[slot + GENERATION.ADDRESS];
       switch (u32[slot + KIND_WORD]) {
         case MSG_SPARE_PUBLISHED:
           invariant(this.#spare?.header === address, 'the spare that was offered', address);
@@ -188,7 +188,7 @@ export class Sequencer implements Actor {
   #ringClients(): void {
     const { clientBells, control } = this.#context;
     const count = control.clients();
-    for (let i = 0; i < count; i++) clientBells[i]!.ring();
+    for (let i = 0; i < count; i++) clientBells[i].ring();
   }
 
   /** Keeps a spare ready and offered, so that a full generation is never waited for. */
@@ -273,7 +273,7 @@ export class Sequencer implements Actor {
     const clients = this.#context.control.clients();
     for (let i = 0; i < clients && taken < RECORDS_PER_TICK && !blocked; i++) {
       const client = (this.#turn + i) % clients;
-      const inbox = this.#clients[client]!;
+      const inbox = this.#clients[client];
       for (let slot = inbox.peek(); slot >= 0 && taken < RECORDS_PER_TICK; slot = inbox.peek()) {
         if (inbox.u32[slot + KIND_WORD] === MSG_CLOSE) {
           closeSeen = client;
@@ -290,7 +290,7 @@ export class Sequencer implements Actor {
     this.#turn++;
     // The engine closes when every ring was drained; records behind a CLOSE do not exist.
     if (closeSeen >= 0 && taken === 0 && !blocked && this.#line.ring.room(1) > 0) {
-      this.#clients[closeSeen]!.pop();
+      this.#clients[closeSeen].pop();
       this.#closing = true;
       const slot = this.#line.claim();
       this.#line.ring.u32[slot + KIND_WORD] = MSG_CLOSE;
@@ -305,7 +305,7 @@ export class Sequencer implements Actor {
     const { u32 } = inbox;
     invariant(u32[slot + KIND_WORD] === MSG_RECORD, 'a client sends records', client);
     if (!control.hasSpace()) {
-      this.#answer(client, u32[slot + RECORD.NUMBER]!, 0, codeNumber('TIDEMARK_NO_SPACE'));
+      this.#answer(client, u32[slot + RECORD.NUMBER], 0, codeNumber('TIDEMARK_NO_SPACE'));
       this.#counters.add(REFUSED, 1);
       return TAKEN;
     }
@@ -314,13 +314,13 @@ export class Sequencer implements Actor {
       this.#counters.add(STALLS_FOR_LOG, 1);
       return BLOCKED;
     }
-    const operations = u32[slot + RECORD.OPERATIONS]!;
-    const payloadBytes = u32[slot + RECORD.PAYLOAD_BYTES]!;
+    const operations = u32[slot + RECORD.OPERATIONS];
+    const payloadBytes = u32[slot + RECORD.PAYLOAD_BYTES];
     if (!this.#makeRoom(operations, payloadBytes)) return BLOCKED;
     const first = this.#next;
-    const txCount = u32[slot + RECORD.TX_COUNT]!;
+    const txCount = u32[slot + RECORD.TX_COUNT];
     this.#atMs = Math.max(clock.nowMs(), this.#atMs);
-    this.#insert(u32[slot + RECORD.ADDRESS]!, txCount, first);
+    this.#insert(u32[slot + RECORD.ADDRESS], txCount, first);
 
     const out = this.#line.claim();
     for (let word = 0; word < RECORD.OFFSET; word++) u32[out + word] = u32[slot + word]!;
@@ -328,7 +328,7 @@ export class Sequencer implements Actor {
     u32[out + RECORD.EPOCH] = this.#epoch;
     setWide(u32, out + RECORD.AT_MS, this.#atMs);
     this.#line.send();
-    this.#answer(client, u32[slot + RECORD.NUMBER]!, first, 0);
+    this.#answer(client, u32[slot + RECORD.NUMBER], first, 0);
     this.#counters.add(RECORDS, 1);
     this.#counters.add(TRANSACTIONS, txCount);
     this.#counters.add(OPERATIONS, operations);
@@ -360,7 +360,7 @@ export class Sequencer implements Actor {
   }
 
   #answer(client: number, number: number, first: number, refusal: number): void {
-    const receipts = this.#receipts[client]!;
+    const receipts = this.#receipts[client];
     const slot = receipts.claim();
     invariant(slot >= 0, 'the slot of a receipt is reserved with its record', client);
     const { u32 } = receipts.ring;
@@ -388,13 +388,13 @@ export class Sequencer implements Actor {
           const first = getWide(u32, slot + RECORD.OFFSET);
           invariant(first === this.#next, 'replay is contiguous', first, this.#next);
           if (this.#line.ring.room(1) === 0) return taken > 0;
-          const operations = u32[slot + RECORD.OPERATIONS]!;
-          if (!this.#makeRoom(operations, u32[slot + RECORD.PAYLOAD_BYTES]!)) {
+          const operations = u32[slot + RECORD.OPERATIONS];
+          if (!this.#makeRoom(operations, u32[slot + RECORD.PAYLOAD_BYTES])) {
             // A read-only engine flushes nothing: there will never be more room.
             if (this.#context.config.readOnly && this.#spare === undefined) throw replayTooLarge();
             return taken > 0;
           }
-          this.#insert(u32[slot + RECORD.ADDRESS]!, u32[slot + RECORD.TX_COUNT]!, first);
+          this.#insert(u32[slot + RECORD.ADDRESS], u32[slot + RECORD.TX_COUNT], first);
           break;
         }
         case MSG_REPLAY_END:

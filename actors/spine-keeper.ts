@@ -262,8 +262,8 @@ export class SpineKeeper implements Actor {
 
   constructor(context: ActorContext) {
     const { topology, arena, pool, control } = context;
-    const write = context.threadBells[THREAD_WRITE]!;
-    const background = context.threadBells[THREAD_BACKGROUND]!;
+    const write = context.threadBells[THREAD_WRITE];
+    const background = context.threadBells[THREAD_BACKGROUND];
     this.#context = context;
     this.#fromSequencer = inboxOf(context, topology.sequencerToKeeper);
     this.#sequencer = new Outbox(context, topology.keeperToSequencer, write);
@@ -273,9 +273,9 @@ export class SpineKeeper implements Actor {
     this.#evictor = new Outbox(context, topology.keeperToEvictor, background);
     this.#requests = topology.clients.map((client) => inboxOf(context, client.requests));
     this.#answers = topology.clients.map(
-      (client, i) => new Outbox(context, client.answers, context.clientBells[i]!),
+      (client, i) => new Outbox(context, client.answers, context.clientBells[i]),
     );
-    this.#counters = makeCounters(arena, topology.counters[ACTOR_KEEPER]!, KEEPER_COUNTERS);
+    this.#counters = makeCounters(arena, topology.counters[ACTOR_KEEPER], KEEPER_COUNTERS);
     this.#slab = new Slab(pool, KIND_VIEW);
     this.#retired = new RetireList(arena, control.epochAddress, topology.slots, clientsMax);
     this.#parts = new PartStore(context, this.#slab, this.#retired, (fd, calls, done) =>
@@ -472,7 +472,7 @@ export class SpineKeeper implements Actor {
     const { storage, config, control } = this.#context;
     if (this.#creating && this.#store === undefined) {
       // The log exists and is empty; the manifest comes last, and with it the store.
-      const first = this.#views.segments[0]!;
+      const first = this.#views.segments[0];
       const logId = new Uint8Array(Buffer.from(config.newLogId, 'base64'));
       const epoch = 0;
       const start = { upper: 0, seq: first.seq, position: 4_096, chain: 0, epoch, atMs: 0 };
@@ -581,8 +581,8 @@ export class SpineKeeper implements Actor {
   #showEffects(): boolean {
     const { answered } = this.#store!;
     let shown = false;
-    while (this.#effects.length > 0 && this.#effects[0]!.edit <= answered) {
-      if (!this.#effects[0]!.show()) return shown;
+    while (this.#effects.length > 0 && this.#effects[0].edit <= answered) {
+      if (!this.#effects[0].show()) return shown;
       this.#effects.shift();
       shown = true;
     }
@@ -596,9 +596,9 @@ export class SpineKeeper implements Actor {
     const inbox = this.#fromSequencer;
     const { u32 } = inbox;
     for (let slot = inbox.peek(); slot >= 0; slot = inbox.peek()) {
-      const address = u32[slot + GENERATION.ADDRESS]!;
+      const address = u32[slot + GENERATION.ADDRESS];
       const upper = getWide(u32, slot + GENERATION.UPPER);
-      const token = u32[slot + GENERATION.TOKEN]!;
+      const token = u32[slot + GENERATION.TOKEN];
       switch (u32[slot + KIND_WORD]) {
         case MSG_OPENED:
           this.#views.open = address;
@@ -669,7 +669,7 @@ export class SpineKeeper implements Actor {
       switch (u32[slot + KIND_WORD]) {
         case MSG_SEGMENT:
           this.#onSegment(
-            u32[slot + SEGMENT.SEQ]!,
+            u32[slot + SEGMENT.SEQ],
             getWide(u32, slot + SEGMENT.BASE),
             getWide(u32, slot + SEGMENT.AT_MS),
           );
@@ -685,10 +685,10 @@ export class SpineKeeper implements Actor {
           if (item === undefined) return worked;
           item.position = {
             upper,
-            seq: u32[slot + BOUND_REACHED.SEQ]!,
+            seq: u32[slot + BOUND_REACHED.SEQ],
             position: getWide(u32, slot + BOUND_REACHED.POSITION),
-            chain: u32[slot + BOUND_REACHED.CHAIN]!,
-            epoch: u32[slot + BOUND_REACHED.EPOCH]!,
+            chain: u32[slot + BOUND_REACHED.CHAIN],
+            epoch: u32[slot + BOUND_REACHED.EPOCH],
             atMs: getWide(u32, slot + BOUND_REACHED.AT_MS),
           };
           break;
@@ -724,18 +724,18 @@ export class SpineKeeper implements Actor {
     let worked = false;
     const count = Math.min(this.#context.control.clients(), this.#requests.length);
     for (let client = 0; client < count; client++) {
-      const inbox = this.#requests[client]!;
+      const inbox = this.#requests[client];
       const slot = inbox.peek();
       if (slot < 0) continue;
       const { u32 } = inbox;
-      const number = u32[slot + REQUEST.NUMBER]!;
+      const number = u32[slot + REQUEST.NUMBER];
       if (u32[slot + KIND_WORD] === MSG_FLUSH) {
         const token = this.#askSeal();
         this.#flushWishes.push({ client, number, token, upper: -1 });
       } else {
         invariant(u32[slot + KIND_WORD] === MSG_COMPACT, 'a request of a client');
         const whole = u32[slot + REQUEST.WHOLE] === 1;
-        this.#onCompact(client, number, whole ? -1 : u32[slot + REQUEST.COLLECTION]!);
+        this.#onCompact(client, number, whole ? -1 : u32[slot + REQUEST.COLLECTION]);
       }
       inbox.pop();
       worked = true;
@@ -765,13 +765,13 @@ export class SpineKeeper implements Actor {
 
   #answerWishes(): void {
     for (let i = 0; i < this.#flushWishes.length; i++) {
-      const wish = this.#flushWishes[i]!;
+      const wish = this.#flushWishes[i];
       if (wish.upper < 0 || wish.upper > this.#shownUpper) continue;
       if (!this.#tellClient(wish.client, wish.number)) return;
       this.#flushWishes.splice(i--, 1);
     }
     for (let i = 0; i < this.#compactWishes.length; i++) {
-      const wish = this.#compactWishes[i]!;
+      const wish = this.#compactWishes[i];
       if (wish.collections.some((collection) => collection.compactWanted)) continue;
       if (!this.#tellClient(wish.client, wish.number)) return;
       this.#compactWishes.splice(i--, 1);
@@ -779,7 +779,7 @@ export class SpineKeeper implements Actor {
   }
 
   #tellClient(client: number, number: number): boolean {
-    const outbox = this.#answers[client]!;
+    const outbox = this.#answers[client];
     const slot = outbox.claim();
     if (slot < 0) return false;
     const { u32 } = outbox.ring;
@@ -812,11 +812,11 @@ export class SpineKeeper implements Actor {
   #dropSegments(): void {
     const floor = this.#store!.checkpoints.older.upper;
     let drop = 0;
-    while (drop + 1 < this.#views.segments.length && this.#views.segments[drop + 1]!.base <= floor)
+    while (drop + 1 < this.#views.segments.length && this.#views.segments[drop + 1].base <= floor)
       drop++;
     if (drop === 0) return;
     const gone = this.#views.segments.slice(0, drop);
-    const first = this.#views.segments[drop]!;
+    const first = this.#views.segments[drop];
     if (first.seq <= this.#startLogSeq) return;
     this.#startLogSeq = first.seq;
     this.#propose({ logStart: { seq: first.seq, offset: first.base, atMs: first.atMs } }, () => {

@@ -77,8 +77,8 @@ export function gatherStats(
   const { context, reader, line } = client;
   const { arena, control, pool, topology } = context;
   reader.publish();
-  const actors = ACTOR_COUNTERS.map((names, i) =>
-    readCounters(arena, topology.counters[i]!, names),
+  const actors = ACTOR_COUNTERS.map((counters, i) =>
+    readCounters(arena, topology.counters[i], counters),
   );
   const [sequencer, durability, keeper, compactor, evictor] = actors as [
     Record<string, number>,
@@ -87,13 +87,13 @@ export function gatherStats(
     Record<string, number>,
     Record<string, number>,
   ];
-  const place = topology.clients[client.number]!;
+  const place = topology.clients[client.number];
   return {
     state,
     upper: reader.visible(),
     durableUpper: control.durable(),
     appliedUpper: control.applied(),
-    flushedUpper: keeper['flushedUpper']!,
+    flushedUpper: keeper['flushedUpper'],
     memory: {
       arenaBytes: arena.bytes,
       recordBytes: pool.usedPages(KIND_RECORD) * pageBytes,
@@ -108,8 +108,8 @@ export function gatherStats(
       segments: segmentStats(client),
     },
     collections: collectionStats(client, names),
-    sealed: keeper['sealed']!,
-    workWaiting: keeper['workWaiting']!,
+    sealed: keeper['sealed'],
+    workWaiting: keeper['workWaiting'],
     holds: { count: client.holdCount, oldest: client.oldestHold },
     waitingTransactions: line.waitingTransactions,
     sequencer,

@@ -36,9 +36,9 @@ export function reserveText(arena: Arena, slab: Slab, bytes: number): number {
 export function writeText(arena: Arena, table: number, text: string): number {
   const { u32, u8 } = arena;
   const bytes = Buffer.from(text, 'utf8');
-  if (bytes.length > u32[table >>> 2]!) return -1;
+  if (bytes.length > u32[table >>> 2]) return -1;
   for (let at = 0, i = 0; at < bytes.length; at += BLOCK_BYTES, i++) {
-    u8.set(bytes.subarray(at, at + BLOCK_BYTES), u32[(table >>> 2) + BLOCKS_WORD + i]!);
+    u8.set(bytes.subarray(at, at + BLOCK_BYTES), u32[(table >>> 2) + BLOCKS_WORD + i]);
   }
   return bytes.length;
 }
@@ -47,7 +47,7 @@ export function readText(arena: Arena, table: number, bytes: number): string {
   const { u32, u8 } = arena;
   const copy = Buffer.alloc(bytes);
   for (let at = 0, i = 0; at < bytes; at += BLOCK_BYTES, i++) {
-    const block = u32[(table >>> 2) + BLOCKS_WORD + i]!;
+    const block = u32[(table >>> 2) + BLOCKS_WORD + i];
     copy.set(u8.subarray(block, block + Math.min(BLOCK_BYTES, bytes - at)), at);
   }
   return copy.toString('utf8');
@@ -55,7 +55,7 @@ export function readText(arena: Arena, table: number, bytes: number): string {
 
 export function freeText(arena: Arena, slab: Slab, table: number): void {
   const { u32 } = arena;
-  const count = u32[(table >>> 2) + 1]!;
-  for (let i = 0; i < count; i++) slab.free(u32[(table >>> 2) + BLOCKS_WORD + i]!);
+  const count = u32[(table >>> 2) + 1];
+  for (let i = 0; i < count; i++) slab.free(u32[(table >>> 2) + BLOCKS_WORD + i]);
   slab.free(table);
 }

@@ -56,7 +56,7 @@ export class Transaction {
     try {
       return line.commitSet(this.#set, sync);
     } catch (error) {
-      return Promise.reject(error as Error);
+      return Promise.reject(error);
     }
   }
 

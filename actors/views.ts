@@ -138,7 +138,7 @@ export class Views {
   rewrite(shown: Shown): void {
     const former = shown.block;
     this.#moveSince(shown);
-    const fields = { ...shown, kind: KIND_KEYED, runs: [...shown.runs.values()].reverse() };
+    const fields = { ...shown, kind: KIND_KEYED, runs: [...shown.runs.values()].toReversed() };
     shown.block = this.#allocate(collectionBytes(fields));
     writeCollection(this.#context.arena, shown.block, fields);
     if (former !== 0) this.#afterPublish.push(() => this.#retire(former));
@@ -173,7 +173,7 @@ export class Views {
       open: this.open,
       spare: this.spare,
       sealed: this.sealed.toReversed(),
-      collections: [...this.#shown.values()].sort((a, b) => a.id - b.id),
+      collections: [...this.#shown.values()].toSorted((a, b) => a.id - b.id),
       segments: this.segments,
     };
     const former = this.#view;

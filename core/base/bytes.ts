@@ -16,7 +16,7 @@ export function compareAt(
 ): number {
   const n = aLength < bLength ? aLength : bLength;
   for (let i = 0; i < n; i++) {
-    const d = a[aOffset + i]! - b[bOffset + i]!;
+    const d = a[aOffset + i] - b[bOffset + i];
     if (d !== 0) return d < 0 ? -1 : 1;
   }
   return aLength === bLength ? 0 : aLength < bLength ? -1 : 1;
@@ -60,7 +60,7 @@ export function hashAt(bytes: Uint8Array, offset: number, length: number, seed: 
   let i = offset;
   const end4 = offset + (length & ~3);
   for (; i < end4; i += 4) {
-    let k = bytes[i]! | (bytes[i + 1]! << 8) | (bytes[i + 2]! << 16) | (bytes[i + 3]! << 24);
+    let k = bytes[i] | (bytes[i + 1] << 8) | (bytes[i + 2] << 16) | (bytes[i + 3] << 24);
     k = Math.imul(k, 0xcc9e2d51);
     k = (k << 15) | (k >>> 17);
     h ^= Math.imul(k, 0x1b873593);
@@ -68,7 +68,7 @@ export function hashAt(bytes: Uint8Array, offset: number, length: number, seed: 
     h = (Math.imul(h, 5) + 0xe6546b64) | 0;
   }
   let k = 0;
-  for (let shift = 0; i < offset + length; i++, shift += 8) k |= bytes[i]! << shift;
+  for (let shift = 0; i < offset + length; i++, shift += 8) k |= bytes[i] << shift;
   k = Math.imul(k, 0xcc9e2d51);
   k = (k << 15) | (k >>> 17);
   h ^= Math.imul(k, 0x1b873593);
@@ -80,13 +80,11 @@ export function hashAt(bytes: Uint8Array, offset: number, length: number, seed: 
 }
 
 export function getU16(bytes: Uint8Array, at: number): number {
-  return bytes[at]! | (bytes[at + 1]! << 8);
+  return bytes[at] | (bytes[at + 1] << 8);
 }
 
 export function getU32(bytes: Uint8Array, at: number): number {
-  return (
-    (bytes[at]! | (bytes[at + 1]! << 8) | (bytes[at + 2]! << 16) | (bytes[at + 3]! << 24)) >>> 0
-  );
+  return (bytes[at] | (bytes[at + 1] << 8) | (bytes[at + 2] << 16) | (bytes[at + 3] << 24)) >>> 0;
 }
 
 /** A u64 as a number; bits above 2^53 make it unsafe, which the caller checks where bytes are foreign. */
@@ -117,7 +115,7 @@ const F64_BYTES: Uint8Array = new Uint8Array(F64.buffer);
 /** Little endian on every platform Node runs on with shared memory; asserted at load. */
 export function getF64(bytes: Uint8Array, at: number): number {
   for (let i = 0; i < 8; i++) F64_BYTES[i] = bytes[at + i]!;
-  return F64[0]!;
+  return F64[0];
 }
 
 export function setF64(bytes: Uint8Array, at: number, value: number): void {

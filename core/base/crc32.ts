@@ -22,14 +22,14 @@ export function crc32Table(bytes: Uint8Array, offset: number, length: number, se
   let i = offset;
   const end4 = offset + (length & ~3);
   for (; i < end4; i += 4) {
-    c ^= bytes[i]! | (bytes[i + 1]! << 8) | (bytes[i + 2]! << 16) | (bytes[i + 3]! << 24);
+    c ^= bytes[i] | (bytes[i + 1] << 8) | (bytes[i + 2] << 16) | (bytes[i + 3] << 24);
     c =
-      TABLE[768 + (c & 255)]! ^
-      TABLE[512 + ((c >>> 8) & 255)]! ^
-      TABLE[256 + ((c >>> 16) & 255)]! ^
-      TABLE[c >>> 24]!;
+      TABLE[768 + (c & 255)] ^
+      TABLE[512 + ((c >>> 8) & 255)] ^
+      TABLE[256 + ((c >>> 16) & 255)] ^
+      TABLE[c >>> 24];
   }
-  for (; i < offset + length; i++) c = (c >>> 8) ^ TABLE[(c ^ bytes[i]!) & 255]!;
+  for (; i < offset + length; i++) c = (c >>> 8) ^ TABLE[(c ^ bytes[i]) & 255];
   return ~c >>> 0;
 }
 
@@ -42,8 +42,8 @@ function makeTables(): Int32Array {
   }
   for (let n = 0; n < 256; n++) {
     for (let k = 1; k < 4; k++) {
-      const c = table[(k - 1) * 256 + n]!;
-      table[k * 256 + n] = (c >>> 8) ^ table[c & 255]!;
+      const c = table[(k - 1) * 256 + n];
+      table[k * 256 + n] = (c >>> 8) ^ table[c & 255];
     }
   }
   return table;

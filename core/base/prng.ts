@@ -57,7 +57,7 @@ export class Prng {
   }
 
   pick<T>(items: readonly T[]): T {
-    return items[this.below(items.length)] as T;
+    return items[this.below(items.length)];
   }
 
   /** Fills `target` with random bytes. */

@@ -60,6 +60,8 @@ export class BufferPool {
     this.#nextWord = table(this.#pages * 4) >>> 2;
     this.#usedWord = table(this.#pages * 4) >>> 2;
     this.#ownerAddress = table(this.#pages);
+    // Page 0 holds tables at the least: an address of 0 means nothing.
+    invariant(at <= firstPage * pageBytes, 'the tables lie below the first page', at, firstPage);
     this.#hint = firstPage >>> 5;
   }
 
@@ -84,7 +86,7 @@ export class BufferPool {
     for (let page = 0; page < bitmapBytes(this.#pages) * 8; page++) {
       if (page >= this.#firstPage && page < this.#pages) continue;
       const word = this.#bitmapWord + (page >>> 5);
-      i32[word] = i32[word]! | (1 << (page & 31));
+      i32[word] = i32[word] | (1 << (page & 31));
     }
     for (let kind = 0; kind < POOL_KINDS; kind++) {
       const word = this.#kindsWord + kind * LINE_WORDS;
@@ -160,7 +162,7 @@ export class BufferPool {
 
   /** Address of the page that continues this one, 0 = none. Plain: set before the page is pushed. */
   next(address: number): number {
-    return this.#arena.u32[this.#nextWord + (address >>> pageShift)]!;
+    return this.#arena.u32[this.#nextWord + (address >>> pageShift)];
   }
 
   setNext(address: number, next: number): void {
@@ -169,7 +171,7 @@ export class BufferPool {
 
   /** Payload bytes in a chained page, from the page's start. */
   used(address: number): number {
-    return this.#arena.u32[this.#usedWord + (address >>> pageShift)]!;
+    return this.#arena.u32[this.#usedWord + (address >>> pageShift)];
   }
 
   setUsed(address: number, bytes: number): void {
@@ -198,8 +200,8 @@ export class BufferPool {
   audit(): number[] {
     const counts: number[] = Array.from({ length: POOL_KINDS }, () => 0);
     for (let page = this.#firstPage; page < this.#pages; page++) {
-      const kind = this.#arena.u8[this.#ownerAddress + page]!;
-      counts[kind] = counts[kind]! + 1;
+      const kind = this.#arena.u8[this.#ownerAddress + page];
+      counts[kind] = counts[kind] + 1;
     }
     return counts;
   }

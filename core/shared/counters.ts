@@ -22,7 +22,7 @@ export class Counters {
   }
 
   add(index: number, n: number): void {
-    this.values[index] = this.values[index]! + n;
+    this.values[index] = this.values[index] + n;
   }
 
   publish(): void {
@@ -30,7 +30,7 @@ export class Counters {
     for (let i = 0; i < values.length; i++) {
       if (values[i] === this.#published[i]) continue;
       this.#published[i] = values[i]!;
-      storeTriple(this.#i32, this.#word + i * TRIPLE_WORDS, values[i]!);
+      storeTriple(this.#i32, this.#word + i * TRIPLE_WORDS, values[i]);
     }
   }
 }

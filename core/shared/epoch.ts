@@ -123,9 +123,9 @@ export class RetireList {
     this.#look();
     let kept = 0;
     for (let i = 0; i < count; i++) {
-      const thing = this.#things[i]!;
-      const free = this.#free[i]!;
-      if (this.#passed(this.#epochs[i]!, this.#until[i]!)) free(thing);
+      const thing = this.#things[i];
+      const free = this.#free[i];
+      if (this.#passed(this.#epochs[i], this.#until[i])) free(thing);
       else this.#move(i, kept++);
     }
     const freed = count - kept;

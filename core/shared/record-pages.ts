@@ -9,13 +9,14 @@ import {
   OP_COLLECTION_OFFSET,
   OP_KEY_BYTES_OFFSET,
   OP_KIND_OFFSET,
+  OP_UPDATE_HEADER_BYTES,
   OP_VALUE_BYTES_OFFSET,
   TX_COUNT_OFFSET,
   TX_HEADER_BYTES,
   keyOffsetOf,
 } from '../base/update.ts';
 import { getU16, getU32 } from '../base/bytes.ts';
-import { inPlaceBytesMin, pageBytes } from '../base/limits.ts';
+import { inPlaceBytesMin, keyBytesMax, pageBytes } from '../base/limits.ts';
 import type { Arena } from './arena.ts';
 import { KIND_RECORD } from './buffer-pool.ts';
 import type { BufferPool } from './buffer-pool.ts';
@@ -115,7 +116,7 @@ export class OperationWalker {
     this.address = at;
     this.collection = u32[(at + OP_COLLECTION_OFFSET) >>> 2]!;
     this.kind = u8[at + OP_KIND_OFFSET]!;
-    this.keyBytes = u8[at + OP_KEY_BYTES_OFFSET]! | (u8[at + OP_KEY_BYTES_OFFSET + 1]! << 8);
+    this.keyBytes = u8[at + OP_KEY_BYTES_OFFSET] | (u8[at + OP_KEY_BYTES_OFFSET + 1] << 8);
     this.valueBytes = u32[(at + OP_VALUE_BYTES_OFFSET) >>> 2]!;
     this.keyAddress = at + keyOffsetOf(this.kind);
     this.#operationsLeft--;
@@ -154,7 +155,8 @@ export function eachPiece(
 
 /** Pages that laying a payload may need at the most: each page end wastes less than one small operation. */
 export function pagesFor(payloadBytes: number): number {
-  return Math.ceil(payloadBytes / (pageBytes - 2 * inPlaceBytesMin - 65_600)) + 1;
+  const wasteMax = OP_UPDATE_HEADER_BYTES + keyBytesMax + inPlaceBytesMin + 8;
+  return Math.ceil(payloadBytes / (pageBytes - wasteMax)) + 1;
 }
 
 /**
@@ -196,7 +198,7 @@ export function layChained(
     if (at + TX_HEADER_BYTES > page + pageBytes && !advance()) return abandon(pool, first);
     copy(TX_HEADER_BYTES);
     for (let o = 0; o < operations; o++) {
-      const keyOffset = keyOffsetOf(source[from + OP_KIND_OFFSET]!);
+      const keyOffset = keyOffsetOf(source[from + OP_KIND_OFFSET]);
       const head = keyOffset + getU16(source, from + OP_KEY_BYTES_OFFSET);
       let value = getU32(source, from + OP_VALUE_BYTES_OFFSET);
       const whole = (head + value + 7) & ~7;

@@ -118,7 +118,7 @@ export function loadManifest(storage: Storage): LoadedManifest | undefined {
     tornBytes: tail.tornBytes,
     repair,
     findings,
-    readOnly: isReadOnlyFor(state.identity.features),
+    readOnly: isReadOnlyFor(head.identity.features) || isReadOnlyFor(state.identity.features),
   };
 }
 
@@ -195,7 +195,7 @@ export class ManifestStore {
       throw new TidemarkError(
         'TIDEMARK_UNSUPPORTED_FORMAT',
         'the manifest uses a feature that this version may read but not write',
-        { file: HEAD_PATH, roCompat: state.identity.features.roCompat },
+        { file: HEAD_PATH, roCompat: head.identity.features.roCompat },
       );
     }
     storage.syncDir(MANIFEST_DIR);

@@ -68,7 +68,7 @@ function setWide(u32: Uint32Array, word: number, value: number): void {
 }
 
 function getWide(u32: Uint32Array, word: number): number {
-  return fromWords(u32[word]!, u32[word + 1]!);
+  return fromWords(u32[word], u32[word + 1]);
 }
 
 // ------------------------------------------------------------------ building
@@ -216,67 +216,67 @@ export class ViewReader {
   }
 
   get version(): number {
-    return this.#u32[this.#at + VERSION_WORD]!;
+    return this.#u32[this.#at + VERSION_WORD];
   }
 
   get open(): number {
-    return this.#u32[this.#at + OPEN_WORD]!;
+    return this.#u32[this.#at + OPEN_WORD];
   }
 
   /** 0 = none. */
   get spare(): number {
-    return this.#u32[this.#at + SPARE_WORD]!;
+    return this.#u32[this.#at + SPARE_WORD];
   }
 
   get sealedCount(): number {
-    return this.#u32[this.#at + SEALED_COUNT_WORD]!;
+    return this.#u32[this.#at + SEALED_COUNT_WORD];
   }
 
   /** Newest first. */
   sealed(i: number): number {
-    return this.#u32[this.#at + SEALED_WORD + i]!;
+    return this.#u32[this.#at + SEALED_WORD + i];
   }
 
   /** The log's directory, oldest first. */
   segments(): ViewSegment[] {
     const u32 = this.#u32;
-    const count = u32[this.#at + SEGMENT_COUNT_WORD]!;
+    const count = u32[this.#at + SEGMENT_COUNT_WORD];
     const collections = this.collectionCount * COLLECTION_ENTRY_WORDS;
     const first = this.#at + SEALED_WORD + this.sealedCount + collections;
     return Array.from({ length: count }, (_, i) => {
       const word = first + i * SEGMENT_ENTRY_WORDS;
-      return { seq: u32[word]!, base: getWide(u32, word + 1), atMs: getWide(u32, word + 3) };
+      return { seq: u32[word], base: getWide(u32, word + 1), atMs: getWide(u32, word + 3) };
     });
   }
 
   get collectionCount(): number {
-    return this.#u32[this.#at + COLLECTION_COUNT_WORD]!;
+    return this.#u32[this.#at + COLLECTION_COUNT_WORD];
   }
 
   /** Address of the i-th collection's block, ascending by id. */
   collectionAt(i: number): number {
     const first = this.#at + SEALED_WORD + this.sealedCount;
-    return this.#u32[first + i * COLLECTION_ENTRY_WORDS + 1]!;
+    return this.#u32[first + i * COLLECTION_ENTRY_WORDS + 1];
   }
 
   /** Address of the collection's block, 0 = nothing of it is in parts. */
   collection(id: number): number {
     const u32 = this.#u32;
-    const first = this.#at + SEALED_WORD + u32[this.#at + SEALED_COUNT_WORD]!;
+    const first = this.#at + SEALED_WORD + u32[this.#at + SEALED_COUNT_WORD];
     let low = 0;
-    let high = u32[this.#at + COLLECTION_COUNT_WORD]!;
+    let high = u32[this.#at + COLLECTION_COUNT_WORD];
     while (low < high) {
       const middle = (low + high) >>> 1;
-      if (u32[first + middle * COLLECTION_ENTRY_WORDS]! < id) low = middle + 1;
+      if (u32[first + middle * COLLECTION_ENTRY_WORDS] < id) low = middle + 1;
       else high = middle;
     }
-    if (low === u32[this.#at + COLLECTION_COUNT_WORD]!) return 0;
+    if (low === u32[this.#at + COLLECTION_COUNT_WORD]) return 0;
     const entry = first + low * COLLECTION_ENTRY_WORDS;
-    return u32[entry] === id ? u32[entry + 1]! : 0;
+    return u32[entry] === id ? u32[entry + 1] : 0;
   }
 
   idOf(collection: number): number {
-    return this.#u32[collection >>> 2]!;
+    return this.#u32[collection >>> 2];
   }
 
   since(collection: number): number {
@@ -292,25 +292,25 @@ export class ViewReader {
   }
 
   runCount(collection: number): number {
-    return this.#u32[(collection >>> 2) + RUN_COUNT_WORD]!;
+    return this.#u32[(collection >>> 2) + RUN_COUNT_WORD];
   }
 
   /** Address of the i-th run's block, newest first. */
   run(collection: number, i: number): number {
-    return this.#u32[(collection >>> 2) + RUNS_WORD + i * RUN_ENTRY_WORDS]!;
+    return this.#u32[(collection >>> 2) + RUNS_WORD + i * RUN_ENTRY_WORDS];
   }
 
   /** Level of the spine at which the i-th run stands. */
   level(collection: number, i: number): number {
-    return this.#u32[(collection >>> 2) + RUNS_WORD + i * RUN_ENTRY_WORDS + 1]!;
+    return this.#u32[(collection >>> 2) + RUNS_WORD + i * RUN_ENTRY_WORDS + 1];
   }
 
   partCount(run: number): number {
-    return this.#u32[(run >>> 2) + PART_COUNT_WORD]!;
+    return this.#u32[(run >>> 2) + PART_COUNT_WORD];
   }
 
   part(run: number, i: number): number {
-    return this.#u32[(run >>> 2) + PARTS_WORD + i]!;
+    return this.#u32[(run >>> 2) + PARTS_WORD + i];
   }
 
   /** Index of the first part whose largest key is >= the given one; the part count when none is. */
@@ -326,34 +326,34 @@ export class ViewReader {
   }
 
   #compareHigh(part: number, key: Uint8Array, offset: number, length: number): number {
-    const lowBytes = this.#u32[(part >>> 2) + KEY_LO_BYTES_WORD]!;
-    const highBytes = this.#u32[(part >>> 2) + KEY_HI_BYTES_WORD]!;
+    const lowBytes = this.#u32[(part >>> 2) + KEY_LO_BYTES_WORD];
+    const highBytes = this.#u32[(part >>> 2) + KEY_HI_BYTES_WORD];
     return compareAt(this.#u8, part + KEYS_WORD * 4 + lowBytes, highBytes, key, offset, length);
   }
 
   /** True when the part's smallest key is above the given one. */
   beginsAfter(part: number, key: Uint8Array, offset: number, length: number): boolean {
-    const lowBytes = this.#u32[(part >>> 2) + KEY_LO_BYTES_WORD]!;
+    const lowBytes = this.#u32[(part >>> 2) + KEY_LO_BYTES_WORD];
     return compareAt(this.#u8, part + KEYS_WORD * 4, lowBytes, key, offset, length) > 0;
   }
 
   /** A view of the key where it lies. */
   keyLo(part: number): Uint8Array {
     const at = part + KEYS_WORD * 4;
-    return this.#u8.subarray(at, at + this.#u32[(part >>> 2) + KEY_LO_BYTES_WORD]!);
+    return this.#u8.subarray(at, at + this.#u32[(part >>> 2) + KEY_LO_BYTES_WORD]);
   }
 
   keyHi(part: number): Uint8Array {
-    const at = part + KEYS_WORD * 4 + this.#u32[(part >>> 2) + KEY_LO_BYTES_WORD]!;
-    return this.#u8.subarray(at, at + this.#u32[(part >>> 2) + KEY_HI_BYTES_WORD]!);
+    const at = part + KEYS_WORD * 4 + this.#u32[(part >>> 2) + KEY_LO_BYTES_WORD];
+    return this.#u8.subarray(at, at + this.#u32[(part >>> 2) + KEY_HI_BYTES_WORD]);
   }
 
   file(part: number): number {
-    return this.#u32[(part >>> 2) + FILE_WORD]!;
+    return this.#u32[(part >>> 2) + FILE_WORD];
   }
 
   fd(part: number): number {
-    return this.#i32[(part >>> 2) + FD_WORD]!;
+    return this.#i32[(part >>> 2) + FD_WORD];
   }
 
   offset(part: number): number {
@@ -378,19 +378,19 @@ export class ViewReader {
 
   /** Address of the part's index, 0 = not in memory. */
   index(part: number): number {
-    return this.#u32[(part >>> 2) + INDEX_WORD]!;
+    return this.#u32[(part >>> 2) + INDEX_WORD];
   }
 
   indexOffset(part: number): number {
-    return this.#u32[(part >>> 2) + INDEX_OFFSET_WORD]!;
+    return this.#u32[(part >>> 2) + INDEX_OFFSET_WORD];
   }
 
   indexBytes(part: number): number {
-    return this.#u32[(part >>> 2) + INDEX_BYTES_WORD]!;
+    return this.#u32[(part >>> 2) + INDEX_BYTES_WORD];
   }
 
   /** Address of the part's filter, 0 = none in memory. */
   filter(part: number): number {
-    return this.#u32[(part >>> 2) + FILTER_WORD]!;
+    return this.#u32[(part >>> 2) + FILTER_WORD];
   }
 }

@@ -56,5 +56,5 @@ function levelPictures({ runs }: CollectionStats): LevelPicture[] {
       bytes: known.bytes + bytes,
     });
   }
-  return [...levels.values()].sort((a, b) => b.level - a.level);
+  return [...levels.values()].toSorted((a, b) => b.level - a.level);
 }
