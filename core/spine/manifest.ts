@@ -776,7 +776,9 @@ class Checked {
     for (const key of required) {
       if (!Object.hasOwn(this.value, key)) throw badRecord(this.where, `${key} is missing`);
     }
-    for (const key of Object.keys(this.value)) {
+    const keys = Object.keys(this.value);
+    if (keys.length === required.length) return;
+    for (const key of keys) {
       if (!required.includes(key) && !allowed.includes(key)) {
         throw badRecord(this.where, `unknown field ${key}`);
       }
