@@ -6,9 +6,9 @@
 import { TidemarkError, corrupt } from '../base/errors.ts';
 import { LOG_DIR, numberOf, segmentPath } from '../storage/names.ts';
 import type { Storage } from '../storage/storage.ts';
-import { zeroChunkBytesMin } from './prepare.ts';
 import { isZero } from './reader.ts';
 import { RECORD_HEADER_BYTES } from './record.ts';
+import { preparedBytesOf } from './room.ts';
 import {
   COMPAT_ZERO_FILLED,
   REASON_CREATE,
@@ -41,7 +41,7 @@ export function logHoldsRecords(storage: Storage): boolean {
  * attempt left is replaced; with a record in it, it is a log without its manifest: NO_MANIFEST.
  */
 export function createLog(storage: Storage, logId: Uint8Array, options: LogOptions): LogResume {
-  const prepared = (options.prepare ?? true) ? (options.preparedBytes ?? zeroChunkBytesMin) : 0;
+  const prepared = preparedBytesOf(options);
   const bytes = Math.min(SEGMENT_BLOCK_BYTES + prepared, options.segmentBytes);
   const seq = 1;
   const block = new Uint8Array(bytes);

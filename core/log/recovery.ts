@@ -53,7 +53,6 @@ import {
 } from '../storage/names.ts';
 import type { Storage } from '../storage/storage.ts';
 import { validatePayload } from './payload.ts';
-import { zeroChunkBytesMin } from './prepare.ts';
 import {
   READ_BAD_HEADER,
   READ_BAD_PAYLOAD,
@@ -68,6 +67,7 @@ import {
 } from './reader.ts';
 import { RECORD_CLEAN, RECORD_COMMIT, RECORD_SEAL, decodeSegmentEnd } from './record.ts';
 import type { RecordHeader } from './record.ts';
+import { preparedBytesOf } from './room.ts';
 import {
   COMPAT_ZERO_FILLED,
   REASON_RECOVERY,
@@ -748,8 +748,7 @@ export class LogRecovery {
     const seq = this.#highestSeq + 1;
     const fd = this.#openFile(segmentPath(seq), 'create');
     yield;
-    const prepared =
-      (this.#options.prepare ?? true) ? (this.#options.preparedBytes ?? zeroChunkBytesMin) : 0;
+    const prepared = preparedBytesOf(this.#options);
     const header: SegmentHeader = {
       roCompat: 0,
       compat: prepared > 0 ? COMPAT_ZERO_FILLED : 0,

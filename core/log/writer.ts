@@ -11,13 +11,12 @@
  * Staging holds headers and small payloads as they will lie in the file. A large payload stays where
  * it is and is noted as a cut: the place in staging where its bytes go in between.
  */
-import { NO_BYTES, alignUp } from '../base/bytes.ts';
+import { NO_BYTES } from '../base/bytes.ts';
 import { crc32 } from '../base/crc32.ts';
 import { invariant, verify } from '../base/assert.ts';
 import { TidemarkError } from '../base/errors.ts';
 import { OFFSET_MAX } from '../base/frontier.ts';
 import {
-  MiB,
   commitBytesMax,
   inPlaceBytesMin,
   logBatchBytesMax,
@@ -29,7 +28,6 @@ import { LOG_DIR, segmentPath } from '../storage/names.ts';
 import type { Storage } from '../storage/storage.ts';
 import { createLog } from './create.ts';
 import type { SpareJob, ZeroJob } from './prepare.ts';
-import { zeroChunkBytesMax, zeroChunkBytesMin } from './prepare.ts';
 import {
   END_PAYLOAD_BYTES,
   END_RECORD_BYTES,
@@ -45,6 +43,8 @@ import {
   encodeSegmentEnd,
   recordBytes,
 } from './record.ts';
+import { LogRoom } from './room.ts';
+import type { RoomOptions, RoomResume } from './room.ts';
 import {
   COMPAT_ZERO_FILLED,
   REASON_ROTATE,
@@ -73,19 +73,13 @@ export type LogPiece = {
   readonly length: number;
 };
 
-export type LogOptions = {
-  /** A segment that holds a commit is left before it passes this. */
-  readonly segmentBytes: number;
-  /** Zeros a segment begins with when there is no spare; default 1 MiB. */
-  readonly preparedBytes?: number;
-  /** False where overwriting is no cheaper (copy-on-write file systems): no zeros ahead, no spares. */
-  readonly prepare?: boolean;
+export type LogOptions = RoomOptions & {
   /** A batch is full at this size; default 8 MiB. */
   readonly batchBytesMax?: number;
 };
 
 /** Everything a writer goes on from: made by `LogWriter.create` and by recovery. */
-export type LogResume = {
+export type LogResume = RoomResume & {
   readonly logId: Uint8Array;
   readonly seq: number;
   /** The live segment, open for writing; the writer's from now on. */
@@ -105,16 +99,8 @@ export type LogResume = {
   /** Floors for what follows. */
   readonly epoch: number;
   readonly atMs: number;
-  /** The file holds written zeros from `position` to here. */
-  readonly zeroedEnd: number;
   /** The highest claim in the log. */
   readonly claimed: number;
-  /** No number up to this one is used again. */
-  readonly highestSeq: number;
-  /** A zero-filled file that waits under its number; 0: none. */
-  readonly spareSeq: number;
-  /** A segment has filled before: spares are worth making. */
-  readonly filled: boolean;
 };
 
 /** append: why a record was refused. Nothing has changed; `refusedExpected` and `refusedGot` say more. */
@@ -150,8 +136,6 @@ const PHASE_CLOSED = 11;
 
 /** Payloads below this are copied word by word: a view costs more than the bytes. */
 const VIEW_BYTES_MIN = 2_048;
-/** Batches above this on average leave no room for zeros to pay. */
-const PREPARE_BATCH_BYTES_MAX: number = 1 * MiB;
 
 const NO_PIECE: LogPiece = { bytes: NO_BYTES, offset: 0, length: 0 };
 
@@ -185,7 +169,6 @@ export class LogWriter {
   readonly logId: Uint8Array;
   readonly #storage: Storage;
   readonly #segmentBytes: number;
-  readonly #prepare: boolean;
   readonly #batchBytesMax: number;
   readonly #staging: Uint8Array;
   readonly #words: Uint32Array;
@@ -215,20 +198,7 @@ export class LogWriter {
   /** The next file is created here, so its directory entry wants a sync. */
   #created = false;
 
-  // Room.
-  #zeroedEnd: number;
-  #chunkBytes: number;
-  readonly #gapBytes: number;
-  #zeroSeq = 0;
-  #zeroFrom = 0;
-  #zeroTo = 0;
-  #prepareFailed = false;
-  #meanBatchBytes = 0;
-  #filled: boolean;
-  #highestSeq: number;
-  #spareSeq: number;
-  #spareOut = 0;
-  #lateSpareSeq = 0;
+  readonly #room: LogRoom;
 
   // Words over the buffer that payloads come from, most often the arena.
   #sourceBuffer: ArrayBufferLike | undefined = undefined;
@@ -244,10 +214,7 @@ export class LogWriter {
     invariant(resume.position % RECORD_ALIGN === 0, 'records are aligned', resume.position);
     this.#storage = storage;
     this.#segmentBytes = options.segmentBytes;
-    this.#prepare = options.prepare ?? true;
     this.#batchBytesMax = options.batchBytesMax ?? logBatchBytesMax;
-    this.#chunkBytes = options.preparedBytes ?? zeroChunkBytesMin;
-    this.#gapBytes = this.#chunkBytes;
     // Room behind a full batch: its last small record, SEAL, the next header block and first record.
     const staging = new ArrayBuffer(
       this.#batchBytesMax + 2 * (inPlaceBytesMin + RECORD_HEADER_BYTES) + 2 * SEGMENT_BLOCK_BYTES,
@@ -272,10 +239,7 @@ export class LogWriter {
     this.#batchAt = resume.position;
     this.#commitEnd = resume.commitEnd;
     this.#commits = resume.commits;
-    this.#zeroedEnd = resume.zeroedEnd;
-    this.#highestSeq = resume.highestSeq;
-    this.#spareSeq = resume.spareSeq;
-    this.#filled = resume.filled;
+    this.#room = new LogRoom(options, resume);
   }
 
   /** Makes a new log in the (existing) log directory, synced, and returns its writer. */
@@ -285,7 +249,7 @@ export class LogWriter {
 
   /** Bytes that may be appended before they meet unprepared room: the credit of spec 2.5. */
   get preparedBytes(): number {
-    return Math.max(0, this.#zeroedEnd - this.#position);
+    return Math.max(0, this.#room.zeroedEnd - this.#position);
   }
 
   /** Where in segment `seq` the next record goes. */
@@ -300,7 +264,7 @@ export class LogWriter {
 
   /** True when preparing failed; the writer appends until `retryPreparing`. */
   get prepareFailed(): boolean {
-    return this.#prepareFailed;
+    return this.#room.failed;
   }
 
   /**
@@ -388,6 +352,7 @@ export class LogWriter {
 
   /** Gives the descriptors back without another write: after failure, or when the log is given up. */
   release(): void {
+    if (this.#phase === PHASE_CLOSED) return;
     this.failed ??= new TidemarkError('TIDEMARK_CLOSED', 'the log was given up');
     for (const fd of [this.#fd, this.#oldFd]) {
       if (fd === -1) continue;
@@ -465,59 +430,31 @@ export class LogWriter {
    * the range until `zeroed` has answered, whatever became of the job.
    */
   zeroWanted(): ZeroJob | undefined {
-    if (!this.#mayPrepare() || this.#zeroSeq === this.#fileSeq) return undefined;
-    // While a rotation is under way the file to prepare is not decided.
-    if (this.#phase !== PHASE_LIVE) return undefined;
-    const room = this.#zeroedEnd - this.#position;
-    if (room * 2 >= this.#chunkBytes) return undefined;
-    // With no room left a gap is kept, in which the writer may append while the job runs.
-    const gapAt = alignUp(this.#position + this.#gapBytes, SEGMENT_BLOCK_BYTES);
-    const from = room > 0 ? this.#zeroedEnd : gapAt;
-    if (from >= this.#segmentBytes) return undefined;
-    this.#chunkBytes = Math.min(this.#chunkBytes * 2, zeroChunkBytesMax);
-    this.#zeroSeq = this.#fileSeq;
-    this.#zeroFrom = from;
-    this.#zeroTo = Math.min(from + this.#chunkBytes, this.#segmentBytes);
-    return { path: segmentPath(this.#zeroSeq), seq: this.#zeroSeq, from, to: this.#zeroTo };
+    return this.#mayPrepare() ? this.#room.zeroWanted(this.#fileSeq, this.#position) : undefined;
   }
 
   /** The job of `zeroWanted` has ended: done, failed, or its worker is gone. */
   zeroed(seq: number, to: number, ok: boolean): void {
-    if (!ok) this.#prepareFailed = true;
-    if (seq !== this.#zeroSeq) return;
-    invariant(to === this.#zeroTo, 'an answer belongs to its job', to, this.#zeroTo);
-    this.#zeroSeq = 0;
-    if (ok && seq === this.#fileSeq) this.#zeroedEnd = to;
+    this.#room.zeroed(seq, to, ok, this.#fileSeq);
   }
 
   /** A spare segment to make, or undefined. What is returned must be run and answered by `spareReady`. */
   spareWanted(): SpareJob | undefined {
-    if (!this.#mayPrepare() || !this.#filled) return undefined;
-    if (this.#spareSeq !== 0 || this.#spareOut !== 0 || this.#phase !== PHASE_LIVE)
-      return undefined;
-    this.#highestSeq++;
-    this.#spareOut = this.#highestSeq;
-    const reuseSeq = this.#lateSpareSeq;
-    this.#lateSpareSeq = 0;
-    return { seq: this.#spareOut, bytes: this.#segmentBytes, reuseSeq };
+    return this.#mayPrepare() ? this.#room.spareWanted() : undefined;
   }
 
   spareReady(seq: number, ok: boolean): void {
-    invariant(seq === this.#spareOut, 'an answer belongs to its job', seq, this.#spareOut);
-    this.#spareOut = 0;
-    // A failed job may have left anything under its number, which is not used again.
-    if (!ok) this.#prepareFailed = true;
-    else if (seq > this.seq) this.#spareSeq = seq;
-    else this.#lateSpareSeq = seq;
+    this.#room.spareReady(seq, ok, this.seq);
   }
 
+  /** After a failed job the writer appends, and asks for none until it is told to. */
   retryPreparing(): void {
-    this.#prepareFailed = false;
+    this.#room.failed = false;
   }
 
+  /** While a rotation is under way the file to prepare is not decided. */
   #mayPrepare(): boolean {
-    if (!this.#prepare || this.#prepareFailed || this.#closing) return false;
-    return this.failed === undefined && this.#meanBatchBytes <= PREPARE_BATCH_BYTES_MAX;
+    return this.#phase === PHASE_LIVE && !this.#closing && this.failed === undefined;
   }
 
   // ---------------------------------------------------------------- appending
@@ -685,16 +622,9 @@ export class LogWriter {
     this.#splitStaged = this.#staged;
     this.#splitCuts = this.#cuts;
     this.#splitBytes = this.#batchBytes;
-    this.#filled = true;
-    if (this.#spareSeq !== 0) {
-      this.seq = this.#spareSeq;
-      this.#spareSeq = 0;
-      this.#created = false;
-    } else {
-      this.#highestSeq++;
-      this.seq = this.#highestSeq;
-      this.#created = true;
-    }
+    const next = this.#room.nextSegment();
+    this.#created = next < 0;
+    this.seq = Math.abs(next);
     this.baseOffset = this.next;
     this.baseAtMs = this.atMs;
     this.#salt = saltOf(this.logId, this.seq);
@@ -741,7 +671,7 @@ export class LogWriter {
       this.#fail('open', error, 0);
     }
     this.#fileSeq = this.seq;
-    this.#zeroedEnd = this.#created ? 0 : this.#segmentBytes;
+    this.#room.opened(this.#created);
   }
 
   #firstWrite(): void {
@@ -783,7 +713,7 @@ export class LogWriter {
   #writeBatch(staged: number, cuts: number, bytes: number, upper: number): boolean {
     const position = this.#batchAt;
     const end = position + bytes;
-    if (this.#zeroSeq === this.#fileSeq && end > this.#zeroFrom) return false;
+    if (this.#room.isTaken(this.#fileSeq, end)) return false;
     let got: number;
     try {
       got =
@@ -802,11 +732,10 @@ export class LogWriter {
       this.#fail(cuts === 0 ? 'write' : 'writev', cause, position);
     }
     this.#batchAt = end;
-    if (this.#zeroedEnd < end) this.#zeroedEnd = end;
+    this.#room.wrote(bytes, end);
     this.unsyncedBytes += bytes;
     this.bytesWritten += bytes;
     this.written = upper;
-    this.#meanBatchBytes += (bytes - this.#meanBatchBytes) / 16;
     this.#drop(staged, cuts, bytes);
     return true;
   }

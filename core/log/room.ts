@@ -1,0 +1,146 @@
+/**
+ * Where the log's next bytes may go: which part of the live file is prepared, which belongs to a job,
+ * and which file comes next. A range given to a job is entered by nobody else until the job has
+ * answered, and no segment number is used twice. Part of the writer, on its thread.
+ */
+import { alignUp } from '../base/bytes.ts';
+import { invariant } from '../base/assert.ts';
+import { MiB } from '../base/limits.ts';
+import { segmentPath } from '../storage/names.ts';
+import { zeroChunkBytesMax, zeroChunkBytesMin } from './prepare.ts';
+import type { SpareJob, ZeroJob } from './prepare.ts';
+import { SEGMENT_BLOCK_BYTES } from './segment.ts';
+
+/** Batches above this on average leave nothing for zeros to gain. */
+const PREPARE_BATCH_BYTES_MAX: number = 1 * MiB;
+
+export type RoomOptions = {
+  readonly segmentBytes: number;
+  /** Zeros a new log begins with; default 1 MiB. */
+  readonly preparedBytes?: number;
+  /** False where overwriting is no cheaper (copy-on-write file systems): no zeros ahead, no spares. */
+  readonly prepare?: boolean;
+};
+
+export type RoomResume = {
+  /** The file holds written zeros from the next record's place to here. */
+  readonly zeroedEnd: number;
+  /** No number up to this one is used again. */
+  readonly highestSeq: number;
+  /** A zero-filled file that waits under its number; 0: none. */
+  readonly spareSeq: number;
+  /** A segment has filled before: spares are worth making. */
+  readonly filled: boolean;
+};
+
+/** Zeros that a segment begins with under these options. */
+export function preparedBytesOf(options: RoomOptions): number {
+  return (options.prepare ?? true) ? (options.preparedBytes ?? zeroChunkBytesMin) : 0;
+}
+
+export class LogRoom {
+  /** End of the prepared room in the live file. */
+  zeroedEnd: number;
+  /** A job failed; none is asked for until this is cleared. */
+  failed = false;
+
+  readonly #segmentBytes: number;
+  readonly #prepare: boolean;
+  readonly #gapBytes: number;
+  #chunkBytes: number;
+  // The zeroing job that is out; #zeroSeq 0: none.
+  #zeroSeq = 0;
+  #zeroFrom = 0;
+  #zeroTo = 0;
+  #meanBatchBytes = 0;
+  #filled: boolean;
+  #highestSeq: number;
+  #spareSeq: number;
+  #spareOut = 0;
+  #lateSpareSeq = 0;
+
+  constructor(options: RoomOptions, resume: RoomResume) {
+    this.#segmentBytes = options.segmentBytes;
+    this.#prepare = options.prepare ?? true;
+    this.#gapBytes = options.preparedBytes ?? zeroChunkBytesMin;
+    this.#chunkBytes = this.#gapBytes;
+    this.zeroedEnd = resume.zeroedEnd;
+    this.#filled = resume.filled;
+    this.#highestSeq = resume.highestSeq;
+    this.#spareSeq = resume.spareSeq;
+  }
+
+  /** True when bytes of segment `seq` up to `end` reach into a job's range. */
+  isTaken(seq: number, end: number): boolean {
+    return this.#zeroSeq === seq && end > this.#zeroFrom;
+  }
+
+  /** A batch of `bytes` was written, up to `end` of the live file. */
+  wrote(bytes: number, end: number): void {
+    if (this.zeroedEnd < end) this.zeroedEnd = end;
+    this.#meanBatchBytes += (bytes - this.#meanBatchBytes) / 16;
+  }
+
+  /** The number of the next segment; the sign says whether its file is there: negative is to be created. */
+  nextSegment(): number {
+    this.#filled = true;
+    const spare = this.#spareSeq;
+    this.#spareSeq = 0;
+    if (spare !== 0) return spare;
+    this.#highestSeq++;
+    return -this.#highestSeq;
+  }
+
+  /** The live file is a new one now. */
+  opened(created: boolean): void {
+    this.zeroedEnd = created ? 0 : this.#segmentBytes;
+  }
+
+  /** A range of the live file, in which the next record goes at `position`, or undefined. */
+  zeroWanted(seq: number, position: number): ZeroJob | undefined {
+    if (!this.#mayPrepare() || this.#zeroSeq === seq) return undefined;
+    const room = this.zeroedEnd - position;
+    if (room * 2 >= this.#chunkBytes) return undefined;
+    // With no room left a gap is kept, into which the writer may append while the job runs.
+    const gapEnd = alignUp(position + this.#gapBytes, SEGMENT_BLOCK_BYTES);
+    const from = room > 0 ? this.zeroedEnd : gapEnd;
+    if (from >= this.#segmentBytes) return undefined;
+    this.#chunkBytes = Math.min(this.#chunkBytes * 2, zeroChunkBytesMax);
+    this.#zeroSeq = seq;
+    this.#zeroFrom = from;
+    this.#zeroTo = Math.min(from + this.#chunkBytes, this.#segmentBytes);
+    return { path: segmentPath(seq), seq, from, to: this.#zeroTo };
+  }
+
+  zeroed(seq: number, to: number, ok: boolean, liveSeq: number): void {
+    if (!ok) this.failed = true;
+    // The answer of a job for a segment that is full by now changes nothing.
+    if (seq !== this.#zeroSeq) return;
+    invariant(to === this.#zeroTo, 'an answer belongs to its job', to, this.#zeroTo);
+    this.#zeroSeq = 0;
+    if (ok && seq === liveSeq) this.zeroedEnd = to;
+  }
+
+  spareWanted(): SpareJob | undefined {
+    if (!this.#mayPrepare() || !this.#filled) return undefined;
+    if (this.#spareSeq !== 0 || this.#spareOut !== 0) return undefined;
+    this.#highestSeq++;
+    this.#spareOut = this.#highestSeq;
+    const reuseSeq = this.#lateSpareSeq;
+    this.#lateSpareSeq = 0;
+    return { seq: this.#spareOut, bytes: this.#segmentBytes, reuseSeq };
+  }
+
+  spareReady(seq: number, ok: boolean, liveSeq: number): void {
+    invariant(seq === this.#spareOut, 'an answer belongs to its job', seq, this.#spareOut);
+    this.#spareOut = 0;
+    // A failed job may have left anything under its number, which is not used again.
+    if (!ok) this.failed = true;
+    else if (seq > liveSeq) this.#spareSeq = seq;
+    else this.#lateSpareSeq = seq;
+  }
+
+  #mayPrepare(): boolean {
+    return this.#prepare && !this.failed && this.#meanBatchBytes <= PREPARE_BATCH_BYTES_MAX;
+  }
+}
