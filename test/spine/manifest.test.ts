@@ -1,3 +1,7 @@
+/**
+ * The manifest through its files: round trips, damage to every byte, torn tails, crashes at every call,
+ * fallback from a damaged rollup.
+ */
 import assert from 'node:assert/strict';
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { describe, test } from 'node:test';

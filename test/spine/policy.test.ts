@@ -1,3 +1,6 @@
+/**
+ * Which jobs are chosen: by their worth, never two on the same batch, until few runs are left.
+ */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { runsHard, runsPerMerge, runsSoft } from '../../core/base/limits.ts';

@@ -1,3 +1,6 @@
+/**
+ * The golden cases of the spine (spine.md 5, G1 to G8) as text: state in, state out.
+ */
 import { test } from 'node:test';
 import { checkGolden, GoldenSpine } from './golden.ts';
 

@@ -1,3 +1,6 @@
+/**
+ * The spine against a naive model: pushes, results of every kind, restarts; and each refusal alone.
+ */
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { setVerify } from '../../core/base/assert.ts';
