@@ -5,19 +5,10 @@
 import { randomBytes } from 'node:crypto';
 import { EventEmitter } from 'node:events';
 import { TidemarkError } from '../core/base/errors.ts';
-import { collectionsMax, clientsMax, pageBytes } from '../core/base/limits.ts';
+import { collectionsMax } from '../core/base/limits.ts';
 import { KIND_KEYED, CATALOG_ID } from '../core/base/update.ts';
 import { Arena } from '../core/shared/arena.ts';
-import {
-  KIND_CACHE,
-  KIND_MEMTABLE,
-  KIND_RECORD,
-  KIND_VIEW,
-  POOL_KINDS,
-} from '../core/shared/buffer-pool.ts';
 import { STATE_CLOSED, STATE_CLOSING, STATE_OPEN, STATE_POISONED } from '../core/shared/control.ts';
-import { CLIENT_SLOT_BYTES } from '../core/shared/epoch.ts';
-import { resetRing } from '../core/shared/ring.ts';
 import type { ActorContext, EngineConfig } from './actor.ts';
 import {
   CATALOG_KEYS,
@@ -38,21 +29,20 @@ import { poisonedError } from './commit-line.ts';
 import type { Receipt } from './commit-line.ts';
 import { buffer, codecOf, codecOfStoredName } from './encodings.ts';
 import type { Codec, Encoding, TypeOf } from './encodings.ts';
-import { InlineHost, makeContext, poison, systemClock } from './host.ts';
+import { InlineHost, makeContext, poison, resetArena, systemClock } from './host.ts';
 import { backgroundActors, writeActors } from './house.ts';
 import { StepPool } from './job-pool.ts';
 import { makeMachine } from './jobs.ts';
 import { leaseKit, returnKit } from './kit.ts';
 import type { Kit } from './kit.ts';
 import { NodeStorage } from './node-storage.ts';
-import { checkHistory, checkOptions, show, writeBudgetBytes } from './options.ts';
+import { checkHistory, checkOptions, show } from './options.ts';
 import type { CheckedOptions, History, OpenOptions } from './options.ts';
 import { identify } from './process-identity.ts';
 import { Snapshot } from './snapshot.ts';
 import { NEWEST } from './reader.ts';
 import { gatherStats } from './stats.ts';
 import type { EngineStats } from './stats.ts';
-import { ringsOf } from './topology.ts';
 import { Transaction } from './transaction.ts';
 
 export type EngineState = 'open' | 'closing' | 'closed' | 'poisoned';
@@ -107,7 +97,7 @@ export class Engine extends EventEmitter {
       const kick = (): void => host?.kick();
       const storage = seam?.storage ?? new NodeStorage(config.directory, kick);
       const context = makeContext(arena.buffer, config, storage, seam?.clock ?? systemClock);
-      resetArena(context, options);
+      resetArena(context);
       const pool = new StepPool((job) => makeMachine(job, storage, context.arena));
       const actors = [...writeActors(context), ...backgroundActors(context, pool)];
       this.#context = context;
@@ -125,7 +115,7 @@ export class Engine extends EventEmitter {
       const kit = leaseKit(options.memoryBytes, options.workerUrl);
       const storage = new NodeStorage(config.directory);
       const context = makeContext(kit.arena.buffer, config, storage, systemClock);
-      resetArena(context, options);
+      resetArena(context);
       this.#kit = kit;
       this.#context = context;
       this.#client = new Client(context, OWNER_CLIENT, { kick: undefined, endOfTurn });
@@ -462,30 +452,4 @@ function checkOffset(offset: unknown): number {
 /** A turn ends when the code and the promise reactions that run now are done. */
 function endOfTurn(run: () => void): void {
   queueMicrotask(() => process.nextTick(run));
-}
-
-/** Makes a leased arena as new. Requires: no thread uses it. */
-function resetArena(context: ActorContext, options: CheckedOptions): void {
-  const { arena, control, pool, topology } = context;
-  control.reset();
-  const pages = Math.floor(arena.bytes / pageBytes) - topology.firstPage;
-  const writePages = Math.ceil(writeBudgetBytes(options.config.memtableBytes) / pageBytes);
-  const limits: number[] = Array.from({ length: POOL_KINDS }, () => 0);
-  // Payloads and the nodes over them share the write budget in any proportion: neither may take all.
-  limits[KIND_RECORD] = Math.ceil((writePages * 3) / 4);
-  limits[KIND_MEMTABLE] = Math.ceil((writePages * 3) / 4);
-  limits[KIND_VIEW] = Math.ceil(pages / 4);
-  limits[KIND_CACHE] = Math.max(
-    0,
-    pages - limits[KIND_RECORD] - limits[KIND_MEMTABLE] - limits[KIND_VIEW],
-  );
-  pool.reset(limits);
-  for (const { address } of ringsOf(topology)) resetRing(arena, address);
-  const words = (clientsMax * CLIENT_SLOT_BYTES) >>> 2;
-  arena.i32.fill(0, topology.slots >>> 2, (topology.slots >>> 2) + words);
-  arena.i32.fill(0, topology.cacheRoots >>> 2, (topology.cacheRoots >>> 2) + collectionsMax);
-  for (const at of [...topology.threadBells, ...topology.clients.map((client) => client.bell)]) {
-    arena.i32.fill(0, at >>> 2, (at >>> 2) + 2);
-  }
-  control.claimClient();
 }

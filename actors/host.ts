@@ -5,13 +5,24 @@
  * pool and queued storage calls answer through it; inline, slices run between the caller's own work.
  */
 import { toPlainError } from '../core/base/errors.ts';
+import { clientsMax, collectionsMax, pageBytes } from '../core/base/limits.ts';
 import { Arena } from '../core/shared/arena.ts';
 import { Bell } from '../core/shared/bell.ts';
-import { BufferPool } from '../core/shared/buffer-pool.ts';
+import {
+  BufferPool,
+  KIND_CACHE,
+  KIND_MEMTABLE,
+  KIND_RECORD,
+  KIND_VIEW,
+  POOL_KINDS,
+} from '../core/shared/buffer-pool.ts';
 import { Control, STATE_CLOSED } from '../core/shared/control.ts';
+import { CLIENT_SLOT_BYTES } from '../core/shared/epoch.ts';
+import { resetRing } from '../core/shared/ring.ts';
 import type { Clock, Storage } from '../core/storage/storage.ts';
 import type { Actor, ActorContext, EngineConfig } from './actor.ts';
-import { topologyOf } from './topology.ts';
+import { writeBudgetBytes } from './options.ts';
+import { ringsOf, topologyOf } from './topology.ts';
 
 /** Characters of a failure's message or stack that are kept: it must fit the control block. */
 const FAILURE_TEXT_MAX = 1_000;
@@ -47,6 +58,32 @@ export function makeContext(
     threadBells: topology.threadBells.map((at) => new Bell(arena, at)),
     clientBells: topology.clients.map((client) => new Bell(arena, client.bell)),
   };
+}
+
+/** Makes a leased arena as new. Requires: no thread uses it. */
+export function resetArena(context: ActorContext): void {
+  const { arena, config, control, pool, topology } = context;
+  control.reset();
+  const pages = Math.floor(arena.bytes / pageBytes) - topology.firstPage;
+  const writePages = Math.ceil(writeBudgetBytes(config.memtableBytes) / pageBytes);
+  const limits: number[] = Array.from({ length: POOL_KINDS }, () => 0);
+  // Payloads and the nodes over them share the write budget in any proportion: neither may take all.
+  limits[KIND_RECORD] = Math.ceil((writePages * 3) / 4);
+  limits[KIND_MEMTABLE] = Math.ceil((writePages * 3) / 4);
+  limits[KIND_VIEW] = Math.ceil(pages / 4);
+  limits[KIND_CACHE] = Math.max(
+    0,
+    pages - limits[KIND_RECORD] - limits[KIND_MEMTABLE] - limits[KIND_VIEW],
+  );
+  pool.reset(limits);
+  for (const { address } of ringsOf(topology)) resetRing(arena, address);
+  const words = (clientsMax * CLIENT_SLOT_BYTES) >>> 2;
+  arena.i32.fill(0, topology.slots >>> 2, (topology.slots >>> 2) + words);
+  arena.i32.fill(0, topology.cacheRoots >>> 2, (topology.cacheRoots >>> 2) + collectionsMax);
+  for (const at of [...topology.threadBells, ...topology.clients.map((client) => client.bell)]) {
+    arena.i32.fill(0, at >>> 2, (at >>> 2) + 2);
+  }
+  control.claimClient();
 }
 
 /** Makes the first failure known to every thread and wakes them all. */
