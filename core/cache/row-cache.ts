@@ -315,9 +315,9 @@ export class RowCache {
     if (row === 0 && this.sweep()) row = this.#takeSlot(bytes);
     if (row !== 0) return row;
     // What waits for a slow reader is not made up for by evicting ever more.
-    const held = this.#retire.length >= WAITING_MAX || this.#retiredRowBytes > this.#heldBytesMax;
+    if (this.#retire.length >= WAITING_MAX || this.#retiredRowBytes > this.#heldBytesMax) return 0;
     let wanted = bytes + (bytes >>> 2);
-    for (let victims = 0; !held && victims < VICTIMS_MAX;) {
+    for (let victims = 0; victims < VICTIMS_MAX;) {
       // Victims have all sizes: those that do not help here make room for rows like themselves.
       for (let i = 0; i < VICTIMS_AT_ONCE && (i === 0 || wanted > 0); i++, victims++) {
         wanted -= this.#evictOldest();
@@ -328,7 +328,6 @@ export class RowCache {
       // Where readers are in the way, this offer goes and the next one finds room.
       if (row !== 0 || this.#retire.length > 0) return row;
     }
-    if (held) return 0;
     // Sizes have shifted: a whole page must change its use.
     this.#emptyPage();
     return this.#takeSlot(bytes);

@@ -45,18 +45,18 @@ function populate(rig: Rig, history: History, view: ModelView, key: Uint8Array):
   const row = history.newest(1, key, 0, view.frontier - 1);
   const isRow = row !== undefined && row.value !== null;
   const from = isRow ? row.time : view.frontier - 1;
-  offerRow(rig, rig.clients[0]!, view.version, 1, key, row?.value ?? null, from);
+  offerRow(rig, rig.clients[0], view.version, 1, key, row?.value ?? null, from);
 }
 
 /** Updates 1, a delete of 2, an update of 3 in two versions, new keys 8 and 9; then begins to apply it. */
 function enter(rig: Rig, history: History, page: number, view: ModelView): ModelView {
   const lower = history.upper;
-  history.write(1, KEYS[1]!, text('second'));
-  history.write(1, KEYS[2]!, null);
-  history.write(1, KEYS[3]!, text('third'));
-  history.write(1, KEYS[3]!, text('and again'));
-  history.write(1, KEYS[8]!, text('new'));
-  history.write(1, KEYS[9]!, null);
+  history.write(1, KEYS[1], text('second'));
+  history.write(1, KEYS[2], null);
+  history.write(1, KEYS[3], text('third'));
+  history.write(1, KEYS[3], text('and again'));
+  history.write(1, KEYS[8], text('new'));
+  history.write(1, KEYS[9], null);
   const rows = new ModelGeneration(rig, page, history, lower, history.upper);
   rig.cache.beginApply(rows, (view.version + 1) >>> 0);
   return { version: (view.version + 1) >>> 0, frontier: history.upper };
@@ -68,7 +68,7 @@ function readAll(rig: Rig, history: History, view: ModelView): number {
   for (const key of KEYS) {
     for (let T = 0; T < history.upper; T++) {
       if (history.newest(1, key, view.frontier, T) !== undefined) continue;
-      const found = look(rig, rig.clients[1]!, 1, key, T);
+      const found = look(rig, rig.clients[1], 1, key, T);
       if (found === undefined) continue;
       hits++;
       const truth = history.newest(1, key, 0, T)?.value ?? null;
@@ -81,7 +81,7 @@ function readAll(rig: Rig, history: History, view: ModelView): number {
 test('an apply stopped at every step in turn: all keys at all times are right with the old view, then with the new', () => {
   const { rig, history, page, view } = makeStore();
   for (const key of KEYS) populate(rig, history, view, key);
-  drainOffers(rig, rig.clients[0]!);
+  drainOffers(rig, rig.clients[0]);
   assert.equal(rig.cache.rows, KEYS.length);
   const next = enter(rig, history, page, view);
   let steps = 0;
@@ -98,14 +98,14 @@ test('an apply stopped at every step in turn: all keys at all times are right wi
   const { updated, updatesSkipped, updatesDropped, applied } = rig.cache.counts;
   assert.deepEqual([updated, updatesSkipped, updatesDropped, applied], [5, 0, 0, 1]);
   const newest = (key: Uint8Array): Uint8Array | null | undefined =>
-    look(rig, rig.clients[1]!, 1, key, history.upper);
-  assert.deepEqual(newest(KEYS[1]!), text('second'));
-  assert.equal(newest(KEYS[2]!), null);
-  assert.deepEqual(newest(KEYS[3]!), text('and again'));
-  assert.deepEqual(newest(KEYS[8]!), text('new'));
-  assert.equal(newest(KEYS[9]!), null);
-  assert.deepEqual(newest(KEYS[0]!), text('first 0'));
-  assert.equal(rig.clients[1]!.reader.counts.rows > 0, true);
+    look(rig, rig.clients[1], 1, key, history.upper);
+  assert.deepEqual(newest(KEYS[1]), text('second'));
+  assert.equal(newest(KEYS[2]), null);
+  assert.deepEqual(newest(KEYS[3]), text('and again'));
+  assert.deepEqual(newest(KEYS[8]), text('new'));
+  assert.equal(newest(KEYS[9]), null);
+  assert.deepEqual(newest(KEYS[0]), text('first 0'));
+  assert.equal(rig.clients[1].reader.counts.rows > 0, true);
 });
 
 test('a population from before is taken before the apply, dropped during it and after; one from after is taken', () => {
@@ -122,28 +122,28 @@ test('a population from before is taken before the apply, dropped during it and 
         assert.ok(rig.cache.apply(1));
       }
     } else {
-      populate(rig, history, old, KEYS[0]!);
-      drainOffers(rig, rig.clients[0]!);
+      populate(rig, history, old, KEYS[0]);
+      drainOffers(rig, rig.clients[0]);
       assert.equal(rig.cache.rows, 1);
       rig.cache.evictOldest(1);
     }
-    populate(rig, history, now, KEYS[1]!);
-    drainOffers(rig, rig.clients[0]!);
+    populate(rig, history, now, KEYS[1]);
+    drainOffers(rig, rig.clients[0]);
     assert.equal(rig.cache.rows, 1);
-    const inFlight = [KEYS[2]!, KEYS[3]!];
+    const inFlight = [KEYS[2], KEYS[3]];
     for (const key of inFlight) populate(rig, history, now, key);
     const next = enter(rig, history, page, now);
     rig.cache.apply(1);
-    drainOffers(rig, rig.clients[0]!, 1);
+    drainOffers(rig, rig.clients[0], 1);
     assert.equal(rig.cache.counts.offersStale, 1, 'during');
     while (!rig.cache.apply(1));
-    drainOffers(rig, rig.clients[0]!, 1);
-    populate(rig, history, now, KEYS[8]!);
-    drainOffers(rig, rig.clients[0]!);
+    drainOffers(rig, rig.clients[0], 1);
+    populate(rig, history, now, KEYS[8]);
+    drainOffers(rig, rig.clients[0]);
     assert.equal(rig.cache.counts.offersStale, 3, 'after');
     assert.equal(rig.cache.rows, 1);
     for (const key of KEYS) populate(rig, history, next, key);
-    drainOffers(rig, rig.clients[0]!);
+    drainOffers(rig, rig.clients[0]);
     assert.equal(rig.cache.rows, KEYS.length);
     auditClaims(rig, history, [now, next]);
   }
@@ -159,18 +159,18 @@ test('an empty cache answers at once, however large the generation', () => {
 test('updates too large for the cache drop the claim, and so do rows it cannot hold', () => {
   const { rig, history, page, view } = makeStore();
   for (const key of KEYS) populate(rig, history, view, key);
-  drainOffers(rig, rig.clients[0]!);
+  drainOffers(rig, rig.clients[0]);
   const lower = history.upper;
-  history.write(1, KEYS[0]!, new Uint8Array(rowBytesMax(16)));
-  history.write(1, KEYS[1]!, new Uint8Array(rowBytesMax(16) - 32 - KEYS[1]!.length).fill(5));
+  history.write(1, KEYS[0], new Uint8Array(rowBytesMax(16)));
+  history.write(1, KEYS[1], new Uint8Array(rowBytesMax(16) - 32 - KEYS[1].length).fill(5));
   const rows = new ModelGeneration(rig, page, history, lower, history.upper);
   rig.cache.beginApply(rows, 2);
   while (!rig.cache.apply(1));
   assert.equal(rig.cache.counts.updatesDropped, 1);
   assert.equal(rig.cache.rows, KEYS.length - 1);
-  assert.equal(look(rig, rig.clients[0]!, 1, KEYS[0]!, history.upper), undefined);
-  const found = look(rig, rig.clients[0]!, 1, KEYS[1]!, history.upper);
-  assert.equal(found?.length, rowBytesMax(16) - 32 - KEYS[1]!.length);
+  assert.equal(look(rig, rig.clients[0], 1, KEYS[0], history.upper), undefined);
+  const found = look(rig, rig.clients[0], 1, KEYS[1], history.upper);
+  assert.equal(found?.length, rowBytesMax(16) - 32 - KEYS[1].length);
   auditClaims(rig, history, [{ version: 2, frontier: history.upper }]);
   rig.cache.check();
 });
@@ -181,11 +181,11 @@ test('every allocation fails in turn, in populate and in apply: claims stay true
     const { rig, history, page, view } = makeStore();
     rig.pool.failAt = failAt;
     // Rows of many sizes need pages of many kinds.
-    for (let i = 0; i < 8; i++) history.write(1, KEYS[i]!, new Uint8Array(40 + i * 900).fill(i));
+    for (let i = 0; i < 8; i++) history.write(1, KEYS[i], new Uint8Array(40 + i * 900).fill(i));
     const source = { version: view.version, frontier: history.upper };
     for (const key of KEYS) {
       populate(rig, history, source, key);
-      drainOffers(rig, rig.clients[0]!);
+      drainOffers(rig, rig.clients[0]);
       rig.cache.check();
       auditClaims(rig, history, [source]);
     }
@@ -200,8 +200,8 @@ test('every allocation fails in turn, in populate and in apply: claims stay true
     if (rig.pool.failAt === 0) failures++;
     rig.pool.failAt = 0;
     rig.cache.dropAll();
-    assert.ok(rig.clients[0]!.reader.close());
-    drainOffers(rig, rig.clients[0]!);
+    assert.ok(rig.clients[0].reader.close());
+    drainOffers(rig, rig.clients[0]);
     assert.equal(rig.pool.usedPages(KIND_CACHE), 0);
   }
   assert.ok(failures >= 8, `${failures} allocations failed`);
@@ -215,7 +215,7 @@ test('without a page to spare an apply drops what it cannot replace', () => {
   const source = { version: view.version, frontier: history.upper };
   for (const key of filler) {
     populate(rig, history, source, key);
-    drainOffers(rig, rig.clients[0]!);
+    drainOffers(rig, rig.clients[0]);
   }
   const rows = rig.cache.rows;
   assert.ok(rows > 600);
@@ -234,20 +234,20 @@ test('without a page to spare an apply drops what it cannot replace', () => {
 
 test('two claims of a key that cannot both be true: both go, and it is counted', () => {
   const { rig, view } = makeStore();
-  const client = rig.clients[0]!;
-  offerRow(rig, client, view.version, 1, KEYS[0]!, text('one'), 3);
-  offerRow(rig, client, view.version, 1, KEYS[0]!, text('one'), 3);
+  const client = rig.clients[0];
+  offerRow(rig, client, view.version, 1, KEYS[0], text('one'), 3);
+  offerRow(rig, client, view.version, 1, KEYS[0], text('one'), 3);
   drainOffers(rig, client);
   assert.equal(rig.cache.counts.conflicts, 0);
   assert.equal(rig.cache.counts.offersKnown, 1);
-  offerRow(rig, client, view.version, 1, KEYS[0]!, text('other'), 4);
+  offerRow(rig, client, view.version, 1, KEYS[0], text('other'), 4);
   assert.throws(() => drainOffers(rig, client), /two claims/);
   assert.equal(rig.cache.rows, 0);
   setVerify(false);
   try {
     client.offers.pop();
-    offerRow(rig, client, view.version, 1, KEYS[0]!, text('one'), 3);
-    offerRow(rig, client, view.version, 1, KEYS[0]!, null, 5);
+    offerRow(rig, client, view.version, 1, KEYS[0], text('one'), 3);
+    offerRow(rig, client, view.version, 1, KEYS[0], null, 5);
     drainOffers(rig, client);
   } finally {
     setVerify(true);

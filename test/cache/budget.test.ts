@@ -5,7 +5,16 @@ import { setVerify } from '../../core/base/assert.ts';
 import { pageBytes } from '../../core/base/limits.ts';
 import { Prng } from '../../core/base/prng.ts';
 import { KIND_CACHE } from '../../core/shared/buffer-pool.ts';
-import { claimsOf, drainOffers, drainTouches, look, makeRig, offerRow, text } from './rig.ts';
+import {
+  claimsOf,
+  drainOffers,
+  drainTouches,
+  look,
+  makeRig,
+  offerRow,
+  randomBytes,
+  text,
+} from './rig.ts';
 import type { Rig } from './rig.ts';
 
 before(() => setVerify(true));
@@ -14,7 +23,7 @@ after(() => setVerify(false));
 let clock = 0;
 
 function put(rig: Rig, key: string, value: Uint8Array | null): void {
-  const client = rig.clients[0]!;
+  const client = rig.clients[0];
   if (!offerRow(rig, client, rig.cache.version, 1, text(key), value, clock++)) {
     drainOffers(rig, client);
     offerRow(rig, client, rig.cache.version, 1, text(key), value, clock++);
@@ -28,11 +37,11 @@ function names(rig: Rig): Set<string> {
 test('the row least recently read goes first, over all collections, rows and absent keys alike', () => {
   const random = new Prng(3);
   const rig = makeRig({ pages: 16, limitPages: 16 });
-  const client = rig.clients[0]!;
+  const client = rig.clients[0];
   let order: string[] = [];
   for (let round = 0; round < 200; round++) {
     const name = `key ${round}`;
-    const value = random.chance(0.3) ? null : random.fill(new Uint8Array(random.below(500)));
+    const value = random.chance(0.3) ? null : randomBytes(random, random.below(500));
     offerRow(rig, client, 0, round % 5, text(name), value, round);
     drainOffers(rig, client);
     order.push(name);
@@ -58,8 +67,8 @@ test('the row least recently read goes first, over all collections, rows and abs
 test('what a reader has just touched is spared although its report was lost', () => {
   const rig = makeRig({ pages: 8, limitPages: 8 });
   for (const key of ['a', 'b', 'c']) put(rig, key, text('v'));
-  drainOffers(rig, rig.clients[0]!);
-  look(rig, rig.clients[0]!, 1, text('a'), 9_999);
+  drainOffers(rig, rig.clients[0]);
+  look(rig, rig.clients[0], 1, text('a'), 9_999);
   rig.cache.advancePeriod();
   assert.equal(rig.cache.evictOldest(2), 2);
   assert.deepEqual(names(rig), new Set(['a']));
@@ -71,9 +80,9 @@ test('evicted one by one to empty, the structure holds at each step and nothing 
   const rig = makeRig({ pages: 24, limitPages: 24, bucketsMin: 8 });
   const random = new Prng(9);
   for (let i = 0; i < 800; i++) {
-    put(rig, `key ${i}`, i % 4 === 0 ? null : random.fill(new Uint8Array(random.below(3_000))));
+    put(rig, `key ${i}`, i % 4 === 0 ? null : randomBytes(random, random.below(3_000)));
   }
-  drainOffers(rig, rig.clients[0]!);
+  drainOffers(rig, rig.clients[0]);
   const rows = rig.cache.rows;
   assert.ok(rows > 500);
   for (let left = rows - 1; left >= 0; left--) {
@@ -84,7 +93,7 @@ test('evicted one by one to empty, the structure holds at each step and nothing 
   assert.equal(rig.cache.evictOldest(1), 0);
   rig.cache.sweep();
   rig.cache.closeIfEmpty();
-  assert.ok(rig.clients[0]!.reader.close());
+  assert.ok(rig.clients[0].reader.close());
   assert.equal(rig.cache.bytes + rig.cache.retiredBytes, 0);
   assert.equal(rig.pool.usedPages(KIND_CACHE), 0);
 });
@@ -92,7 +101,7 @@ test('evicted one by one to empty, the structure holds at each step and nothing 
 test('in a stream of new rows the cache stays inside its budget, full, and holds the newest', () => {
   const random = new Prng(4);
   const rig = makeRig({ pages: 40, limitPages: 32 });
-  const client = rig.clients[0]!;
+  const client = rig.clients[0];
   for (let i = 0; i < 40_000; i++) {
     put(rig, `key ${i}`, new Uint8Array(random.below(900)));
     if (i % 50 === 49) drainOffers(rig, client);
@@ -115,7 +124,7 @@ test('in a stream of new rows the cache stays inside its budget, full, and holds
 
 test('rows of another size find room soon after all pages were taken by one size', () => {
   const rig = makeRig({ pages: 40, limitPages: 32 });
-  const client = rig.clients[0]!;
+  const client = rig.clients[0];
   const stream = (from: number, count: number, bytes: number): number => {
     const dropped = rig.cache.counts.offersDropped;
     for (let i = from; i < from + count; i++) {
@@ -133,22 +142,22 @@ test('rows of another size find room soon after all pages were taken by one size
     stream(50_000, 40_000, 20),
     stream(100_000, 500, 12_000),
   ];
-  assert.ok(dropped[0]! < 100 && dropped[1]! < 1_000 && dropped[2]! < 100, dropped.join());
+  assert.ok(dropped[0] < 100 && dropped[1] < 1_000 && dropped[2] < 100, dropped.join());
   rig.cache.check();
 });
 
 test('a smaller limit is met a page at a time; what stays is the warmer part', () => {
   const rig = makeRig({ pages: 40, limitPages: 32 });
-  const client = rig.clients[0]!;
+  const client = rig.clients[0];
   for (let i = 0; i < 12_000; i++) put(rig, `key ${i}`, new Uint8Array(400));
   drainOffers(rig, client);
-  const before = rig.cache.rows;
+  const rowsBefore = rig.cache.rows;
   rig.pool.setLimitPages(KIND_CACHE, 12);
   let steps = 0;
   while (rig.cache.reclaim()) steps++;
   assert.ok(steps > 5 && steps < 32, `${steps} steps`);
   assert.ok(rig.pool.usedPages(KIND_CACHE) <= 12);
-  assert.ok(rig.cache.rows > 0.2 * before);
+  assert.ok(rig.cache.rows > 0.2 * rowsBefore);
   const left = [...names(rig)].map((name) => Number(name.slice(4)));
   assert.ok(Math.min(...left) > 5_000, 'the oldest went');
   rig.cache.check();
@@ -156,13 +165,13 @@ test('a smaller limit is met a page at a time; what stays is the warmer part', (
 
 test('a reader that stays inside stops populations, not the cache', () => {
   const rig = makeRig({ pages: 40, limitPages: 16, clients: 2 });
-  const slow = rig.clients[1]!;
+  const slow = rig.clients[1];
   for (let i = 0; i < 20_000; i++) put(rig, `key ${i}`, new Uint8Array(200));
-  drainOffers(rig, rig.clients[0]!);
+  drainOffers(rig, rig.clients[0]);
   const full = rig.cache.rows;
   slow.slot.enter();
   for (let i = 20_000; i < 30_000; i++) put(rig, `key ${i}`, new Uint8Array(200));
-  drainOffers(rig, rig.clients[0]!);
+  drainOffers(rig, rig.clients[0]);
   assert.ok(rig.cache.counts.offersDropped > 5_000);
   assert.ok(rig.cache.rows > 0.95 * full, 'rows are not evicted for nothing');
   slow.slot.leave();
@@ -170,7 +179,7 @@ test('a reader that stays inside stops populations, not the cache', () => {
   assert.equal(rig.cache.retiredBytes, 0);
   const { inserted } = rig.cache.counts;
   for (let i = 30_000; i < 31_000; i++) put(rig, `key ${i}`, new Uint8Array(200));
-  drainOffers(rig, rig.clients[0]!);
+  drainOffers(rig, rig.clients[0]);
   assert.equal(rig.cache.counts.inserted, inserted + 1_000);
 });
 
@@ -178,7 +187,7 @@ test('absent keys take a twentieth of the budget at the most', () => {
   const rig = makeRig({ pages: 40, limitPages: 32 });
   for (let i = 0; i < 2_000; i++) put(rig, `row ${i}`, new Uint8Array(300));
   for (let i = 0; i < 20_000; i++) put(rig, `absent ${i}`, null);
-  drainOffers(rig, rig.clients[0]!);
+  drainOffers(rig, rig.clients[0]);
   rig.cache.check();
   assert.ok(rig.cache.absentRows * 64 <= (32 * pageBytes) / 20);
   assert.ok(rig.cache.absentRows > 5_000);
@@ -187,7 +196,7 @@ test('absent keys take a twentieth of the budget at the most', () => {
 
 test('many rows come and go: buckets and marks grow over pages, every row is found, all is given back', () => {
   const rig = makeRig({ pages: 160, limitPages: 150 });
-  const client = rig.clients[0]!;
+  const client = rig.clients[0];
   const count = 150_000;
   for (let i = 0; i < count; i++) {
     put(rig, `${i}`, text(`v${i}`));
@@ -216,21 +225,21 @@ test('many rows come and go: buckets and marks grow over pages, every row is fou
 
 test('everything can be dropped at once, also under a reader, and the cache fills again', () => {
   const rig = makeRig({ pages: 24, limitPages: 16, clients: 2 });
-  const slow = rig.clients[1]!;
+  const slow = rig.clients[1];
   for (let i = 0; i < 3_000; i++) put(rig, `key ${i}`, text(`${i}`));
-  drainOffers(rig, rig.clients[0]!);
+  drainOffers(rig, rig.clients[0]);
   slow.slot.enter();
   rig.cache.dropAll();
   assert.equal(rig.cache.rows, 0);
   assert.ok(rig.cache.retiredBytes > 0);
-  assert.equal(look(rig, rig.clients[0]!, 1, text('key 1'), 2 ** 40), undefined);
+  assert.equal(look(rig, rig.clients[0], 1, text('key 1'), 2 ** 40), undefined);
   put(rig, 'key 1', text('again'));
-  drainOffers(rig, rig.clients[0]!);
-  assert.deepEqual(look(rig, rig.clients[0]!, 1, text('key 1'), 2 ** 40), text('again'));
+  drainOffers(rig, rig.clients[0]);
+  assert.deepEqual(look(rig, rig.clients[0], 1, text('key 1'), 2 ** 40), text('again'));
   rig.cache.dropAll();
   slow.slot.leave();
   rig.cache.sweep();
   assert.equal(rig.cache.retiredBytes, 0);
-  assert.ok(rig.clients[0]!.reader.close());
+  assert.ok(rig.clients[0].reader.close());
   assert.equal(rig.pool.usedPages(KIND_CACHE), 0);
 });

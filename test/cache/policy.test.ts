@@ -18,14 +18,14 @@ test('two lists are one LRU: the oldest of all is the one least recently renewed
       address += 64;
     } else if (what < 0.7) {
       const [entry] = order.splice(random.below(order.length), 1);
-      const list = random.chance(0.1) ? 1 - entry!.list : entry!.list;
-      lru.renew(entry!.node, list);
-      order.push({ ...entry!, list });
+      const list = random.chance(0.1) ? 1 - entry.list : entry.list;
+      lru.renew(entry.node, list);
+      order.push({ ...entry, list });
     } else {
       const at = random.chance(0.5) ? 0 : random.below(order.length);
       const [entry] = order.splice(at, 1);
-      lru.remove(entry!.node);
-      assert.equal(lru.addressOf(entry!.node), 0);
+      lru.remove(entry.node);
+      assert.equal(lru.addressOf(entry.node), 0);
     }
     assert.equal(lru.oldest(), order[0]?.node ?? 0);
     for (const list of [LIST_ROWS, LIST_ABSENT]) {

@@ -11,7 +11,16 @@ import {
 import { Prng } from '../../core/base/prng.ts';
 import { TOUCH_IDS_MAX, rowBytesMax } from '../../core/cache/layout.ts';
 import { KIND_CACHE } from '../../core/shared/buffer-pool.ts';
-import { claimsOf, drainOffers, drainTouches, look, makeRig, offerRow, text } from './rig.ts';
+import {
+  claimsOf,
+  drainOffers,
+  drainTouches,
+  look,
+  makeRig,
+  offerRow,
+  randomBytes,
+  text,
+} from './rig.ts';
 import type { Rig } from './rig.ts';
 
 before(() => setVerify(true));
@@ -19,15 +28,15 @@ after(() => setVerify(false));
 
 function fill(rig: Rig, count: number): void {
   for (let i = 0; i < count; i++) {
-    assert.ok(offerRow(rig, rig.clients[0]!, 0, 1, text(`key ${i}`), text(`value ${i}`), i));
-    if (i % 64 === 63) drainOffers(rig, rig.clients[0]!);
+    assert.ok(offerRow(rig, rig.clients[0], 0, 1, text(`key ${i}`), text(`value ${i}`), i));
+    if (i % 64 === 63) drainOffers(rig, rig.clients[0]);
   }
-  drainOffers(rig, rig.clients[0]!);
+  drainOffers(rig, rig.clients[0]);
 }
 
 test('a row found says its value and the offset it was written at; an absent key says since when', () => {
   const rig = makeRig({ pages: 8, limitPages: 8 });
-  const client = rig.clients[0]!;
+  const client = rig.clients[0];
   offerRow(rig, client, 3, 1, text('k'), text('v'), 2 ** 40 + 5);
   offerRow(rig, client, 3, 1, text('none'), null, 2 ** 40 + 9);
   offerRow(rig, client, 3, 1, text(''), text(''), 7);
@@ -45,7 +54,7 @@ test('a row found says its value and the offset it was written at; an absent key
 
 test('a repeated read does not miss, and a row is reported once a period', () => {
   const rig = makeRig({ pages: 8, limitPages: 8 });
-  const client = rig.clients[0]!;
+  const client = rig.clients[0];
   fill(rig, 3);
   for (let period = 0; period < 600; period++) {
     for (let n = 0; n < 3; n++) {
@@ -61,7 +70,7 @@ test('a repeated read does not miss, and a row is reported once a period', () =>
 
 test('touches of a past period are not kept back behind new ones', () => {
   const rig = makeRig({ pages: 8, limitPages: 8 });
-  const client = rig.clients[0]!;
+  const client = rig.clients[0];
   fill(rig, 3);
   look(rig, client, 1, text('key 0'), 9);
   assert.equal(drainTouches(rig, client), 0, 'it waits for company');
@@ -75,7 +84,7 @@ test('touches of a past period are not kept back behind new ones', () => {
 test('touches that find the ring full are dropped and counted; reads go on', () => {
   const count = (touchRingSlots + 3) * TOUCH_IDS_MAX;
   const rig = makeRig({ pages: 16, limitPages: 16, position: -5 });
-  const client = rig.clients[0]!;
+  const client = rig.clients[0];
   fill(rig, count);
   for (let i = 0; i < count; i++) {
     assert.notEqual(look(rig, client, 1, text(`key ${i}`), count), undefined);
@@ -88,13 +97,13 @@ test('touches that find the ring full are dropped and counted; reads go on', () 
 test('offers come out as they went in, however the page wraps round', () => {
   const random = new Prng(5);
   const rig = makeRig({ pages: 600, limitPages: 512, position: -3 });
-  const client = rig.clients[0]!;
+  const client = rig.clients[0];
   const truth = new Map<string, Uint8Array>();
   let dropped = 0;
   for (let i = 0; i < 4_000; i++) {
     const key = text(`${i % 500}`.padStart(random.chance(0.01) ? 60_000 : 1, '0'));
     const length = random.chance(0.05) ? random.below(150_000) : random.below(3_000);
-    const value = random.fill(new Uint8Array(length));
+    const value = randomBytes(random, length);
     rig.cache.evictOldest(random.chance(0.1) ? 20 : 0);
     if (offerRow(rig, client, 0, 2, key, value, i)) truth.set(`${i}`, value);
     else dropped++;
@@ -115,7 +124,7 @@ test('offers come out as they went in, however the page wraps round', () => {
 
 test('a full ring drops the offer that does not fit it, none before', () => {
   const rig = makeRig({ pages: 8, limitPages: 8 });
-  const client = rig.clients[0]!;
+  const client = rig.clients[0];
   for (let i = 0; i < populateRingSlots; i++) {
     assert.ok(offerRow(rig, client, 0, 1, text(`${i}`), text('v'), i));
   }
@@ -128,7 +137,7 @@ test('a full ring drops the offer that does not fit it, none before', () => {
 
 test('rows larger than the largest are not offered; the largest is taken', () => {
   const rig = makeRig({ pages: 600, limitPages: 512 });
-  const client = rig.clients[0]!;
+  const client = rig.clients[0];
   const largest = rowBytesMax(512);
   assert.equal(largest, pageBytes);
   const key = new Uint8Array(keyBytesMax).fill(7);
@@ -158,7 +167,7 @@ test('a client that goes gives its page back, at once or behind its last offer',
 
 test('a client whose ring is full goes when there is room', () => {
   const rig = makeRig({ pages: 8, limitPages: 8 });
-  const client = rig.clients[0]!;
+  const client = rig.clients[0];
   for (let i = 0; i < populateRingSlots; i++) {
     offerRow(rig, client, 0, 1, text(`${i}`), text('v'), i);
   }
@@ -172,7 +181,7 @@ test('a client whose ring is full goes when there is room', () => {
 
 test('without memory the cache is off: it takes none, answers nothing, and comes back with the limit', () => {
   const rig = makeRig({ pages: 8, limitPages: 0 });
-  const client = rig.clients[0]!;
+  const client = rig.clients[0];
   assert.equal(offerRow(rig, client, 0, 1, text('a'), text('v'), 1), false);
   assert.equal(rig.pool.usedPages(KIND_CACHE), 0);
   assert.equal(look(rig, client, 1, text('a'), 1), undefined);
@@ -190,7 +199,7 @@ test('without memory the cache is off: it takes none, answers nothing, and comes
 test('a reader in the middle of a look finds less while rows move, and then looks again', () => {
   // One bucket at first: every insertion splits it further. A row that is there is always found.
   const rig = makeRig({ pages: 16, limitPages: 16, bucketsMin: 1 });
-  const client = rig.clients[0]!;
+  const client = rig.clients[0];
   for (let i = 0; i < 3_000; i++) {
     offerRow(rig, client, 0, 1, text(`key ${i}`), i % 3 === 0 ? null : text(`${i}`), i);
     drainOffers(rig, client);

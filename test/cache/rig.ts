@@ -10,6 +10,7 @@ import {
   populateRingSlots,
   touchRingSlots,
 } from '../../core/base/limits.ts';
+import type { Prng } from '../../core/base/prng.ts';
 import { OP_DELETE, OP_PUT } from '../../core/base/update.ts';
 import {
   KIND_ABSENT,
@@ -261,10 +262,20 @@ export class History {
   }
 
   write(collection: number, key: Uint8Array, value: Uint8Array | null): void {
-    const name = History.name(collection, key);
-    const versions = this.#versions.get(name) ?? [];
-    versions.push({ time: this.upper++, value });
-    this.#versions.set(name, versions);
+    this.writeAll([{ collection, key, value }]);
+  }
+
+  /** One transaction. */
+  writeAll(
+    rows: readonly { collection: number; key: Uint8Array; value: Uint8Array | null }[],
+  ): void {
+    const time = this.upper++;
+    for (const { collection, key, value } of rows) {
+      const name = History.name(collection, key);
+      const versions = this.#versions.get(name) ?? [];
+      versions.push({ time, value });
+      this.#versions.set(name, versions);
+    }
   }
 
   /** Keys with their newest version in [lower, upper), as a generation holds them. */
@@ -308,7 +319,7 @@ export class ModelGeneration implements NewestVersions {
 
   next(): boolean {
     if (this.#next === this.#rows.length) return false;
-    const { collection, key, version } = this.#rows[this.#next++]!;
+    const { collection, key, version } = this.#rows[this.#next++];
     this.#rig.arena.u8.set(key, this.#page);
     this.collection = collection;
     this.keyAddress = this.#page;
@@ -321,7 +332,7 @@ export class ModelGeneration implements NewestVersions {
   }
 
   copyValueTo(address: number): void {
-    const { value } = this.#rows[this.#next - 1]!.version;
+    const { value } = this.#rows[this.#next - 1].version;
     if (value !== null) this.#rig.arena.u8.set(value, address);
   }
 }
@@ -356,6 +367,10 @@ export function auditClaims(rig: Rig, history: History, views: readonly ModelVie
 
 export function sameValue(a: Uint8Array | null, b: Uint8Array | null): boolean {
   return a === null || b === null ? a === b : compareBytes(a, b) === 0;
+}
+
+export function randomBytes(random: Prng, length: number): Uint8Array {
+  return Uint8Array.from({ length }, () => random.u32());
 }
 
 export function text(value: string): Uint8Array {

@@ -20,6 +20,7 @@ import {
   look,
   makeRig,
   offerRow,
+  randomBytes,
   plainHash,
   sameValue,
   text,
@@ -115,7 +116,7 @@ class World {
     if (random.chance(0.25)) return null;
     const largest = rowBytesMax(16) + 200;
     const length = random.chance(0.1) ? random.below(largest) : random.below(80);
-    return random.fill(new Uint8Array(length));
+    return randomBytes(random, length);
   }
 
   seal(): void {
@@ -150,8 +151,8 @@ class World {
   read(): void {
     const { random, history } = this;
     if (history.upper === 0) return;
-    const view = random.chance(0.2) ? this.views()[0]! : this.view;
-    const client = this.rig.clients[random.below(2)]!;
+    const view = random.chance(0.2) ? this.views()[0] : this.view;
+    const client = this.rig.clients[random.below(2)];
     const collection = random.pick(COLLECTIONS);
     const key = random.pick(KEYS);
     const T = random.chance(0.8) ? history.upper - 1 : random.below(history.upper);
@@ -172,7 +173,7 @@ class World {
   offerLate(): void {
     if (this.asked.length === 0) return;
     const [ask] = this.asked.splice(this.random.below(this.asked.length), 1);
-    this.offer(ask!);
+    this.offer(ask);
   }
 
   offer({ client, view, collection, key }: Ask): void {
@@ -190,7 +191,7 @@ class World {
 
   /** A reader that stays inside while everything goes on: what it found stays as it was. */
   beSlow(): void {
-    const client = this.rig.clients[2]!;
+    const client = this.rig.clients[2];
     const { u8 } = this.rig.arena;
     if (this.slow !== undefined) {
       const { address, bytes } = this.slow;
@@ -253,7 +254,7 @@ test('every claim is true after every step, whatever happens in whatever order',
   let stale = 0;
   let dropped = 0;
   for (let seed = 1; seed <= 60; seed++) {
-    const bucketsMin = seed % 20 === 0 ? 32_768 : [1, 8][seed % 2]!;
+    const bucketsMin = seed % 20 === 0 ? 32_768 : [1, 8][seed % 2];
     const atWrap = seed % 2 === 0;
     const world = new World(seed, bucketsMin, atWrap ? -41 : 1, atWrap ? -7 : 0);
     try {
