@@ -44,15 +44,10 @@ import { TidemarkError, corrupt } from '../base/errors.ts';
 import type { ErrorDetail } from '../base/errors.ts';
 import { invariant } from '../base/assert.ts';
 import { MiB, inPlaceBytesMin, segmentBytesMax } from '../base/limits.ts';
-import {
-  LOG_DIR,
-  QUARANTINE_DIR,
-  numberOf,
-  quarantinePath,
-  segmentPath,
-} from '../storage/names.ts';
+import { LOG_DIR, QUARANTINE_DIR, quarantinePath, segmentPath } from '../storage/names.ts';
 import type { Storage } from '../storage/storage.ts';
-import { validatePayload } from './payload.ts';
+import { OpenFiles, findChain } from './chain.ts';
+import type { ChainFacts, UnusedSegment } from './chain.ts';
 import {
   READ_BAD_HEADER,
   READ_BAD_PAYLOAD,
@@ -62,10 +57,9 @@ import {
   READ_RECORD,
   SegmentReader,
   TailScan,
-  isZero,
   readBytesDefault,
 } from './reader.ts';
-import { RECORD_CLEAN, RECORD_COMMIT, RECORD_SEAL, decodeSegmentEnd } from './record.ts';
+import { RECORD_CLEAN, RECORD_COMMIT, decodeSegmentEnd } from './record.ts';
 import type { RecordHeader } from './record.ts';
 import { preparedBytesOf } from './room.ts';
 import {
@@ -73,22 +67,19 @@ import {
   REASON_RECOVERY,
   REASON_ROTATE,
   SEGMENT_BLOCK_BYTES,
-  decodeSegmentBlock,
   encodeSegmentBlock,
   saltOf,
 } from './segment.ts';
 import type { SegmentHeader } from './segment.ts';
+import { admit, check, cursorAt, cursorAtBase } from './verify.ts';
+import type { Cursor } from './verify.ts';
 import { ACCEPTED, LogWriter } from './writer.ts';
 import type { LogOptions, LogPosition, LogResume } from './writer.ts';
 
 export { logHoldsRecords } from './create.ts';
 
 /** What the manifest knows of the log. */
-export type LogFacts = {
-  readonly logId: Uint8Array;
-  /** Log start: what lies below was pruned, not lost. */
-  readonly firstSeq: number;
-  readonly firstOffset: number;
+export type LogFacts = ChainFacts & {
   /** Where the log stood at the flushed upper; undefined: nothing was ever flushed. */
   readonly start: LogPosition | undefined;
   /** Highest upper that a synced edit names: all offsets below were durable. */
@@ -132,20 +123,6 @@ export type TornTail = {
   readonly records: number;
 };
 
-/** A file above the chain: no sound header, or only zeros where it would be. */
-type Unused = { readonly seq: number; readonly zero: boolean; readonly bytes: number };
-
-/** Where a pass over the log stands. */
-type Cursor = {
-  next: number;
-  chain: number;
-  epoch: number;
-  atMs: number;
-  /** End of the last commit, and its segment. */
-  seq: number;
-  commitEnd: number;
-};
-
 /** Suspect commits are written in batches of this. */
 const REWRITE_BATCH_BYTES: number = 1 * MiB;
 
@@ -177,11 +154,11 @@ export class LogRecovery {
   readonly #feed: RecordFeed;
   readonly #readBytes: number;
   readonly #machine: Machine;
-  readonly #open: Set<number> = new Set();
+  readonly #files: OpenFiles;
 
   /** Sound headers from the chain's bottom to its top. */
-  #chain: SegmentHeader[] = [];
-  #unused: Unused[] = [];
+  #chain: readonly SegmentHeader[] = [];
+  #unused: readonly UnusedSegment[] = [];
   #highestSeq = 0;
   /** Offsets below were durable: the highest witness so far. */
   #proven: number;
@@ -189,6 +166,7 @@ export class LogRecovery {
 
   constructor(storage: Storage, facts: LogFacts, options: RecoveryOptions, feed: RecordFeed) {
     this.#storage = storage;
+    this.#files = new OpenFiles(storage);
     this.#facts = facts;
     this.#options = options;
     this.#feed = feed;
@@ -212,15 +190,21 @@ export class LogRecovery {
 
   /** Gives descriptors back after a failure. `resume.fd` is not among them. */
   release(): void {
-    for (const fd of this.#open) this.#storage.close(fd);
-    this.#open.clear();
+    this.#files.closeAll();
   }
 
   // ---------------------------------------------------------------- the course of it
 
   *#run(): Machine {
-    yield* this.#findChain();
-    if (!this.#options.readOnly) yield* this.#syncFirst();
+    const { readOnly } = this.#options;
+    const found = yield* findChain(this.#storage, this.#files, this.#facts, readOnly);
+    this.#chain = found.headers;
+    this.#unused = found.unused;
+    this.#highestSeq = found.highestSeq;
+    this.orphans.push(...found.orphans);
+    this.warnings.push(...found.warnings);
+    this.segments = found.headers.map(segmentOf);
+    if (!readOnly) yield* this.#syncFirst();
     const startIndex = this.#locateStart();
     for (let i = startIndex; i < this.#chain.length - 1; i++) {
       yield* this.#readWhole(this.#headerAt(i), this.#headerAt(i + 1));
@@ -234,129 +218,7 @@ export class LogRecovery {
     return header;
   }
 
-  #openFile(path: string, how: 'read' | 'write' | 'create'): number {
-    const fd = this.#storage.open(path, how);
-    this.#open.add(fd);
-    return fd;
-  }
-
-  #close(fd: number): void {
-    this.#open.delete(fd);
-    this.#storage.close(fd);
-  }
-
   // ---------------------------------------------------------------- files
-
-  /** Reads headers from the highest number down until the chain is whole. */
-  *#findChain(): Machine {
-    const { firstSeq, firstOffset } = this.#facts;
-    const present = new Set<number>();
-    for (const name of this.#storage.list(LOG_DIR)) {
-      const seq = numberOf(name, '.seg');
-      if (seq !== undefined) {
-        present.add(seq);
-        this.#highestSeq = Math.max(this.#highestSeq, seq);
-        continue;
-      }
-      const spare = /^spare-([0-9]+)\.tmp$/.exec(name);
-      if (spare === null) continue;
-      // Not finished, and its number is burned: whoever deletes it must not meet a new one of that name.
-      this.orphans.push(`${LOG_DIR}/${name}`);
-      this.#highestSeq = Math.max(this.#highestSeq, Number(spare[1]));
-    }
-    yield;
-
-    const descending = [...present].toSorted((a, b) => b - a);
-    let top: SegmentHeader | undefined;
-    for (const seq of descending) {
-      if (seq < firstSeq) break;
-      top = yield* this.#readHeader(seq);
-      if (top !== undefined) break;
-    }
-    if (top === undefined) {
-      if (!present.has(firstSeq)) throw missing(firstSeq, firstOffset);
-      throw corrupt('CHECKSUM', `${segmentPath(firstSeq)} has no readable header`, {
-        offset: firstOffset,
-        seq: firstSeq,
-        position: 0,
-        kind: 'header',
-      });
-    }
-    const chain = [top];
-    let bottom = top;
-    while (bottom.seq > firstSeq && bottom.prevSeq >= firstSeq) {
-      const { prevSeq, baseOffset } = bottom;
-      if (!present.has(prevSeq)) throw missing(prevSeq, baseOffset);
-      const header = yield* this.#readHeader(prevSeq);
-      if (header === undefined) {
-        throw corrupt('CHECKSUM', `${segmentPath(prevSeq)} has no readable header`, {
-          seq: prevSeq,
-          position: 0,
-          kind: 'header',
-        });
-      }
-      if (prevSeq >= bottom.seq || header.baseOffset > baseOffset) {
-        throw corrupt('REGRESSION', `${segmentPath(bottom.seq)} does not follow ${prevSeq}`, {
-          offset: baseOffset,
-          seq: bottom.seq,
-          position: 0,
-          got: header.baseOffset,
-        });
-      }
-      bottom = header;
-      chain.push(header);
-    }
-    // The lowest segment is the one the manifest names, or took the place of an empty one.
-    if (bottom.baseOffset !== firstOffset) {
-      if (bottom.seq !== firstSeq) throw missing(firstSeq, firstOffset);
-      throw corrupt('GAP', `the log begins at ${bottom.baseOffset}, not at ${firstOffset}`, {
-        offset: firstOffset,
-        seq: bottom.seq,
-        position: 0,
-        got: bottom.baseOffset,
-      });
-    }
-    this.#chain = chain.toReversed();
-    const linked = new Set(chain.map(({ seq }) => seq));
-    for (const seq of present) {
-      if (seq < top.seq && !linked.has(seq)) this.orphans.push(segmentPath(seq));
-    }
-    this.segments = this.#chain.map(segmentOf);
-  }
-
-  /** Undefined when the file has no sound header; above the chain it is then noted as unused. */
-  *#readHeader(seq: number): Generator<void, SegmentHeader | undefined, void> {
-    const path = segmentPath(seq);
-    const fd = this.#openFile(path, 'read');
-    yield;
-    const block = new Uint8Array(SEGMENT_BLOCK_BYTES);
-    const got = this.#storage.read(fd, block, 0, block.length, 0);
-    yield;
-    const { header, damaged } = decodeSegmentBlock(block, path);
-    if (header === undefined) {
-      this.#unused.push({ seq, zero: isZero(block, 0, got), bytes: this.#storage.size(fd) });
-      yield;
-    }
-    this.#close(fd);
-    yield;
-    if (header === undefined) return undefined;
-    if (damaged) this.warnings.push(`${path}: the first copy of its header is damaged`);
-    if (!this.#options.readOnly && header.roCompat !== 0) {
-      throw new TidemarkError(
-        'TIDEMARK_UNSUPPORTED_FORMAT',
-        `${path} has features that this version may only read (roCompat ${header.roCompat})`,
-        { file: path, field: 'roCompat', got: header.roCompat, known: 0 },
-      );
-    }
-    if (Buffer.compare(header.logId, this.#facts.logId) !== 0) {
-      throw corrupt('FOREIGN_SEGMENT', `${path} belongs to another log`, { seq, position: 0 });
-    }
-    if (header.seq !== seq) {
-      const detail = { seq, position: 0, got: header.seq };
-      throw corrupt('MISNAMED_SEGMENT', `${path} is segment ${header.seq}`, detail);
-    }
-    return header;
-  }
 
   /**
    * A spare may have its name in the cache only: the rotation into it syncs no directory any more.
@@ -373,11 +235,11 @@ export class LogRecovery {
     const seqs = this.#chain.slice(-2).map(({ seq }) => seq);
     for (const { seq } of this.#unused) seqs.push(seq);
     for (const seq of seqs) {
-      const fd = this.#openFile(segmentPath(seq), 'write');
+      const fd = this.#files.open(segmentPath(seq), 'write');
       yield;
       this.#storage.sync(fd);
       yield;
-      this.#close(fd);
+      this.#files.close(fd);
       yield;
     }
   }
@@ -433,7 +295,7 @@ export class LogRecovery {
   /** Verifies and feeds what is left of a segment up to where its successor says it ends. */
   *#readWhole(header: SegmentHeader, successor: SegmentHeader): Machine {
     const cursor = this.#enter(header);
-    const fd = this.#openFile(segmentPath(header.seq), 'read');
+    const fd = this.#files.open(segmentPath(header.seq), 'read');
     yield;
     const reader = this.#readerOf(fd, header.seq, cursor.commitEnd, successor.prevEndPos);
     for (;;) {
@@ -471,7 +333,7 @@ export class LogRecovery {
         position: 0,
       });
     }
-    this.#close(fd);
+    this.#files.close(fd);
     yield;
   }
 
@@ -505,7 +367,7 @@ export class LogRecovery {
   *#readLast(): Machine {
     const last = this.#headerAt(this.#chain.length - 1);
     const begin = this.#enter(last);
-    const fd = this.#openFile(segmentPath(last.seq), this.#options.readOnly ? 'read' : 'write');
+    const fd = this.#files.open(segmentPath(last.seq), this.#options.readOnly ? 'read' : 'write');
     yield;
     const size = this.#storage.size(fd);
     yield;
@@ -521,7 +383,7 @@ export class LogRecovery {
 
     if (this.#options.readOnly) {
       yield* this.#feedLast(last.seq, fd, begin, end, this.next);
-      this.#close(fd);
+      this.#files.close(fd);
       yield;
       return;
     }
@@ -616,12 +478,12 @@ export class LogRecovery {
   }
 
   *#scanUnused(seq: number): Generator<void, TailScan, void> {
-    const fd = this.#openFile(segmentPath(seq), 'read');
+    const fd = this.#files.open(segmentPath(seq), 'read');
     yield;
     const size = this.#storage.size(fd);
     yield;
     const scan = yield* this.#scan(fd, seq, SEGMENT_BLOCK_BYTES, size);
-    this.#close(fd);
+    this.#files.close(fd);
     yield;
     return scan;
   }
@@ -645,7 +507,7 @@ export class LogRecovery {
     // An attempt that a crash cut short may have left one: the same bytes, perhaps not all.
     this.#storage.unlink(quarantine);
     yield;
-    const target = this.#openFile(quarantine, 'create');
+    const target = this.#files.open(quarantine, 'create');
     yield;
     const chunk = new Uint8Array(Math.min(this.#readBytes, tornBytes));
     for (let at = 0; at < tornBytes;) {
@@ -660,7 +522,7 @@ export class LogRecovery {
     }
     this.#storage.sync(target);
     yield;
-    this.#close(target);
+    this.#files.close(target);
     yield;
     this.#storage.syncDir(QUARANTINE_DIR);
     yield;
@@ -703,7 +565,7 @@ export class LogRecovery {
       if (fits && spareSeq === 0) spareSeq = unused.seq;
       else this.orphans.push(segmentPath(unused.seq));
     }
-    this.#open.delete(fd);
+    this.#files.handOver(fd);
     this.resume = {
       logId: this.#facts.logId,
       seq: last.seq,
@@ -746,7 +608,7 @@ export class LogRecovery {
     const replaces = proven.commitEnd === SEGMENT_BLOCK_BYTES;
     const suspects = proven.next < this.next;
     const seq = this.#highestSeq + 1;
-    const fd = this.#openFile(segmentPath(seq), 'create');
+    const fd = this.#files.open(segmentPath(seq), 'create');
     yield;
     const prepared = preparedBytesOf(this.#options);
     const header: SegmentHeader = {
@@ -806,14 +668,14 @@ export class LogRecovery {
       this.#storage.truncate(oldFd, proven.commitEnd);
       yield;
     }
-    this.#close(oldFd);
+    this.#files.close(oldFd);
     yield;
     if (replaces) {
       this.orphans.push(segmentPath(last.seq));
       this.segments.pop();
     }
     this.segments.push(segmentOf(header));
-    this.#open.delete(fd);
+    this.#files.handOver(fd);
     this.resume = {
       logId: header.logId,
       seq,
@@ -965,96 +827,6 @@ function* drain(writer: LogWriter): Machine {
 
 function segmentOf(header: SegmentHeader): LogSegment {
   return { seq: header.seq, baseOffset: header.baseOffset, baseAtMs: header.baseAtMs };
-}
-
-function cursorAtBase(header: SegmentHeader): Cursor {
-  return {
-    next: header.baseOffset,
-    chain: header.prevChain,
-    epoch: header.epoch,
-    atMs: header.baseAtMs,
-    seq: header.seq,
-    commitEnd: SEGMENT_BLOCK_BYTES,
-  };
-}
-
-function cursorAt(start: LogPosition): Cursor {
-  return {
-    next: start.upper,
-    chain: start.chain,
-    epoch: start.epoch,
-    atMs: start.atMs,
-    seq: start.seq,
-    commitEnd: start.position,
-  };
-}
-
-/** Checks that a sound record is the one that comes next, and moves the cursor past it. */
-function admit(header: RecordHeader, cursor: Cursor): void {
-  const { minTxOffset, epoch, committedAtMs } = header;
-  if (minTxOffset > cursor.next) throw misplaced('GAP', header, cursor.next, minTxOffset);
-  if (minTxOffset < cursor.next) throw misplaced('REGRESSION', header, cursor.next, minTxOffset);
-  if (epoch < cursor.epoch) throw misplaced('EPOCH_REGRESSION', header, cursor.epoch, epoch);
-  if (committedAtMs < cursor.atMs) {
-    throw misplaced('TIME_REGRESSION', header, cursor.atMs, committedAtMs);
-  }
-  if (header.prevChain !== cursor.chain) {
-    throw misplaced('FORK', header, cursor.chain, header.prevChain);
-  }
-  cursor.epoch = epoch;
-  if (header.kind !== RECORD_COMMIT) return;
-  cursor.next = header.endOffset;
-  cursor.chain = header.chain;
-  cursor.atMs = committedAtMs;
-  cursor.commitEnd = header.position + header.bytes;
-}
-
-/** Checks the contents of an admitted record. */
-function check(reader: SegmentReader, cursor: Cursor): void {
-  const { header } = reader;
-  const { kind, seq, position } = header;
-  if (kind === RECORD_COMMIT) {
-    try {
-      validatePayload(reader.bytes, reader.payloadOffset, header.payloadLen, header.txCount);
-    } catch (error) {
-      if (!(error instanceof TidemarkError)) throw error;
-      const where = { offset: header.minTxOffset, seq, position };
-      const text = `${segmentPath(seq)} at ${position}: ${error.message}`;
-      throw new TidemarkError(error.code, text, { ...error.detail, ...where });
-    }
-    return;
-  }
-  if (kind !== RECORD_SEAL && kind !== RECORD_CLEAN) return;
-  const end = decodeSegmentEnd(reader.bytes, reader.payloadOffset);
-  if (end.next === cursor.next && end.chain === cursor.chain) return;
-  throw corrupt('FORMAT', `the end of segment ${seq} at ${position} contradicts the log`, {
-    offset: cursor.next,
-    seq,
-    position,
-    got: end.next,
-  });
-}
-
-function misplaced(
-  finding: string,
-  header: RecordHeader,
-  expected: number,
-  got: number,
-): TidemarkError {
-  const { seq, position, minTxOffset } = header;
-  return corrupt(
-    finding,
-    `the record of ${segmentPath(seq)} at ${position} does not follow the one before it: ` +
-      `expected ${expected}, got ${got}`,
-    { offset: minTxOffset, seq, position, expected, got },
-  );
-}
-
-function missing(seq: number, below: number): TidemarkError {
-  return corrupt('MISSING_SEGMENT', `${segmentPath(seq)} is missing (offsets below ${below})`, {
-    seq,
-    below,
-  });
 }
 
 function ioError(call: string, path: string, got: number, wanted: number): TidemarkError {
