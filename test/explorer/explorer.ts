@@ -71,6 +71,8 @@ export type Script<S> = {
    * on looking. Not given, such code is refused as unbounded.
    */
   readonly spins?: number;
+  /** Words that are racy on purpose: nothing but policy may depend on them. */
+  readonly racy?: (address: number) => boolean;
   /** Lays out the memory; what it returns is shared by all threads and must be constant. */
   readonly setup: (world: World) => S;
   readonly threads: readonly ThreadScript<S>[];
@@ -229,6 +231,7 @@ const THREAD = 2;
 
 class Machine<S> {
   readonly #spins: number;
+  readonly #racy: (address: number) => boolean;
   readonly #check: (results: readonly unknown[]) => void;
   readonly #threads: readonly Thread[];
   readonly #memory: Memory;
@@ -312,6 +315,7 @@ class Machine<S> {
     });
     this.#initial.u8.set(this.#memory.u8);
     this.#spins = script.spins ?? Infinity;
+    this.#racy = script.racy ?? nowhere;
     this.#check = (results) => script.check?.(this.#world, shared, results);
   }
 
@@ -664,7 +668,7 @@ class Machine<S> {
       }
       this.#last = point;
       this.#lastResult = this.#results[this.#cursor++];
-      if (plain) addToFootprint(this.#footprint, access.view, access.at, access.call === 'write');
+      if (plain) this.#note(access);
       else this.#footprint = new Map();
       return this.#lastResult;
     }
@@ -673,9 +677,13 @@ class Machine<S> {
       this.#suspended = true;
       throw SUSPENSION;
     }
-    addToFootprint(this.#footprint, access.view, access.at, access.call === 'write');
+    this.#note(access);
     this.#lastResult = this.#perform(this.#last);
     return this.#lastResult;
+  }
+
+  #note({ call, view, at }: Access): void {
+    if (!this.#racy(at)) addToFootprint(this.#footprint, view, at, call === 'write');
   }
 
   #read(view: ViewKind, at: number): number {

@@ -1,6 +1,7 @@
 /** Every script, in the order of the floor plan. */
 import type { Case } from '../case.ts';
 import { bellCases } from './bell.ts';
+import { cacheCases } from './cache.ts';
 import { controlCases } from './control.ts';
 import { epochCases } from './epoch.ts';
 import { holdsCases } from './holds.ts';
@@ -18,4 +19,5 @@ export const CASES: readonly Case[] = [
   ...readPathCases,
   ...holdsCases,
   ...memtableCases,
+  ...cacheCases,
 ];
