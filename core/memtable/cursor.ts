@@ -6,6 +6,7 @@
 import { invariant } from '../base/assert.ts';
 import { NO_BYTES, compareAt } from '../base/bytes.ts';
 import type { RowCursor } from '../base/cursor.ts';
+import { OP_UPDATE } from '../base/update.ts';
 import type { Arena } from '../shared/arena.ts';
 import type { BufferPool } from '../shared/buffer-pool.ts';
 import { loadLink } from '../shared/link.ts';
@@ -389,6 +390,12 @@ export class GenerationCursor implements RowCursor {
     if (this.#versions === VERSIONS_ALL && word !== anchor) {
       let count = 0;
       for (; word !== 0; word = u32[word + NODE_OLDER_WORD] >>> 2) {
+        // Of one transaction's operations on a key the later wins; updates of a multiset add up.
+        const isBeaten =
+          count > 0 &&
+          timeAt(u32, word) === timeAt(u32, this.#chain[count - 1]) &&
+          kindAt(u32, u32[word + NODE_OPERATION_WORD]) !== OP_UPDATE;
+        if (isBeaten) continue;
         if (count === this.#chain.length) {
           const chain = new Uint32Array(2 * count);
           chain.set(this.#chain);
