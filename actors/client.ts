@@ -38,6 +38,8 @@ export type ClientHooks = {
   readonly kick: (() => void) | undefined;
   /** Runs a function at the end of the turn. */
   readonly endOfTurn: (run: () => void) => void;
+  /** Runs a function in the next turn, after whatever else is ready. */
+  readonly nextTurn: (run: () => void) => void;
 };
 
 export class Client {
@@ -60,6 +62,7 @@ export class Client {
   #lowestHold = -1;
   readonly #keyScratch: KeyScratch = new KeyScratch();
   #disposed = false;
+  #turnScheduled = false;
 
   constructor(context: ActorContext, number: number, hooks: ClientHooks) {
     const place = context.topology.clients[number];
@@ -134,6 +137,10 @@ export class Client {
       const pushed = this.line.poll();
       this.#takeAnswers();
       this.#settleWaiters();
+      if (this.line.hasMoreToSettle && !this.#turnScheduled) {
+        this.#turnScheduled = true;
+        this.#hooks.nextTurn(this.#nextTurn);
+      }
       if (this.#hooks.kick !== undefined) {
         this.#keepProcess(this.#pending);
         if (pushed) this.#hooks.kick();
@@ -143,6 +150,11 @@ export class Client {
       this.line.poll();
     }
   }
+
+  readonly #nextTurn = (): void => {
+    this.#turnScheduled = false;
+    if (!this.#disposed) this.poll();
+  };
 
   #takeAnswers(): void {
     const { u32 } = this.#answers;

@@ -46,6 +46,12 @@ export type Receipt = { readonly offset: number };
 type Resolve = (receipt: Receipt) => void;
 type Reject = (error: unknown) => void;
 
+/**
+ * Payload whose commits settle in one turn of the event loop. What the caller does next is about as
+ * much again, and the loop should turn in between.
+ */
+const SETTLE_BYTES_MAX: number = 128 * KiB;
+
 /** Rest of a page below which the next record starts a fresh one. */
 const PAGE_REST_MIN: number = 32 * KiB;
 
@@ -126,6 +132,15 @@ export class CommitLine {
       this.#untilDurable.length > 0 ||
       this.#untilWritten.length > 0 ||
       this.#closeWanted
+    );
+  }
+
+  /** Commits could settle that were left for the next turn. */
+  get hasMoreToSettle(): boolean {
+    const { control } = this.#context;
+    return (
+      isSettled(this.#untilDurable[0], control.durable()) ||
+      isSettled(this.#untilWritten[0], control.written())
     );
   }
 
@@ -327,12 +342,8 @@ export class CommitLine {
   poll(): boolean {
     this.#takeReceipts();
     const { control } = this.#context;
-    if (this.#untilWritten.length > 0) {
-      this.#untilWritten = settle(this.#untilWritten, control.written());
-    }
-    if (this.#untilDurable.length > 0) {
-      this.#untilDurable = settle(this.#untilDurable, control.durable());
-    }
+    this.#untilWritten = settle(this.#untilWritten, control.written(), SETTLE_BYTES_MAX);
+    this.#untilDurable = settle(this.#untilDurable, control.durable(), SETTLE_BYTES_MAX);
     let pushed = this.#waiting.length > 0 && this.#pushWaiting();
     if (this.#closeWanted && this.#waiting.length === 0 && this.#staged === undefined) {
       const slot = this.#records.claim();
@@ -440,8 +451,8 @@ export class CommitLine {
     const failure = poisonedError(this.#context);
     this.#failure = failure;
     const durable = this.#context.control.durable();
-    this.#untilDurable = settle(this.#untilDurable, durable);
-    this.#untilWritten = settle(this.#untilWritten, durable);
+    this.#untilDurable = settle(this.#untilDurable, durable, Infinity);
+    this.#untilWritten = settle(this.#untilWritten, durable, Infinity);
     const unknown = new TidemarkError(
       'TIDEMARK_OUTCOME_UNKNOWN',
       `the engine failed before this commit was durable: ${failure.message}`,
@@ -468,16 +479,25 @@ export class CommitLine {
   }
 }
 
-/** Resolves the records wholly below `upper`; returns the rest. Records are in offset order. */
-function settle(records: PendingRecord[], upper: number): PendingRecord[] {
+/**
+ * Resolves records wholly below `upper`, until `bytesMax` of payload have been; returns the rest.
+ * Records are in offset order.
+ */
+function settle(records: PendingRecord[], upper: number, bytesMax: number): PendingRecord[] {
   let done = 0;
+  let bytes = 0;
   for (const record of records) {
-    if (record.first + record.transactions > upper) break;
+    if (record.first + record.transactions > upper || bytes >= bytesMax) break;
+    bytes += record.payloadBytes;
     const { resolves, first } = record;
     for (let i = 0; i < resolves.length; i++) resolves[i]({ offset: first + i });
     done++;
   }
   return done === 0 ? records : records.slice(done);
+}
+
+function isSettled(record: PendingRecord | undefined, upper: number): boolean {
+  return record !== undefined && record.first + record.transactions <= upper;
 }
 
 function refuse(record: PendingRecord, refusal: number): void {

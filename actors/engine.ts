@@ -101,7 +101,7 @@ export class Engine extends EventEmitter {
       const pool = new StepPool((job) => makeMachine(job, storage, context.arena));
       const actors = [...writeActors(context), ...backgroundActors(context, pool)];
       this.#context = context;
-      this.#client = new Client(context, OWNER_CLIENT, { kick, endOfTurn });
+      this.#client = new Client(context, OWNER_CLIENT, { kick, endOfTurn, nextTurn });
       host = new InlineHost(
         context,
         actors,
@@ -118,7 +118,7 @@ export class Engine extends EventEmitter {
       resetArena(context);
       this.#kit = kit;
       this.#context = context;
-      this.#client = new Client(context, OWNER_CLIENT, { kick: undefined, endOfTurn });
+      this.#client = new Client(context, OWNER_CLIENT, { kick: undefined, endOfTurn, nextTurn });
       this.#run = kit.run(config, (error) => poison(context, error));
     }
     this.#catalog = new Collection<Buffer, unknown>(
@@ -447,6 +447,10 @@ function checkCollectionOptions(options: unknown): WantedCollection {
 function checkOffset(offset: unknown): number {
   if (typeof offset === 'number' && Number.isSafeInteger(offset) && offset >= 0) return offset;
   throw new TypeError(`an offset is an integer from 0, not ${String(offset)}`);
+}
+
+function nextTurn(run: () => void): void {
+  setImmediate(run);
 }
 
 /** A turn ends when the code and the promise reactions that run now are done. */

@@ -936,6 +936,8 @@ export class SpineKeeper implements Actor {
       busy: this.#busy(collection),
       runsMin: isIdle ? 2 : runsMinFor(liveRuns(batches)),
       ageMs: Math.min(idleMs, IDLE_MERGE_MS),
+      // One worker is kept from large jobs: small ones must not starve behind them.
+      ...(this.#desk.hasCreditForLarge ? {} : { bytesMax: LARGE_JOB_BYTES }),
     });
   }
 
@@ -1253,8 +1255,7 @@ export class SpineKeeper implements Actor {
         );
     if (level === undefined) return false;
     const before = this.#store!.proposed.spines.get(collection.id);
-    spine.collapse(level);
-    if (spine.state() === before) return false;
+    if (!spine.collapse(level)) return false;
     this.#proposeSpine(collection, before);
     return true;
   }
@@ -1276,8 +1277,11 @@ export class SpineKeeper implements Actor {
     if (this.#closeDeadline < 0) {
       this.#closeDeadline = clock.ticksMs() + CLOSE_WAIT_MS;
       this.#desk.cancelAll();
+      // The next open then finds a rollup and nothing to write again.
+      if (this.#counters.values[EDITS] > 0) this.#store?.requestRollup();
       return true;
     }
+    if (this.#store !== undefined && this.#writeManifest()) return true;
     // Results and answers under way are waited for: their files and descriptors are known only here.
     if (this.#desk.running > 0 || this.#waiting.size > 0) return false;
     const late = clock.ticksMs() >= this.#closeDeadline;
