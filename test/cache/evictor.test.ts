@@ -377,6 +377,28 @@ test('it sleeps until called unless a period ends or a reader has to leave', () 
   assert.equal(evictor.idle(), Infinity);
 });
 
+test('the period moves on under eviction: marks of the past protect nothing', () => {
+  const house = new House();
+  for (let i = 0; i < 40; i++) house.write(1, key(i), text('v'));
+  house.seal();
+  house.run();
+  house.takeAnswer();
+  for (let i = 0; i < 40; i++) house.read(0, 1, key(i), 39);
+  house.run();
+  for (let i = 0; i < 40; i++) house.read(0, 1, key(i), 39);
+  house.run();
+  const { cache } = house.evictor;
+  for (let round = 0; round < 3; round++) {
+    cache.evictOldest(1);
+    house.nowMs += 10;
+    house.evictor.tick();
+  }
+  const { relinked } = cache.counts;
+  assert.ok(relinked > 0);
+  cache.evictOldest(10);
+  assert.equal(cache.counts.relinked, relinked);
+});
+
 test('a limit set to 0 empties it, and everything is given back at close', () => {
   const house = new House();
   const { pool } = house.context;
