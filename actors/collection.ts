@@ -5,6 +5,7 @@
 import { TidemarkError } from '../core/base/errors.ts';
 import type { StoredHistory } from './catalog.ts';
 import type { Client } from './client.ts';
+import { refusedNow } from './commit-line.ts';
 import type { Receipt } from './commit-line.ts';
 import { decodeLent } from './encodings.ts';
 import type { Codec } from './encodings.ts';
@@ -92,8 +93,8 @@ export class Collection<K, V> {
   /** Sets the value of a key, as a transaction of its own. Resolves when it is durable (or written, in a buffered engine) and visible. */
   put(key: K, value: V, options?: CommitOptions): Promise<Receipt> {
     const { line } = this.#client;
-    const sync = checkCommit(this.#client, options);
     try {
+      const sync = checkCommit(this.#client, options);
       const set = line.begin();
       try {
         set.put(this.id, this.keyCodec, key, this.valueCodec, value);
@@ -103,15 +104,15 @@ export class Collection<K, V> {
       }
       return line.commit(sync);
     } catch (error) {
-      return Promise.reject(error);
+      return refusedNow(error);
     }
   }
 
   /** Removes a key. Removing one that is not there is a transaction all the same. */
   delete(key: K, options?: CommitOptions): Promise<Receipt> {
     const { line } = this.#client;
-    const sync = checkCommit(this.#client, options);
     try {
+      const sync = checkCommit(this.#client, options);
       const set = line.begin();
       try {
         set.delete(this.id, this.keyCodec, key);
@@ -121,7 +122,7 @@ export class Collection<K, V> {
       }
       return line.commit(sync);
     } catch (error) {
-      return Promise.reject(error);
+      return refusedNow(error);
     }
   }
 

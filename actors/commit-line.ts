@@ -174,10 +174,11 @@ export class CommitLine {
     return this.#enlist(sync);
   }
 
-  /** Commits a transaction that was built elsewhere. */
+  /** Finishes and commits a transaction that was built elsewhere. Throws with the set as it was. */
   commitSet(set: WriteSet, sync: boolean): Promise<Receipt> {
     this.#checkRoom();
     if (set.end > this.#commitBytesMax) throw tooLarge('commit', set.end, this.#commitBytesMax);
+    set.finish();
     const staged = this.#staged;
     if (
       staged !== undefined &&
@@ -511,6 +512,13 @@ function rejectAll(record: PendingRecord, error: unknown): void {
     record.promises[i].catch(ignore);
     record.rejects[i](error);
   }
+}
+
+/** A commit that was refused at once. It may go unheard, unless the fault is in the caller's code. */
+export function refusedNow(error: unknown): Promise<never> {
+  const refused = Promise.reject<never>(error);
+  if (error instanceof TidemarkError) refused.catch(ignore);
+  return refused;
 }
 
 /** TIDEMARK_POISONED, with the failure that caused it. */

@@ -9,6 +9,7 @@ import { collectionsMax } from '../core/base/limits.ts';
 import { KIND_KEYED, CATALOG_ID } from '../core/base/update.ts';
 import { Arena } from '../core/shared/arena.ts';
 import { STATE_CLOSED, STATE_CLOSING, STATE_OPEN, STATE_POISONED } from '../core/shared/control.ts';
+import { releaseLock } from '../core/storage/lock.ts';
 import type { ActorContext, EngineConfig } from './actor.ts';
 import {
   CATALOG_KEYS,
@@ -38,7 +39,7 @@ import type { Kit } from './kit.ts';
 import { NodeStorage } from './node-storage.ts';
 import { checkHistory, checkOptions, show } from './options.ts';
 import type { CheckedOptions, History, OpenOptions } from './options.ts';
-import { identify } from './process-identity.ts';
+import { identify, markReleased } from './process-identity.ts';
 import { Snapshot } from './snapshot.ts';
 import { NEWEST } from './reader.ts';
 import { gatherStats } from './stats.ts';
@@ -85,6 +86,7 @@ export class Engine extends EventEmitter {
   #creating: Promise<unknown> = Promise.resolve();
   #closed: Promise<void> | undefined;
   #poisonTold = false;
+  #isOpened = false;
 
   /** @internal */
   constructor(options: CheckedOptions) {
@@ -106,7 +108,10 @@ export class Engine extends EventEmitter {
         context,
         actors,
         () => pool.step(),
-        () => this.#client.poll(),
+        () => {
+          this.#client.poll();
+          if (context.control.state() === STATE_POISONED) this.#onPoisoned();
+        },
       );
       this.#kit = undefined;
       this.#run = Promise.resolve();
@@ -143,6 +148,7 @@ export class Engine extends EventEmitter {
       await this.close();
       throw signal.reason;
     }
+    this.#isOpened = true;
     void this.#watch();
   }
 
@@ -150,14 +156,25 @@ export class Engine extends EventEmitter {
   async #watch(): Promise<void> {
     await this.#run;
     if (this.#context.control.state() !== STATE_POISONED || this.#kit === undefined) return;
+    await this.#kit.end();
     this.#client.poll();
-    this.#tellPoison();
+    this.#onPoisoned();
   }
 
-  #tellPoison(): void {
+  /** The engine is over: the directory is free for another, and whoever listens is told. */
+  #onPoisoned(): void {
     if (this.#poisonTold) return;
     this.#poisonTold = true;
-    this.emit('poisoned', this.failure);
+    const { config, storage } = this.#context;
+    if (config.holder !== undefined) {
+      markReleased(config.holder);
+      try {
+        releaseLock(storage, config.holder);
+      } catch {
+        // A disk that takes no more: this process knows that the LOCK is nobody's.
+      }
+    }
+    if (this.#isOpened) this.emit('poisoned', this.failure);
   }
 
   // ---------------------------------------------------------------- state
@@ -327,9 +344,7 @@ export class Engine extends EventEmitter {
   }
 
   /** Removes a collection and, in time, its files. Its name may be used again; its id never is. */
-  async drop(
-    collection: string | Collection<never, never> | Collection<unknown, unknown>,
-  ): Promise<Receipt> {
+  async drop(collection: string | Collection<any, any>): Promise<Receipt> {
     const name = typeof collection === 'string' ? collection : collection.name;
     const key = catalogKey(name);
     this.#client.assertUsable();
@@ -362,9 +377,7 @@ export class Engine extends EventEmitter {
   }
 
   /** Merges a collection (or all) into as few runs as can be, its unneeded history left out. */
-  async compact(
-    collection?: Collection<never, never> | Collection<unknown, unknown>,
-  ): Promise<void> {
+  async compact(collection?: Collection<any, any>): Promise<void> {
     this.#assertWritable();
     await this.#client.flush();
     await this.#client.compact(collection?.id);
@@ -407,7 +420,7 @@ export class Engine extends EventEmitter {
       clearInterval(keepAlive);
     }
     this.#client.dispose();
-    if (isPoisoned) this.#tellPoison();
+    if (isPoisoned) this.#onPoisoned();
   }
 
   [Symbol.asyncDispose](): Promise<void> {

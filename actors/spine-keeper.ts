@@ -337,10 +337,10 @@ export class SpineKeeper implements Actor {
   }
 
   onClose(): void {
-    // After poison: nobody reads any more; descriptors are given back, files are left as they are.
-    this.#parts.closeAll();
-    if (this.#store !== undefined) this.#store.close(this.#context.storage);
-    this.#unlock();
+    // After poison files are left as they are; the LOCK too, for other threads may still be at the disk.
+    const { storage, arena, topology } = this.#context;
+    if (!readersInside(arena, topology.slots, clientsMax)) this.#parts.closeAll();
+    if (this.#store !== undefined) this.#store.close(storage);
   }
 
   // ---------------------------------------------------------------- opening
@@ -1301,8 +1301,9 @@ export class SpineKeeper implements Actor {
     const { storage, config } = this.#context;
     if (!this.#locked || config.holder === undefined) return;
     this.#locked = false;
-    releaseLock(storage, config.holder);
+    // First: should the LOCK stay behind, this process at least knows better.
     markReleased(config.holder);
+    releaseLock(storage, config.holder);
   }
 }
 

@@ -6,6 +6,7 @@
 import type { Client } from './client.ts';
 import { checkCommit } from './collection.ts';
 import type { Collection, CommitOptions } from './collection.ts';
+import { refusedNow } from './commit-line.ts';
 import type { Receipt } from './commit-line.ts';
 import { WriteSet } from './write-set.ts';
 
@@ -42,21 +43,24 @@ export class Transaction {
 
   /**
    * Commits everything under one offset. An empty transaction resolves with the newest visible offset
-   * and uses none. A transaction commits once; a second call is a TypeError.
+   * and uses none. A transaction commits once; a second call is a TypeError, unless the first was refused.
    */
   commit(options?: CommitOptions): Promise<Receipt> {
-    this.#assertOpen();
-    const sync = checkCommit(this.#client, options);
-    this.#committed = true;
     const { reader, line } = this.#client;
-    if (this.#set.operations === 0) {
-      return Promise.resolve({ offset: reader.visible() - 1 });
-    }
-    this.#set.finish();
     try {
-      return line.commitSet(this.#set, sync);
+      this.#assertOpen();
+      this.#client.assertUsable();
+      const sync = checkCommit(this.#client, options);
+      if (this.#set.operations === 0) {
+        this.#committed = true;
+        return Promise.resolve({ offset: reader.visible() - 1 });
+      }
+      const committed = line.commitSet(this.#set, sync);
+      this.#committed = true;
+      return committed;
     } catch (error) {
-      return Promise.reject(error);
+      // Nothing was claimed: the caller may commit it again, after TIDEMARK_BUSY for one.
+      return refusedNow(error);
     }
   }
 
