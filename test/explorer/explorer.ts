@@ -145,7 +145,7 @@ export function replay<S>(script: Script<S>, schedule: readonly number[]): strin
 }
 
 /** `2x reader, writer, 3x reader` of 0,0,1,0,0,0. */
-export function formatSchedule(names: readonly string[], schedule: readonly number[]): string {
+function formatSchedule(names: readonly string[], schedule: readonly number[]): string {
   const parts: string[] = [];
   for (let i = 0; i < schedule.length;) {
     let n = i;

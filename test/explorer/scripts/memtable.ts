@@ -18,9 +18,14 @@ import {
   operationBytes,
 } from '../../../core/base/update.ts';
 import { GenerationCursor, VERSIONS_NEWEST } from '../../../core/memtable/cursor.ts';
-import { NODE_NEXT_WORD, keyHash, mixCollection } from '../../../core/memtable/layout.ts';
+import {
+  DIRECTORY_WORD,
+  NODE_NEXT_WORD,
+  keyHash,
+  mixCollection,
+} from '../../../core/memtable/layout.ts';
 import { GenerationReader } from '../../../core/memtable/reader.ts';
-import { GenerationWriter } from '../../../core/memtable/writer.ts';
+import { GenerationWriter, maintainFuel } from '../../../core/memtable/writer.ts';
 import type { Arena } from '../../../core/shared/arena.ts';
 import { ArenaPlan, LINE_BYTES } from '../../../core/shared/arena.ts';
 import { BufferPool, KIND_MEMTABLE } from '../../../core/shared/buffer-pool.ts';
@@ -148,6 +153,7 @@ function memtableScript(options: MemtableOptions): Script<void> {
               if (fault === 'applied first') control.setApplied(t + 1);
               write(t);
               if (fault !== 'applied first') control.setApplied(t + 1);
+              if (options.walks !== undefined) generation.maintain(maintainFuel);
             }
           };
         },
@@ -188,6 +194,8 @@ function memtableScript(options: MemtableOptions): Script<void> {
       invariant(Number(results[1]) >= before - 1, 'the reader ran');
       const pool = new BufferPool(arena, TABLES, 1);
       invariant(pool.usedPages(KIND_MEMTABLE) > 0, 'the generation is there');
+      const directory = loadLink(arena.i32, (arena.i32[TOLD >>> 2] >>> 2) + DIRECTORY_WORD);
+      invariant((directory !== 0) === (options.walks !== undefined), 'what is walked was sorted');
       // Alone, at every time.
       const cursor = new GenerationCursor(arena, pool);
       for (let T = 0; T < writes.length; T++) {

@@ -183,7 +183,6 @@ const freesEarly: MakePool = (arena, firstPage) => {
 
 export const poolCases: readonly Case[] = [
   holds(poolScript({ name: 'two owners, one page', threads: 2, rounds: 2, pages: 1, limit: 1 })),
-  holds(poolScript({ name: 'two owners, two pages', threads: 2, rounds: 2, pages: 2, limit: 2 })),
   holds(poolScript({ name: 'budget below the pages', threads: 2, rounds: 2, pages: 2, limit: 1 })),
   holds(
     poolScript({
@@ -198,6 +197,10 @@ export const poolCases: readonly Case[] = [
   holds(poolScript({ name: 'three owners, one page', threads: 3, rounds: 1, pages: 1, limit: 1 })),
   holds(poolScript({ name: 'three owners, two pages', threads: 3, rounds: 1, pages: 2, limit: 2 })),
   holds(releaseScript(2)),
+  holds(
+    poolScript({ name: 'two owners, two pages', threads: 2, rounds: 2, pages: 2, limit: 2 }),
+    'deep',
+  ),
   holds(releaseScript(3), 'deep'),
   holds(
     poolScript({ name: 'three owners, two rounds', threads: 3, rounds: 2, pages: 1, limit: 1 }),
