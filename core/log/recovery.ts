@@ -355,8 +355,12 @@ export class LogRecovery {
   /** Feeds the commit the reader stands on, which `cursor` counts in already; waits for room. */
   *#offer(reader: SegmentReader, cursor: Cursor): Machine {
     const { header } = reader;
-    this.#fed = { ...cursor };
-    while (!this.#feed(header, reader.bytes, reader.payloadOffset, header.payloadLen)) {
+    const before = this.#fed;
+    const after = { ...cursor };
+    for (;;) {
+      this.#fed = after;
+      if (this.#feed(header, reader.bytes, reader.payloadOffset, header.payloadLen)) return;
+      this.#fed = before;
       this.waiting = true;
       yield;
     }

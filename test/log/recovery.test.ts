@@ -10,6 +10,7 @@ import { Prng } from '../../core/base/prng.ts';
 import { logHoldsRecords } from '../../core/log/create.ts';
 import { SpareMaker } from '../../core/log/prepare.ts';
 import { chainAfter } from '../../core/log/record.ts';
+import { LogRecovery } from '../../core/log/recovery.ts';
 import type { LogFacts, RecoveryOptions } from '../../core/log/recovery.ts';
 import { LogWriter } from '../../core/log/writer.ts';
 import type { LogOptions, LogPosition } from '../../core/log/writer.ts';
@@ -470,14 +471,23 @@ test('recovery from any position a writer gave feeds exactly what lies above it'
   }
 });
 
-test('a feed without room is asked again, and the recovery says that it waits', () => {
-  const { disk } = provenLog(TINY);
-  const waits = recover(disk.clone());
-  assert.ok(waits.fed.length > 10);
-  assert.deepEqual(
-    waits.fed.map(({ offset }) => offset),
-    waits.fed.map((_, i) => i),
-  );
+test('a feed without room is asked again, and until then nothing counts as fed', () => {
+  const { disk, next } = provenLog(TINY);
+  let asked = 0;
+  let fed = 0;
+  const options = { ...TINY, readOnly: false, strictTail: false };
+  const recovery = new LogRecovery(disk, factsOf(), options, (record) => {
+    assert.equal(record.minTxOffset, fed);
+    if (++asked % 4 !== 0) return false;
+    fed = record.endOffset;
+    return true;
+  });
+  while (recovery.step()) {
+    assert.equal(recovery.mark().upper, fed);
+    if (recovery.waiting) assert.notEqual(asked % 4, 0);
+  }
+  assert.equal(fed, next);
+  assert.equal(asked, next * 4);
 });
 
 // ---------------------------------------------------------------- files
