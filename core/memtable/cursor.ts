@@ -38,7 +38,7 @@ import {
 import { diffAt, valueBytesAt } from './reader.ts';
 import { AnchorSorter } from './sort.ts';
 
-/** Which versions with time <= T a cursor shows. */
+/** Which versions with time <= T a cursor shows. Of one time all shows every update, but only the last put or delete. */
 export const VERSIONS_NEWEST = 0;
 export const VERSIONS_ALL = 1;
 
@@ -74,7 +74,7 @@ export class GenerationCursor implements RowCursor {
   #collection = -1;
   #T = -1;
   #versions = VERSIONS_NEWEST;
-  /** The tail that `#sorter` holds: anchors [from, to) of the generation, of the collection and T above. */
+  /** The tail that `#sorter` holds: anchors [from, to) of the generation, as far as they are of the collection. */
   #tailFrom = -1;
   #tailTo = -1;
   #tailCount = 0;
@@ -109,7 +109,8 @@ export class GenerationCursor implements RowCursor {
 
   /**
    * Looks at one collection of the generation as of T; stands nowhere until moved. To be called anew
-   * after each enter. Asked again for the same generation, collection and T, it need not sort again.
+   * after each enter. What it sorted it need not sort again while the generation and the collection
+   * are the same, the same anchors are in runs, and no others came up to T.
    */
   open(header: number, collection: number, T: number, versions: number): void {
     const u32 = this.#u32;
@@ -135,7 +136,6 @@ export class GenerationCursor implements RowCursor {
       this.#serial === serial &&
       this.#word === word &&
       this.#collection === collection &&
-      this.#T === T &&
       this.#tailFrom === sorted;
     this.#word = word;
     this.#serial = serial;
@@ -150,7 +150,7 @@ export class GenerationCursor implements RowCursor {
     this.valid = false;
   }
 
-  /** Anchors are in the order of time: when the first one added is above T, all are. */
+  /** Anchors are in the order of time: when the first one not collected is above T, all are. Those above T do no harm. */
   #tailStands(anchors: number): boolean {
     if (anchors === this.#tailTo) return true;
     return timeAt(this.#u32, this.#anchor(this.#tailTo) >>> 2) > this.#T;

@@ -7,7 +7,7 @@ import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { OP_DELETE, OP_PUT, OP_UPDATE } from '../../core/base/update.ts';
 import { OFFSET_MAX } from '../../core/base/frontier.ts';
-import { MiB } from '../../core/base/limits.ts';
+import { GiB, MiB, arenaBytesMax, pageBytes } from '../../core/base/limits.ts';
 import { compareBytes } from '../../core/base/bytes.ts';
 import { Prng } from '../../core/base/prng.ts';
 import { setVerify } from '../../core/base/assert.ts';
@@ -162,9 +162,13 @@ function checkAll(
 }
 
 /** One life of a generation: written, maintained and read at random, sealed, freed. */
-function run(shape: Shape, seed: number, options: Partial<GenerationOptions>): void {
+function run(
+  shape: Shape,
+  seed: number,
+  options: Partial<GenerationOptions>,
+  world: World = new World(32 * MiB),
+): void {
   const random = new Prng(seed);
-  const world = new World(32 * MiB);
   const model = new Model();
   const writer = world.create(options);
   const first = random.pick([0, 1_000, 2 ** 32 - 100, 2 ** 45]);
@@ -203,4 +207,12 @@ describe('a generation answers like the model', () => {
       }
     });
   }
+
+  test('where addresses do not fit 31 bits', () => {
+    const firstPage = (3 * GiB) / pageBytes;
+    for (const shape of SHAPES) {
+      const world = new World(arenaBytesMax, 1_000, 1_000, firstPage);
+      run(shape, 9, { chunkKeys: 8, fanIn: 2 }, world);
+    }
+  });
 });

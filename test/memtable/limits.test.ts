@@ -10,9 +10,13 @@ import { KiB, MiB, keyBytesMax, pageBytes } from '../../core/base/limits.ts';
 import { Prng } from '../../core/base/prng.ts';
 import { OP_DELETE_RANGE, OP_PUT } from '../../core/base/update.ts';
 import { VERSIONS_ALL, VERSIONS_NEWEST } from '../../core/memtable/cursor.ts';
+import { NODE_JUMP_WORD, hopsMax } from '../../core/memtable/layout.ts';
 import { keyHash } from '../../core/memtable/reader.ts';
+import { RunSpace } from '../../core/memtable/run-space.ts';
+import { AnchorSorter } from '../../core/memtable/sort.ts';
 import { GenerationWriter } from '../../core/memtable/writer.ts';
 import { KIND_MEMTABLE } from '../../core/shared/buffer-pool.ts';
+import { pageOf } from '../../core/shared/record-pages.ts';
 import { Model, World, bytesOf, encode, put, randomBytes, rowAt, textOf } from './world.ts';
 import type { Operation, Row } from './world.ts';
 
@@ -38,6 +42,31 @@ function findValue(
 ): string | undefined {
   const node = world.reader.find(collection, key, 0, key.length, keyHash(key, 0, key.length), T);
   return node === 0 ? undefined : world.rowOf(node).value;
+}
+
+/** Sorts anchors of one put each, given in this order. */
+function sortKeys(keys: readonly string[], valueOf: (key: string) => string): string[] {
+  const world = new World(64 * MiB);
+  const writer = world.create({ bytes: 64 * MiB, rows: 100_000 });
+  writer.open(0);
+  for (let i = 0; i < keys.length; i += 100) {
+    const some = keys.slice(i, i + 100);
+    world.write(
+      writer,
+      some.map((key) => put(1, key, valueOf(key))),
+      i,
+    );
+  }
+  world.reader.attach(writer.header);
+  const sorter = new AnchorSorter(world.arena);
+  sorter.reserve(keys.length);
+  for (const [i, key] of keys.entries()) {
+    const raw = bytesOf(key);
+    const hash = keyHash(raw, 0, raw.length);
+    sorter.nodes[i] = world.reader.find(1, raw, 0, raw.length, hash, keys.length);
+  }
+  sorter.sort(keys.length);
+  return keys.map((_, i) => world.rowOf(sorter.nodes[i]).key);
 }
 
 describe('large keys and values', () => {
@@ -176,23 +205,61 @@ describe('many of a kind', () => {
     check();
   });
 
-  test('a tail longer than 65,536 keys is sorted by the reader', () => {
-    const world = new World(64 * MiB);
-    const writer = world.create({ bytes: 64 * MiB, rows: 100_000, chunkKeys: 100_000 });
+  test('an old version of a hot key is a few hundred steps away', () => {
+    const world = new World(32 * MiB);
+    const writer = world.create();
     writer.open(0);
+    const versions = 20_000;
+    for (let n = 0; n < versions; n++) world.write(writer, [put(1, 'hot', '')], n);
+    world.reader.attach(writer.header);
+    const { u32 } = world.arena;
+    const key = bytesOf('hot');
+    const newest = world.reader.find(1, key, 0, 3, keyHash(key, 0, 3), versions);
+    for (const T of [0, 1, 300, 9_999, versions - 1]) {
+      let steps = 0;
+      for (let node = newest; world.reader.timeOf(node) > T; steps++) {
+        const jump = u32[(node >>> 2) + NODE_JUMP_WORD];
+        const far = jump !== 0 && world.reader.timeOf(jump) > T;
+        node = far ? jump : world.reader.olderOf(node);
+      }
+      assert.equal(steps <= versions / hopsMax + hopsMax + 2, true, `${steps} steps to ${T}`);
+    }
+  });
+});
+
+describe('sorting', () => {
+  test('more keys than 16 bits can count', () => {
     const random = new Prng(12);
-    const keys = Array.from({ length: 66_000 }, (_, i) => `${random.u32() % 1_000}/${i}`);
-    for (let i = 0; i < keys.length; i += 100) {
-      world.write(
-        writer,
-        keys.slice(i, i + 100).map((key) => put(1, key, '')),
-        i,
+    const keys = Array.from({ length: 66_000 }, (_, i) => `${random.below(1_000)}/${i}`);
+    const sorted = keys.toSorted((a, b) => (a < b ? -1 : 1));
+    assert.deepEqual(
+      sortKeys(keys, () => ''),
+      sorted,
+    );
+  });
+
+  test('what stands behind a key is not taken for a part of it', () => {
+    for (const tail of ['a', '\0']) {
+      const keys = Array.from({ length: 40 }, (_, i) => tail.repeat((i * 7) % 40));
+      const sorted = keys.toSorted((a, b) => a.length - b.length);
+      assert.deepEqual(
+        sortKeys(keys, (key) => tail.repeat(60 - key.length)),
+        sorted,
       );
     }
-    assert.deepEqual(
-      scan(world, writer, 1, 70_000).map((row) => row.key),
-      keys.toSorted((a, b) => (a < b ? -1 : 1)),
-    );
+  });
+
+  test('a block of the run space is in one page', () => {
+    const world = new World(32 * MiB);
+    const writer = world.create();
+    const space = new RunSpace(world.arena, world.pool, writer.header);
+    assert.equal(space.take(65_530), 0);
+    // Another owner's page comes between.
+    const between = world.pool.lease(KIND_MEMTABLE);
+    const block = space.takeBlock(20);
+    assert.equal(pageOf(block), pageOf(block + 79));
+    assert.equal(space.take(10), 65_536 + 20);
+    world.pool.free(between, KIND_MEMTABLE);
   });
 });
 
@@ -243,18 +310,19 @@ describe('reading goes on while the writer does', () => {
 
   test('a page that served another generation brings nothing of it back', () => {
     const world = new World(32 * MiB);
-    const first = world.create();
+    const first = world.create({ rows: 1_000 });
     first.open(0);
-    world.write(first, [put(1, 'old', '')], 5);
-    assert.equal(scan(world, first, 1, 5).length, 1);
+    world.write(first, [put(0, 'old', '')], 5);
+    assert.equal(scan(world, first, 0, 5).length, 1);
     first.free();
-    const second = world.create();
+    // The page of the old anchor holds buckets now, where zeros would pass for a node of collection 0.
+    const second = world.create({ rows: 200_000 });
     assert.equal(second.header, first.header);
     second.open(6);
-    world.write(second, [put(1, 'new', '')], 6);
-    assert.equal(scan(world, second, 1, 5).length, 0);
+    world.write(second, [put(0, 'new', '')], 6);
+    assert.equal(scan(world, second, 0, 5).length, 0);
     world.reader.attach(second.header);
-    assert.equal(findValue(world, 1, bytesOf('old'), 9), undefined);
+    assert.equal(findValue(world, 0, bytesOf('old'), 9), undefined);
   });
 
   test('a spare answers that it has nothing', () => {
@@ -343,6 +411,7 @@ describe('room and pages', () => {
     const large = [put(1, 'b', 'y'.repeat(3 * pageBytes))];
     world.write(older, small, 0);
     world.write(older, large, 1);
+    world.write(older, small, 1);
     older.seal(2);
     const newer = world.create();
     newer.open(2);

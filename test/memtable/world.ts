@@ -93,9 +93,9 @@ export class World {
   #page = 0;
   #filled = 0;
 
-  constructor(arenaBytes: number, memtablePages = 1_000, recordPages = 1_000) {
+  constructor(arenaBytes: number, memtablePages = 1_000, recordPages = 1_000, firstPage = 1) {
     this.arena = Arena.create(arenaBytes);
-    this.pool = new BufferPool(this.arena, 128, 1);
+    this.pool = new BufferPool(this.arena, 128, firstPage);
     this.pool.reset([0, recordPages, memtablePages]);
     this.walker = new OperationWalker(this.arena, this.pool);
     this.reader = new GenerationReader(this.arena);
@@ -193,7 +193,10 @@ export class Model {
     }
   }
 
-  /** Rows of a collection up to T in the order of cursors. Of equal key and time, the later one comes first. */
+  /**
+   * Rows of a collection up to T in the order of cursors. Of puts and deletes of one key in one
+   * transaction the last counts; updates all do, the later first.
+   */
   rows(collection: number, T: number, all: boolean): Row[] {
     const rows: Row[] = [];
     for (const entry of this.#rows) {
@@ -201,7 +204,14 @@ export class Model {
     }
     // Stable, and newest first already.
     const sorted = rows.toSorted((a, b) => compareBytes(bytesOf(a.key), bytesOf(b.key)));
-    return all ? sorted : sorted.filter((row, i) => i === 0 || sorted[i - 1].key !== row.key);
+    if (!all) return sorted.filter((row, i) => i === 0 || sorted[i - 1].key !== row.key);
+    const kept: Row[] = [];
+    for (const row of sorted) {
+      const last = kept.at(-1);
+      const beaten = last?.key === row.key && last.time === row.time && row.kind !== OP_UPDATE;
+      if (!beaten) kept.push(row);
+    }
+    return kept;
   }
 
   find(collection: number, key: string, T: number): Row | undefined {
