@@ -327,22 +327,23 @@ export class Client {
    */
   holdFor(collection: number, asOf: number): number {
     const { reader } = this;
-    reader.enter(collection, asOf);
-    try {
-      const { T } = reader;
-      // Before everything there is nothing to hold.
-      if (T < 0) return T;
-      this.hold(T);
-      const view = reader.reloadView();
-      const block = view.collection(collection);
-      const since = block === 0 ? 0 : view.sinceNext(block);
-      if (asOf !== NEWEST && T < since) {
+    for (;;) {
+      reader.enter(collection, asOf);
+      try {
+        const { T } = reader;
+        // Before everything there is nothing to hold.
+        if (T < 0) return T;
+        this.hold(T);
+        const view = reader.reloadView();
+        const block = view.collection(collection);
+        const since = block === 0 ? 0 : view.sinceNext(block);
+        if (T >= since) return T;
         this.release(T);
-        throw historyLost(asOf, since);
+        if (asOf !== NEWEST) throw historyLost(asOf, since);
+        // History moved on between the choice of the newest time and its hold: a newer one, then.
+      } finally {
+        reader.leave();
       }
-      return T;
-    } finally {
-      reader.leave();
     }
   }
 

@@ -818,7 +818,7 @@ class ViewRunParts implements RunParts {
   }
 }
 
-function notYet(asOf: number, upper: number): TidemarkError {
+export function notYet(asOf: number, upper: number): TidemarkError {
   return new TidemarkError(
     'TIDEMARK_NOT_YET',
     `offset ${asOf} is not there yet; next is ${upper}`,

@@ -4,7 +4,7 @@
  */
 import { TidemarkError } from '../core/base/errors.ts';
 import type { Client } from './client.ts';
-import { NEWEST } from './reader.ts';
+import { NEWEST, notYet } from './reader.ts';
 import { Hold, forgotten } from './range.ts';
 
 export class Snapshot {
@@ -17,29 +17,14 @@ export class Snapshot {
   /** @internal */
   constructor(client: Client, asOf: number) {
     const { reader } = client;
-    reader.enter(0, NEWEST);
-    try {
-      const upper = reader.visible();
-      if (asOf !== NEWEST && asOf >= upper) {
-        throw new TidemarkError(
-          'TIDEMARK_NOT_YET',
-          `offset ${asOf} is not there yet; next is ${upper}`,
-          { asOf, upper },
-        );
-      }
-      this.offset = asOf === NEWEST ? upper - 1 : asOf;
-      // Published first, then the view is looked at: the keeper sees the hold, or we its proposal.
-      if (this.offset >= 0) client.hold(this.offset);
-      const view = reader.reloadView();
-      const lost = new Set<number>();
-      for (let i = 0; i < view.collectionCount; i++) {
-        const block = view.collectionAt(i);
-        if (asOf !== NEWEST && this.offset < view.sinceNext(block)) lost.add(view.idOf(block));
-      }
-      this.#lost = lost;
-    } finally {
-      reader.leave();
-    }
+    let held: { T: number; lost: Set<number> };
+    do {
+      held = holdAll(client, asOf);
+      // History moved on between the choice of the newest time and its hold: a newer one, then.
+      if (asOf === NEWEST && held.lost.size > 0) client.release(held.T);
+    } while (asOf === NEWEST && held.lost.size > 0);
+    this.offset = held.T;
+    this.#lost = held.lost;
     this.#hold = new Hold(client, this.offset);
     forgotten.register(this, this.#hold, this.#hold);
   }
@@ -63,5 +48,28 @@ export class Snapshot {
 
   [Symbol.dispose](): void {
     this.close();
+  }
+}
+
+/** Holds `asOf` or the newest time; says which collections may lose it all the same. */
+function holdAll(client: Client, asOf: number): { T: number; lost: Set<number> } {
+  const { reader } = client;
+  reader.enter(0, NEWEST);
+  try {
+    const upper = reader.visible();
+    if (asOf !== NEWEST && asOf >= upper) throw notYet(asOf, upper);
+    const T = asOf === NEWEST ? upper - 1 : asOf;
+    const lost = new Set<number>();
+    if (T < 0) return { T, lost };
+    // Published first, then the view is looked at: the keeper sees the hold, or we its proposal.
+    client.hold(T);
+    const view = reader.reloadView();
+    for (let i = 0; i < view.collectionCount; i++) {
+      const block = view.collectionAt(i);
+      if (T < view.sinceNext(block)) lost.add(view.idOf(block));
+    }
+    return { T, lost };
+  } finally {
+    reader.leave();
   }
 }

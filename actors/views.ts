@@ -39,6 +39,8 @@ export type Shown = {
   history: number;
   since: number;
   sinceNext: number;
+  /** The `sinceNext` that a published view says: only what was proposed in public may be taken up. */
+  proposed: number;
   upper: number;
   /** Address of its block. */
   block: number;
@@ -97,6 +99,7 @@ export class Views {
       history,
       since: former?.since ?? state.since,
       sinceNext: former?.sinceNext ?? state.since,
+      proposed: former?.proposed ?? state.since,
       upper: state.hollows.at(-1)?.hollow.desc.upper ?? 0,
       block: former?.block ?? 0,
       runs: after,
@@ -152,7 +155,7 @@ export class Views {
   #moveSince(shown: Shown): void {
     const { arena, topology, control, config } = this.#context;
     const held = lowestHold(arena, topology.slots, clientsMax);
-    shown.since = join(shown.since, meet(shown.sinceNext, held));
+    shown.since = join(shown.since, meet(shown.proposed, held));
     if (shown.history === KEEP_ALL) return;
     const visible = config.synced ? control.durable() : control.applied();
     shown.sinceNext = join(shown.sinceNext, Math.max(0, visible - 1 - shown.history));
@@ -180,6 +183,7 @@ export class Views {
     this.#view = this.#allocate(viewBytes(fields));
     writeView(arena, this.#view, fields);
     control.setView(this.#view);
+    for (const shown of this.#shown.values()) shown.proposed = shown.sinceNext;
     this.published++;
     if (former !== 0) this.#retire(former);
     for (const run of this.#afterPublish.splice(0)) run();
