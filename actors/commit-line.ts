@@ -516,7 +516,7 @@ function rejectAll(record: PendingRecord, error: unknown): void {
 
 /** A commit that was refused at once. It may go unheard, unless the fault is in the caller's code. */
 export function refusedNow(error: unknown): Promise<never> {
-  const refused = Promise.reject<never>(error);
+  const refused = Promise.reject(error);
   if (error instanceof TidemarkError) refused.catch(ignore);
   return refused;
 }

@@ -11,15 +11,7 @@
  */
 import { invariant } from '../core/base/assert.ts';
 import { clientsMax } from '../core/base/limits.ts';
-import {
-  OFFER_ABSENT,
-  OFFER_PAGE,
-  POPULATE,
-  POPULATE_KIND,
-  TOUCH,
-  TOUCH_IDS_MAX,
-  TOUCH_KIND,
-} from '../core/cache/layout.ts';
+import { OFFER_ABSENT, OFFER_PAGE, TOUCH_IDS_MAX } from '../core/cache/layout.ts';
 import { RowCache } from '../core/cache/row-cache.ts';
 import { NewestRows } from '../core/memtable/newest.ts';
 import { KIND_CACHE } from '../core/shared/buffer-pool.ts';
@@ -30,7 +22,17 @@ import type { RingConsumer } from '../core/shared/ring.ts';
 import { Outbox, inboxOf } from './actor.ts';
 import type { Actor, ActorContext } from './actor.ts';
 import { EVICTOR_COUNTERS, indexIn, makeCounters } from './counters.ts';
-import { APPLY, KIND_WORD, MSG_APPLIED, MSG_APPLY, getWide } from './messages.ts';
+import {
+  APPLY,
+  KIND_WORD,
+  MSG_APPLIED,
+  MSG_APPLY,
+  MSG_POPULATE,
+  MSG_TOUCH,
+  POPULATE,
+  TOUCH,
+  getWide,
+} from './messages.ts';
 import { THREAD_BACKGROUND } from './topology.ts';
 
 /** Fuel of one slice of an apply: half a millisecond at the most. */
@@ -183,7 +185,7 @@ export class Evictor implements Actor {
 
   #onTouch(u32: Uint32Array, slot: number): void {
     const count = u32[slot + TOUCH.COUNT];
-    invariant(u32[slot + KIND_WORD] === TOUCH_KIND, 'a touch', u32[slot + KIND_WORD]);
+    invariant(u32[slot + KIND_WORD] === MSG_TOUCH, 'a touch', u32[slot + KIND_WORD]);
     invariant(count <= TOUCH_IDS_MAX, 'ids fit the slot', count);
     for (let i = 0; i < count; i++) this.#cache.touch(u32[slot + TOUCH.IDS + i]);
   }
@@ -220,7 +222,7 @@ export class Evictor implements Actor {
   #onOffer(u32: Uint32Array, slot: number): void {
     const what = u32[slot + POPULATE.WHAT];
     const address = u32[slot + POPULATE.ADDRESS];
-    invariant(u32[slot + KIND_WORD] === POPULATE_KIND, 'an offer', u32[slot + KIND_WORD]);
+    invariant(u32[slot + KIND_WORD] === MSG_POPULATE, 'an offer', u32[slot + KIND_WORD]);
     if (what === OFFER_PAGE) {
       this.#context.pool.free(address, KIND_CACHE);
       return;

@@ -129,13 +129,11 @@ export const REQUEST = { NUMBER: 1, COLLECTION: 2, WHOLE: 3 } as const;
 export const MSG_DONE = 28;
 export const DONE = { NUMBER: 1, REFUSAL: 2 } as const;
 
-// client -> evictor (lossy)
-/** Node ids of cached rows that were read. */
-export const MSG_TOUCH = 29;
-export const TOUCH = { COUNT: 1, IDS: 2 } as const;
-/** A row read from the parts of source VERSION, in the client's offer page. */
-export const MSG_POPULATE = 30;
-export const POPULATE = { COLLECTION: 1, VERSION: 2, ADDRESS: 3, BYTES: 4 } as const;
+// client -> evictor (lossy): both ends are the row cache's, so the words are with it
+/** 29: node ids of cached rows that were read. */
+export { TOUCH_KIND as MSG_TOUCH, TOUCH } from '../core/cache/layout.ts';
+/** 30: a row read from the parts of a source, in the client's offer page. */
+export { POPULATE_KIND as MSG_POPULATE, POPULATE } from '../core/cache/layout.ts';
 
 export function setWide(u32: Uint32Array, word: number, value: number): void {
   u32[word] = lowWord(value);

@@ -16,13 +16,12 @@ export class Snapshot {
 
   /** @internal */
   constructor(client: Client, asOf: number) {
-    const { reader } = client;
-    let held: { T: number; lost: Set<number> };
-    do {
-      held = holdAll(client, asOf);
+    let held = holdAll(client, asOf);
+    while (asOf === NEWEST && held.lost.size > 0) {
       // History moved on between the choice of the newest time and its hold: a newer one, then.
-      if (asOf === NEWEST && held.lost.size > 0) client.release(held.T);
-    } while (asOf === NEWEST && held.lost.size > 0);
+      client.release(held.T);
+      held = holdAll(client, asOf);
+    }
     this.offset = held.T;
     this.#lost = held.lost;
     this.#hold = new Hold(client, this.offset);
