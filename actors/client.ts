@@ -73,7 +73,7 @@ export class Client {
     this.#bell = bell;
     this.#hooks = hooks;
     this.line = new CommitLine(context, number, hooks.endOfTurn, () => this.wake());
-    this.reader = new Reader(context, number);
+    this.reader = new Reader(context, number, this.#holds);
     this.#requests = new Outbox(context, place.requests, context.threadBells[THREAD_BACKGROUND]);
     this.#answers = inboxOf(context, place.answers);
   }
@@ -333,7 +333,10 @@ export class Client {
         const { T } = reader;
         // Before everything there is nothing to hold.
         if (T < 0) return T;
+        const wasHeld = this.#holds.has(T);
         this.hold(T);
+        // What has been kept until now stays.
+        if (wasHeld) return T;
         const view = reader.reloadView();
         const block = view.collection(collection);
         const since = block === 0 ? 0 : view.sinceNext(block);

@@ -72,12 +72,12 @@ export class Collection<K, V> {
     this.#setHistory = setHistory;
   }
 
-  /** Offsets below it may be blurred: the lowest readable asOf. */
+  /** The lowest asOf that may be read; what lies below only snapshots that were there before still see. */
   get since(): number {
     const { reader } = this.#client;
     this.#client.assertUsable();
     const block = reader.enter(this.id, NEWEST);
-    const since = block === 0 ? 0 : reader.view.since(block);
+    const since = block === 0 ? 0 : reader.view.sinceNext(block);
     reader.leave();
     return since;
   }

@@ -100,7 +100,15 @@ export class Reader {
   valueEnd = 0;
   #scratch: Buffer = Buffer.allocUnsafe(4_096);
 
-  constructor(context: ActorContext, client: number) {
+  /** Times that the client holds: what was there when the hold began is there. */
+  readonly #held: ReadonlyMap<number, unknown>;
+
+  constructor(
+    context: ActorContext,
+    client: number,
+    held: ReadonlyMap<number, unknown> = new Map(),
+  ) {
+    this.#held = held;
     const { arena, pool, control, topology } = context;
     const place = topology.clients[client];
     invariant(place !== undefined, 'a client slot', client);
@@ -140,8 +148,8 @@ export class Reader {
         this.T = asOf === NEWEST ? upper - 1 : asOf;
         this.view.attach(this.#context.control.view());
         const block = this.view.collection(collection);
-        if (block === 0 || this.T < 0 || this.T >= this.view.since(block)) return block;
-        if (asOf !== NEWEST) throw historyLost(asOf, this.view.since(block));
+        if (block === 0 || this.T < 0 || this.T >= this.#oldest(block, asOf)) return block;
+        if (asOf !== NEWEST) throw historyLost(asOf, this.#oldest(block, asOf));
         // History moved on between the two loads: both again.
         this.counters.add(VIEW_RETRIES, 1);
       }
@@ -149,6 +157,12 @@ export class Reader {
       this.slot.leave();
       throw error;
     }
+  }
+
+  /** The lowest time that may be read: promised to all, or kept for those who hold it. */
+  #oldest(block: number, asOf: number): number {
+    const isOurs = asOf === NEWEST || this.#held.has(asOf);
+    return isOurs ? this.view.since(block) : this.view.sinceNext(block);
   }
 
   leave(): void {
