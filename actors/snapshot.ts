@@ -16,12 +16,7 @@ export class Snapshot {
 
   /** @internal */
   constructor(client: Client, asOf: number) {
-    let held = holdAll(client, asOf);
-    while (asOf === NEWEST && held.lost.size > 0) {
-      // History moved on between the choice of the newest time and its hold: a newer one, then.
-      client.release(held.T);
-      held = holdAll(client, asOf);
-    }
+    const held = holdSettled(client, asOf);
     this.offset = held.T;
     this.#lost = held.lost;
     this.#hold = new Hold(client, this.offset);
@@ -50,8 +45,20 @@ export class Snapshot {
   }
 }
 
+type Held = { readonly T: number; readonly lost: ReadonlySet<number> };
+
+/** Holds `asOf`, or a newest time that no collection may lose. */
+function holdSettled(client: Client, asOf: number): Held {
+  for (;;) {
+    const held = holdAll(client, asOf);
+    if (asOf !== NEWEST || held.lost.size === 0) return held;
+    // History moved on between the choice of the newest time and its hold: a newer one, then.
+    client.release(held.T);
+  }
+}
+
 /** Holds `asOf` or the newest time; says which collections may lose it all the same. */
-function holdAll(client: Client, asOf: number): { T: number; lost: Set<number> } {
+function holdAll(client: Client, asOf: number): Held {
   const { reader } = client;
   reader.enter(0, NEWEST);
   try {
