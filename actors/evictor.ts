@@ -168,9 +168,15 @@ export class Evictor implements Actor {
     return true;
   }
 
+  #clients(): number {
+    return Math.min(this.#context.control.clients(), clientsMax);
+  }
+
   #takeTouches(): boolean {
     let worked = false;
-    for (const ring of this.#touches) {
+    const clients = this.#clients();
+    for (let client = 0; client < clients; client++) {
+      const ring = this.#touches[client];
       for (let i = 0; i < TOUCH_SLOTS_PER_TICK; i++) {
         const slot = ring.peek();
         if (slot < 0) break;
@@ -206,8 +212,9 @@ export class Evictor implements Actor {
 
   #takeOffers(): boolean {
     let left = OFFERS_PER_TICK;
-    for (let n = 0; n < clientsMax && left > 0; n++) {
-      const ring = this.#offers[(this.#turn + n) % clientsMax];
+    const clients = this.#clients();
+    for (let n = 0; n < clients && left > 0; n++) {
+      const ring = this.#offers[(this.#turn + n) % clients];
       for (let slot = ring.peek(); slot >= 0 && left > 0; slot = ring.peek()) {
         this.#onOffer(ring.u32, slot);
         // The bytes in the offer page are the client's again.

@@ -61,6 +61,9 @@ export const CACHE_ROW = 2;
 /** Looks again this often when rows were on their way to another bucket; then it is a miss. */
 const LOOKS_MAX = 4;
 
+/** Offers for which the evictor is woken once. */
+const OFFERS_PER_RING = 16;
+
 /** What a reader counts, for the client to publish. */
 export type CacheReaderCounts = {
   rows: number;
@@ -103,6 +106,9 @@ export class CacheReader {
     offersTooLarge: 0,
     offersDropped: 0,
   };
+
+  /** Offers that the evictor has not been woken for. */
+  #unrung = 0;
 
   /** The claimed touch slot that is being filled, -1 = none. */
   #touchSlot = -1;
@@ -310,8 +316,12 @@ export class CacheReader {
     u32[slot + POPULATE.FROM] = lowWord(from);
     u32[slot + POPULATE.FROM + 1] = highWord(from);
     this.#offers.push();
-    this.#bell.ring();
     this.counts.offers++;
+    // Waking a sleeper costs more than a look-up: many rows for one wake-up. The first few go at once.
+    if (++this.#unrung >= OFFERS_PER_RING || this.counts.offers <= OFFERS_PER_RING) {
+      this.#unrung = 0;
+      this.#bell.ring();
+    }
     return true;
   }
 
