@@ -104,7 +104,7 @@ export function coded(
 ): (error: unknown) => true {
   return (error) => {
     const found = error as TidemarkError;
-    assert.equal(found.code, code, `${String((error as Error)?.stack ?? error)}`);
+    assert.equal(found.code, code, String((error as Error)?.stack ?? error));
     for (const [name, value] of Object.entries(detail)) {
       assert.deepEqual(found.detail[name], value, `detail.${name} of: ${found.message}`);
     }
