@@ -9,7 +9,6 @@ import { alignUp, equalAt } from '../base/bytes.ts';
 import { pageBytes, populateRingSlots, touchRingSlots } from '../base/limits.ts';
 import type { Arena } from '../shared/arena.ts';
 import { fromWords, highWord, lowWord } from '../shared/arena.ts';
-import type { Bell } from '../shared/bell.ts';
 import { KIND_CACHE } from '../shared/buffer-pool.ts';
 import type { BufferPool } from '../shared/buffer-pool.ts';
 import { loadLink } from '../shared/link.ts';
@@ -64,6 +63,9 @@ const LOOKS_MAX = 4;
 /** Offers for which the evictor is woken once. */
 const OFFERS_PER_RING = 16;
 
+/** Makes the evictor run soon: a Bell, or the kick of an inline host. */
+export type Wakes = { ring(): void };
+
 /** What a reader counts, for the client to publish. */
 export type CacheReaderCounts = {
   rows: number;
@@ -87,7 +89,7 @@ export class CacheReader {
   readonly #rootsWord: number;
   readonly #touches: RingProducer;
   readonly #offers: RingProducer;
-  readonly #bell: Bell;
+  readonly #evictor: Wakes;
 
   /** Of the last CACHE_ROW. Valid until: leave. */
   valueAddress = 0;
@@ -126,7 +128,7 @@ export class CacheReader {
 
   /**
    * `rootsAddress` is the topology's `cacheRoots`; the rings are this client's, empty, of
-   * touchRingSlots and populateRingSlots; `bell` is that of the evictor's thread.
+   * touchRingSlots and populateRingSlots; `evictor` is the bell of its thread, or whatever kicks it.
    */
   constructor(
     arena: Arena,
@@ -134,7 +136,7 @@ export class CacheReader {
     rootsAddress: number,
     touches: RingProducer,
     offers: RingProducer,
-    bell: Bell,
+    evictor: Wakes,
   ) {
     this.#pool = pool;
     this.#u8 = arena.u8;
@@ -143,7 +145,7 @@ export class CacheReader {
     this.#rootsWord = rootsAddress >>> 2;
     this.#touches = touches;
     this.#offers = offers;
-    this.#bell = bell;
+    this.#evictor = evictor;
   }
 
   /**
@@ -267,7 +269,7 @@ export class CacheReader {
     this.#u32[slot + TOUCH.COUNT] = this.#touchCount;
     this.#touchSlot = -1;
     this.#touches.push();
-    if (this.#touches.room(touchRingSlots / 2) < touchRingSlots / 2) this.#bell.ring();
+    if (this.#touches.room(touchRingSlots / 2) < touchRingSlots / 2) this.#evictor.ring();
   }
 
   /**
@@ -320,7 +322,7 @@ export class CacheReader {
     // Waking a sleeper costs more than a look-up: many rows for one wake-up. The first few go at once.
     if (++this.#unrung >= OFFERS_PER_RING || this.counts.offers <= OFFERS_PER_RING) {
       this.#unrung = 0;
-      this.#bell.ring();
+      this.#evictor.ring();
     }
     return true;
   }
@@ -383,7 +385,7 @@ export class CacheReader {
     this.#u32[slot + POPULATE.WHAT] = OFFER_PAGE;
     this.#u32[slot + POPULATE.ADDRESS] = this.#page;
     this.#offers.push();
-    this.#bell.ring();
+    this.#evictor.ring();
     this.#page = 0;
     return true;
   }
