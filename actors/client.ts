@@ -61,7 +61,8 @@ export class Client {
   readonly #holds: Map<number, number> = new Map();
   #lowestHold = -1;
   readonly #keyScratch: KeyScratch = new KeyScratch();
-  #disposed = false;
+  /** The state in which the handle ended; undefined while it is in use. */
+  #ended: number | undefined;
   #turnScheduled = false;
 
   constructor(context: ActorContext, number: number, hooks: ClientHooks) {
@@ -103,14 +104,16 @@ export class Client {
 
   #wait(): void {
     for (;;) {
+      if (this.#ended !== undefined) return;
       const seen = this.#bell.park();
       // Published before the parked flag was up: nobody would ring for it.
       this.poll();
-      if (!this.#pending || this.#disposed) break;
+      if (!this.#pending) break;
       const rung = this.#bell.waitAsync(seen, WAIT_MS);
       if (rung === undefined) continue;
       this.#keepProcess(true);
       void rung.then(() => {
+        if (this.#ended !== undefined) return;
         this.#bell.unpark();
         this.#wait();
       });
@@ -148,12 +151,13 @@ export class Client {
     } catch (error) {
       poison(this.context, error);
       this.line.poll();
+      this.#hooks.kick?.();
     }
   }
 
   readonly #nextTurn = (): void => {
     this.#turnScheduled = false;
-    if (!this.#disposed) this.poll();
+    if (this.#ended === undefined) this.poll();
   };
 
   #takeAnswers(): void {
@@ -273,6 +277,8 @@ export class Client {
 
   /** Throws unless reads and writes are answered. */
   assertUsable(): void {
+    // The arena may be another engine's by now.
+    if (this.#ended !== undefined) throw this.#overError(this.#ended);
     const state = this.context.control.state();
     if (state === STATE_OPEN) return;
     if (state === STATE_POISONED) throw poisonedError(this.context);
@@ -307,6 +313,7 @@ export class Client {
   }
 
   #publishHold(): void {
+    if (this.#ended !== undefined) return;
     const { arena, topology } = this.context;
     storeHold(arena, topology.clients[this.number].slot, this.#lowestHold);
   }
@@ -361,8 +368,8 @@ export class Client {
 
   /** Ends the handle: nothing is awaited any more. */
   dispose(): void {
-    this.#disposed = true;
-    this.line.dispose();
+    this.#ended = this.context.control.state();
+    this.line.dispose(this.#overError(this.#ended));
     clearInterval(this.#keepAlive);
     this.#keepAlive = undefined;
   }

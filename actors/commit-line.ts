@@ -474,8 +474,9 @@ export class CommitLine {
     for (const waiter of this.#roomWaiters.splice(0)) waiter();
   }
 
-  /** Gives back the page in use. Requires: nothing is pending. */
-  dispose(): void {
+  /** Gives back the page in use; from now on every commit is refused. Requires: nothing is pending. */
+  dispose(over: TidemarkError): void {
+    this.#failure ??= over;
     this.#closePage();
   }
 }

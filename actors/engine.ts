@@ -86,6 +86,8 @@ export class Engine extends EventEmitter {
   #creating: Promise<unknown> = Promise.resolve();
   #closed: Promise<void> | undefined;
   #poisonTold = false;
+  /** What the engine says of itself once its arena is no longer its own. */
+  #ended: { state: number; upper: number; durableUpper: number } | undefined;
   #isOpened = false;
 
   /** @internal */
@@ -180,7 +182,7 @@ export class Engine extends EventEmitter {
   // ---------------------------------------------------------------- state
 
   get state(): EngineState {
-    switch (this.#context.control.state()) {
+    switch (this.#ended?.state ?? this.#context.control.state()) {
       case STATE_POISONED:
         return 'poisoned';
       case STATE_CLOSED:
@@ -194,18 +196,18 @@ export class Engine extends EventEmitter {
 
   /** What poisoned the engine, or undefined. */
   get failure(): TidemarkError | undefined {
-    if (this.#context.control.state() !== STATE_POISONED) return undefined;
+    if ((this.#ended?.state ?? this.#context.control.state()) !== STATE_POISONED) return undefined;
     return poisonedError(this.#context).cause as TidemarkError;
   }
 
   /** First offset that readers do not see yet. */
   get upper(): number {
-    return this.#client.reader.visible();
+    return this.#ended?.upper ?? this.#client.reader.visible();
   }
 
   /** First offset that is not durable yet. */
   get durableUpper(): number {
-    return this.#context.control.durable();
+    return this.#ended?.durableUpper ?? this.#context.control.durable();
   }
 
   /** Resolves when the offset is durable. */
@@ -409,17 +411,20 @@ export class Engine extends EventEmitter {
   }
 
   async #end(): Promise<void> {
-    const isPoisoned = this.#context.control.state() === STATE_POISONED;
+    const { control } = this.#context;
+    const isPoisoned = control.state() === STATE_POISONED;
     this.#client.poll();
     if (this.#kit !== undefined) {
       // The kit's threads keep no process alive, and this promise must settle.
       const keepAlive = setInterval(() => {}, 0x7fff_ffff);
       await this.#run;
       if (isPoisoned) await this.#kit.end();
-      else returnKit(this.#kit);
       clearInterval(keepAlive);
     }
     this.#client.dispose();
+    this.#ended = { state: control.state(), upper: this.upper, durableUpper: this.durableUpper };
+    // From here on the arena may be another engine's.
+    if (this.#kit !== undefined && !isPoisoned) returnKit(this.#kit);
     if (isPoisoned) this.#onPoisoned();
   }
 

@@ -118,6 +118,9 @@ function isOver(context: ActorContext): boolean {
   return context.control.state() >= STATE_CLOSED;
 }
 
+/** How long the write thread looks again before it sleeps: a closed loop answers within this. */
+const SPIN_MS: number = Number(process.env['SPIN'] ?? 20) / 1000;
+
 /** Rounds between two publications of counters while there is always work. */
 const PUBLISH_ROUNDS = 1_024;
 
@@ -145,11 +148,17 @@ function closeAll(actors: readonly Actor[]): void {
 /** Runs until the engine is closed or poisoned. Blocks the thread. */
 export function runBlocking(context: ActorContext, actors: readonly Actor[], bell: Bell): void {
   let rounds = 0;
+  const { clock } = context;
+  let busyUntil = 0;
   while (!isOver(context)) {
     if (runRound(context, actors)) {
       if (++rounds % PUBLISH_ROUNDS === 0) publishAll(actors);
+      busyUntil = 0;
       continue;
     }
+    const now = clock.ticksMs();
+    if (busyUntil === 0) busyUntil = now + SPIN_MS;
+    if (now < busyUntil) continue;
     const seen = bell.park();
     // Published before the parked flag was up: nobody would ring for it.
     if (!runRound(context, actors) && !isOver(context)) bell.wait(seen, sleepMs(actors));

@@ -122,7 +122,7 @@ export class Reader {
       topology.cacheRoots,
       new RingProducer(arena, place.touches.address, place.touches.slots),
       new RingProducer(arena, place.offers.address, place.offers.slots),
-      context.threadBells[THREAD_BACKGROUND],
+      evictor,
     );
     this.#generation = new GenerationReader(arena);
   }
@@ -368,13 +368,26 @@ export class Reader {
   ): void {
     const frontier = this.view.upper(block);
     if (this.T < frontier - 1) return;
+    this.#offerRow(collection, this.view.version, frontier, key, length, this.#hash, absent);
+  }
+
+  /** Offers the row found last, or that there is none. */
+  #offerRow(
+    collection: number,
+    version: number,
+    frontier: number,
+    key: Uint8Array,
+    length: number,
+    hash: number,
+    absent: boolean,
+  ): void {
     const taken = this.#cache.offer(
       collection,
-      this.view.version,
+      version,
       key,
       0,
       length,
-      this.#hash,
+      hash,
       this.valueBytes,
       absent ? 0 : this.valueStart,
       absent ? 0 : this.valueEnd - this.valueStart,
@@ -450,6 +463,9 @@ export class Reader {
     let candidates: Candidate[];
     let io: number;
     const T = this.T;
+    const hash = keyHash(key, 0, key.length);
+    const { version } = this.view;
+    const frontier = block === 0 ? 0 : this.view.upper(block);
     try {
       this.counters.add(READS, 1);
       const outcome = this.#findInMemory(collection, block, key, key.length);
@@ -465,17 +481,27 @@ export class Reader {
         const answer = await this.#lookInto(candidate, key, T);
         if (answer === FOUND) {
           const { found } = this.#point;
+          const absent = found.kind === OP_DELETE;
           this.time = found.time;
+          this.valueBytes = this.#searched;
+          this.valueStart = found.valueOffset;
+          this.valueEnd = found.valueOffset + found.valueLength;
+          if (T >= frontier - 1) {
+            this.#offerRow(collection, version, frontier, key, key.length, hash, absent);
+          }
           return {
-            outcome: found.kind === OP_DELETE ? ROW_ABSENT : ROW_FOUND,
+            outcome: absent ? ROW_ABSENT : ROW_FOUND,
             time: found.time,
-            value: this.#searched,
-            start: found.valueOffset,
-            end: found.valueOffset + found.valueLength,
+            value: this.valueBytes,
+            start: this.valueStart,
+            end: this.valueEnd,
           };
         }
         // More versions than a block holds lie above T: follow them the plain way.
         if (answer === CONTINUES) return this.#findHeld(collection, key, T);
+      }
+      if (T >= frontier - 1) {
+        this.#offerRow(collection, version, frontier, key, key.length, hash, true);
       }
       return { outcome: ROW_ABSENT, time: -1, value: NO_BYTES, start: 0, end: 0 };
     } finally {
@@ -694,7 +720,13 @@ export class Reader {
   }
 
   publish(): void {
+    this.#cache.flushTouches();
     this.counters.publish();
+  }
+
+  /** The client goes: what it lent the evictor is taken back. */
+  close(): void {
+    this.#cache.close();
   }
 }
 
