@@ -74,7 +74,11 @@ export class Client {
     this.#bell = bell;
     this.#hooks = hooks;
     this.line = new CommitLine(context, number, hooks.endOfTurn, () => this.wake());
-    this.reader = new Reader(context, number, this.#holds);
+    const { kick } = hooks;
+    this.reader =
+      kick === undefined
+        ? new Reader(context, number, this.#holds)
+        : new Reader(context, number, this.#holds, { ring: kick });
     this.#requests = new Outbox(context, place.requests, context.threadBells[THREAD_BACKGROUND]);
     this.#answers = inboxOf(context, place.answers);
   }
@@ -370,6 +374,7 @@ export class Client {
   dispose(): void {
     this.#ended = this.context.control.state();
     this.line.dispose(this.#overError(this.#ended));
+    this.reader.close();
     clearInterval(this.#keepAlive);
     this.#keepAlive = undefined;
   }

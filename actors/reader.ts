@@ -107,6 +107,7 @@ export class Reader {
     context: ActorContext,
     client: number,
     held: ReadonlyMap<number, unknown> = new Map(),
+    evictor: { ring(): void } = context.threadBells[THREAD_BACKGROUND],
   ) {
     this.#held = held;
     const { arena, pool, control, topology } = context;
