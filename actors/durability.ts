@@ -354,6 +354,8 @@ export class Durability implements Actor {
     }
     const next = recovery?.next ?? 0;
     const epoch = writer?.epoch ?? recovery?.epoch ?? 0;
+    // The engine opens with this: what readers see as durable must be there to be read.
+    if (this.#context.control.applied() < next) return false;
     this.#tellSequencer(MSG_REPLAY_END, next, epoch, recovery?.atMs ?? 0);
     const slot = this.#keeper.claim();
     const { u32 } = this.#keeper.ring;
