@@ -1,0 +1,89 @@
+/**
+ * What must be true of an engine that has nothing to do, and of one that is closed: no page, descriptor
+ * or file is anybody's that nobody needs; the structures are sound; the manifest on the disk says what
+ * readers are shown. Used by run.ts between two steps.
+ */
+import { KIND_CACHE, KIND_RECORD } from '../../core/shared/buffer-pool.ts';
+import { KIND_KEYED } from '../../core/base/update.ts';
+import { loadManifest } from '../../core/spine/manifest-store.ts';
+import { Spine } from '../../core/spine/spine.ts';
+import { ViewReader } from '../../core/spine/view.ts';
+import { LOG_DIR, PARTS_DIR, TMP_DIR, numberOf } from '../../core/storage/names.ts';
+import { SimFailure } from './world.ts';
+import type { World } from './world.ts';
+
+/** Requires: everything is settled, nobody holds or reads anything. */
+export function auditQuiet(world: World, { flushed }: { flushed: boolean }): void {
+  world.evictor.cache.check();
+  const shown = shownFiles(world);
+  auditManifest(world, shown.files);
+  const { disk } = world.storage;
+  const segments = disk.list(LOG_DIR).flatMap((name) => numberOf(name, '.seg') ?? []);
+  expectSame('segments', segments, shown.segments);
+  const tmp = disk.list(TMP_DIR);
+  if (tmp.length > 0) throw new SimFailure(`left in tmp: ${tmp.join()}`);
+  if (!flushed) return;
+  const { pool } = world.context;
+  // The open generation is empty: only the page that each client goes on filling is held.
+  const records = pool.usedPages(KIND_RECORD);
+  if (records > world.clients.length) {
+    throw new SimFailure(`${records} record pages are held by ${world.clients.length} clients`);
+  }
+}
+
+/** The manifest that the next open would find, from a copy of the disk. */
+function auditManifest(world: World, shown: readonly number[]): void {
+  const disk = world.storage.disk.clone();
+  disk.fault = undefined;
+  const loaded = loadManifest(disk);
+  if (loaded === undefined) throw new SimFailure('there is no manifest');
+  const named = new Set<number>();
+  for (const [id, state] of loaded.state.spines) {
+    const spine = Spine.restore(state, {
+      kind: KIND_KEYED,
+      ids: { bid: () => never(id), run: () => never(id) },
+    });
+    spine.validate();
+    for (const { hollow } of state.hollows) {
+      for (const run of hollow.runs) for (const part of run.parts) named.add(part.file);
+    }
+  }
+  const there = disk.list(PARTS_DIR).flatMap((name) => numberOf(name, '.part') ?? []);
+  expectSame('parts on disk and in the manifest', there, [...named]);
+  expectSame('parts on disk and in the view', there, shown);
+}
+
+function never(id: number): never {
+  throw new SimFailure(`restoring collection ${id} took an id`);
+}
+
+function shownFiles(world: World): { files: number[]; segments: number[] } {
+  const view = new ViewReader(world.context.arena);
+  view.attach(world.context.control.view());
+  const files = new Set<number>();
+  for (let i = 0; i < view.collectionCount; i++) {
+    const block = view.collectionAt(i);
+    for (let r = 0; r < view.runCount(block); r++) {
+      const run = view.run(block, r);
+      for (let p = 0; p < view.partCount(run); p++) files.add(view.file(view.part(run, p)));
+    }
+  }
+  const segments = view.segments().map(({ seq }) => seq);
+  return { files: [...files], segments };
+}
+
+function expectSame(what: string, a: readonly number[], b: readonly number[]): void {
+  const sorted = (list: readonly number[]): string => list.toSorted((x, y) => x - y).join();
+  if (sorted(a) !== sorted(b)) throw new SimFailure(`${what}: ${sorted(a)}; ${sorted(b)}`);
+}
+
+/** Requires: closed in order, the handles are disposed of. */
+export function auditClosed(world: World): void {
+  const { pool } = world.context;
+  if (world.pool.deaths === 0) {
+    const open = world.storage.disk.openFiles;
+    if (open.length > 0) throw new SimFailure(`descriptors were left open: ${open.join()}`);
+  }
+  const pages = pool.audit();
+  if (pages[KIND_CACHE] !== 0) throw new SimFailure(`${pages[KIND_CACHE]} pages of cache are left`);
+}

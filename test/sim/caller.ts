@@ -1,0 +1,870 @@
+/**
+ * One client and the code that uses it: commits, reads, snapshots, iterators, all drawn from a seed, each
+ * answer compared with the model at once. It also keeps the book of what was promised: what is settled
+ * must survive. Used by run.ts; one for each client of a world.
+ */
+import { TidemarkError, codeOfNumber } from '../../core/base/errors.ts';
+import type { Prng } from '../../core/base/prng.ts';
+import { CATALOG_ID, KIND_KEYED } from '../../core/base/update.ts';
+import {
+  CATALOG_KEYS,
+  CATALOG_VALUES,
+  NEXT_ID_KEY,
+  ROWS_LOWER,
+  ROWS_UPPER,
+  catalogKey,
+  nameOfCatalogKey,
+} from '../../actors/catalog.ts';
+import type { CatalogRow } from '../../actors/catalog.ts';
+import type { Client } from '../../actors/client.ts';
+import { Collection } from '../../actors/collection.ts';
+import type { ReadOptions } from '../../actors/collection.ts';
+import type { Receipt } from '../../actors/commit-line.ts';
+import { KEEPER_COUNTERS, readCounters } from '../../actors/counters.ts';
+import { buffer } from '../../actors/encodings.ts';
+import type { RangeIterable, RangeOptions } from '../../actors/range.ts';
+import { NEWEST } from '../../actors/reader.ts';
+import { Snapshot } from '../../actors/snapshot.ts';
+import { Transaction } from '../../actors/transaction.ts';
+import type { CatalogChange, Model, ModelCollection, ModelOp, ModelRow, ModelTx } from './model.ts';
+import type { ActWeights, Settings } from './settings.ts';
+import type { Trace } from './trace.ts';
+import { SimFailure } from './world.ts';
+import type { World } from './world.ts';
+
+type Rows = Collection<Buffer, Buffer>;
+
+type Commit = { readonly tx: ModelTx; readonly sync: boolean; offset: number };
+
+type HeldSnapshot = {
+  readonly snapshot: Snapshot;
+  readonly T: number;
+  /** What readers saw when it was made: what was dropped before is not asked for. */
+  readonly visible: number;
+  readonly given: boolean;
+  /** Collections that were read in it: they may not be lost any more. */
+  readonly read: Set<number>;
+  /** Collections that might have lost the time already when it was made. */
+  readonly mayBeLost: ReadonlySet<number>;
+};
+
+type OpenIterator = {
+  readonly rows: RangeIterable<Buffer, Buffer, [Buffer, Buffer]>;
+  readonly expected: readonly ModelRow[];
+  readonly what: string;
+  at: number;
+};
+
+/** Where in time a read looks: what it asks, and the time that it stands for. */
+type When = {
+  readonly options: ReadOptions;
+  readonly T: number;
+  readonly held: HeldSnapshot | undefined;
+};
+
+export type CallerParts = {
+  readonly world: World;
+  readonly number: number;
+  readonly prng: Prng;
+  readonly trace: Trace;
+  readonly model: Model;
+  readonly settings: Settings;
+  readonly readOnly: boolean;
+};
+
+const HELD_MAX = 6;
+
+export class Caller {
+  readonly client: Client;
+  readonly #parts: CallerParts;
+  readonly #catalog: Collection<Buffer, unknown>;
+  readonly #handles: Map<number, Rows> = new Map();
+  /** Submitted and without an offset, oldest first. */
+  readonly #line: Commit[] = [];
+  readonly #snapshots: HeldSnapshot[] = [];
+  readonly #iterators: OpenIterator[] = [];
+  #catalogBusy = false;
+  /** Promises that have not settled. */
+  unsettled = 0;
+  /** First offset above everything that was promised to be durable, and to be written. */
+  durablePromised = 0;
+  writtenPromised = 0;
+  acts = 0;
+
+  constructor(parts: CallerParts) {
+    this.#parts = parts;
+    this.client = parts.world.clients[parts.number]!;
+    this.#catalog = new Collection<Buffer, unknown>(
+      this.client,
+      '',
+      CATALOG_ID,
+      CATALOG_KEYS,
+      CATALOG_VALUES,
+      () => Promise.reject(new TypeError('not here')),
+    );
+  }
+
+  get #visible(): number {
+    return this.client.reader.visible();
+  }
+
+  #handle(id: number): Rows {
+    let handle = this.#handles.get(id);
+    if (handle === undefined) {
+      const none = (): Promise<Receipt> => Promise.reject(new TypeError('not here'));
+      handle = new Collection(this.client, `#${id}`, id, buffer, buffer, none);
+      this.#handles.set(id, handle);
+    }
+    return handle;
+  }
+
+  /** Collections that readers see now. */
+  #live(): ModelCollection[] {
+    return this.#parts.model.liveAt(this.#visible - 1);
+  }
+
+  /** One thing that a client may do. The caller lets promises settle afterwards. */
+  act(): void {
+    const { prng, settings, trace, readOnly } = this.#parts;
+    const { acts } = settings;
+    const names = Object.keys(acts) as (keyof ActWeights)[];
+    let total = 0;
+    for (const name of names) total += acts[name];
+    let at = prng.unit() * total;
+    let chosen: keyof ActWeights = 'look';
+    for (const name of names) {
+      at -= acts[name];
+      if (at >= 0) continue;
+      chosen = name;
+      break;
+    }
+    this.acts++;
+    trace.say(`${this.#parts.number}:${chosen}`);
+    if (readOnly && WRITES.has(chosen)) {
+      this.#expectReadOnly();
+      return;
+    }
+    this[chosen]();
+  }
+
+  #expectReadOnly(): void {
+    const live = this.#live();
+    if (live.length === 0) return;
+    try {
+      void this.#handle(live[0]!.id).put(Buffer.alloc(1), Buffer.alloc(1));
+    } catch (error) {
+      if (isCode(error, 'TIDEMARK_READ_ONLY')) return;
+      throw error;
+    }
+    throw new SimFailure('a read-only engine took a commit');
+  }
+
+  // ---------------------------------------------------------------- writing
+
+  #key(collection: ModelCollection): number {
+    const { prng, settings } = this.#parts;
+    const { length } = collection.slot.keys;
+    if (prng.chance(0.2)) return prng.below(length);
+    return prng.below(Math.max(1, Math.ceil(length * settings.hotKeys)));
+  }
+
+  #value(): Buffer {
+    const { prng, settings } = this.#parts;
+    const length = settings.valueBytes(prng);
+    const seed = prng.fill(Buffer.alloc(8)) as Buffer;
+    return Buffer.alloc(length, seed);
+  }
+
+  /** Of a buffered engine, sometimes more is asked. */
+  #sync(): { sync: boolean; options: { durability: 'synced' } | undefined } {
+    const { prng, settings } = this.#parts;
+    if (settings.synced) return { sync: true, options: undefined };
+    const sync = prng.chance(0.1);
+    return { sync, options: sync ? { durability: 'synced' } : undefined };
+  }
+
+  put(): void {
+    const { prng } = this.#parts;
+    const live = this.#live();
+    if (live.length === 0) return;
+    const collection = prng.pick(live);
+    const key = this.#key(collection);
+    const value = this.#value();
+    const { sync, options } = this.#sync();
+    const promise = this.#handle(collection.id).put(collection.slot.keys[key]!, value, options);
+    this.#submit({ ops: [{ id: collection.id, key, value }] }, sync, promise);
+  }
+
+  remove(): void {
+    const { prng } = this.#parts;
+    const live = this.#live();
+    if (live.length === 0) return;
+    const collection = prng.pick(live);
+    const key = this.#key(collection);
+    const { sync, options } = this.#sync();
+    const promise = this.#handle(collection.id).delete(collection.slot.keys[key]!, options);
+    this.#submit({ ops: [{ id: collection.id, key, value: undefined }] }, sync, promise);
+  }
+
+  transaction(): void {
+    const { prng } = this.#parts;
+    const live = this.#live();
+    if (live.length === 0) return;
+    const tx = new Transaction(this.client);
+    const ops: ModelOp[] = [];
+    const count = prng.chance(0.05) ? prng.between(20, 300) : prng.between(0, 6);
+    for (let i = 0; i < count; i++) {
+      const collection = prng.pick(live);
+      const key = this.#key(collection);
+      const bytes = collection.slot.keys[key]!;
+      if (prng.chance(0.3)) {
+        tx.delete(this.#handle(collection.id), bytes);
+        ops.push({ id: collection.id, key, value: undefined });
+      } else {
+        const value = this.#value();
+        tx.put(this.#handle(collection.id), bytes, value);
+        ops.push({ id: collection.id, key, value });
+      }
+    }
+    const { sync, options } = this.#sync();
+    if (ops.length === 0) {
+      this.#commitNothing(tx);
+      return;
+    }
+    this.#submit({ ops }, sync, tx.commit(options));
+  }
+
+  #commitNothing(tx: Transaction): void {
+    const visible = this.#visible;
+    this.#await(tx.commit(), 'an empty commit', ({ offset }) => {
+      if (offset !== visible - 1) throw new SimFailure(`an empty commit was given ${offset}`);
+    });
+  }
+
+  burst(): void {
+    const { prng } = this.#parts;
+    for (let i = prng.between(2, 60); i > 0; i--) {
+      if (prng.chance(0.8)) this.put();
+      else this.remove();
+    }
+  }
+
+  #submit(tx: ModelTx, sync: boolean, promise: Promise<Receipt>): void {
+    const { world, settings } = this.#parts;
+    const commit: Commit = { tx, sync, offset: -1 };
+    this.#line.push(commit);
+    this.unsettled++;
+    if (tx.catalog !== undefined) this.#catalogBusy = true;
+    const done = (): void => {
+      this.unsettled--;
+      if (tx.catalog !== undefined) this.#catalogBusy = false;
+    };
+    promise
+      .then(
+        ({ offset }) => {
+          done();
+          this.#note('settled', offset);
+          if (offset !== commit.offset) {
+            throw new SimFailure(`a commit with offset ${commit.offset} was told ${offset}`);
+          }
+          const { control } = world.context;
+          if (sync) this.durablePromised = Math.max(this.durablePromised, offset + 1);
+          this.writtenPromised = Math.max(this.writtenPromised, offset + 1);
+          const frontier = sync ? control.durable() : control.written();
+          if (frontier <= offset) throw new SimFailure(`${offset} was settled at ${frontier}`);
+          if (this.#visible <= offset && (settings.synced || !world.isPoisoned)) {
+            throw new SimFailure(`${offset} was settled and is not visible`);
+          }
+        },
+        (error: unknown) => {
+          done();
+          this.#note(codeOf(error), commit.offset);
+          this.#onRefused(commit, error);
+        },
+      )
+      .catch((error: unknown) => this.#broke(error));
+  }
+
+  #onRefused(commit: Commit, error: unknown): void {
+    const { world } = this.#parts;
+    const at = this.#line.indexOf(commit);
+    if (isCode(error, 'TIDEMARK_BUSY') || isCode(error, 'TIDEMARK_TOO_LARGE')) {
+      // Refused at the door: it never was on the line.
+      if (at < 0) throw error;
+      this.#line.splice(at, 1);
+      return;
+    }
+    const isUnknown =
+      isCode(error, 'TIDEMARK_OUTCOME_UNKNOWN') || isCode(error, 'TIDEMARK_POISONED');
+    if (!isUnknown || !world.isPoisoned) throw error;
+    if (commit.offset >= 0 && commit.offset < world.context.control.durable() && commit.sync) {
+      throw new SimFailure(`commit ${commit.offset} is durable and was called unknown`);
+    }
+  }
+
+  /** The sequencer has given offsets to the next `count` transactions, or has refused them. */
+  onReceipt(first: number, count: number, refusal: number): void {
+    const { model } = this.#parts;
+    if (refusal !== 0) throw new SimFailure(`a record was refused: ${codeOfNumber(refusal)}`);
+    for (let i = 0; i < count; i++) {
+      const commit = this.#line.shift();
+      if (commit === undefined) throw new SimFailure('a record holds more than was committed');
+      commit.offset = first + i;
+      if (model.upper !== commit.offset) throw new SimFailure('offsets are given in order');
+      model.apply(commit.tx);
+    }
+  }
+
+  // ---------------------------------------------------------------- when
+
+  #when(): When {
+    const { prng } = this.#parts;
+    const visible = this.#visible;
+    const newest: When = { options: {}, T: visible - 1, held: undefined };
+    if (prng.chance(0.45)) return newest;
+    if (this.#snapshots.length > 0 && prng.chance(0.6)) {
+      const held = prng.pick(this.#snapshots);
+      return { options: { snapshot: held.snapshot }, T: held.T, held };
+    }
+    if (visible === 0) return newest;
+    const T = this.#time(visible);
+    return { options: { asOf: T }, T, held: undefined };
+  }
+
+  /** A time that is there: mostly a late one. */
+  #time(visible: number): number {
+    const { prng } = this.#parts;
+    const back = prng.pick([1, 3, 10, 100, visible]);
+    return Math.max(0, visible - prng.between(1, back));
+  }
+
+  /** Collections that can be asked for at that time. */
+  #readable(when: When): ModelCollection[] {
+    const { model } = this.#parts;
+    if (when.held === undefined) return this.#live();
+    const then = model.liveAt(when.held.visible - 1);
+    return model.liveAt(when.T).filter((collection) => then.includes(collection));
+  }
+
+  /** Throws unless history may be lost there. */
+  #checkLost(error: unknown, id: number, when: When, visible: number): void {
+    if (!isCode(error, 'TIDEMARK_HISTORY_LOST')) throw error;
+    const { model } = this.#parts;
+    const { held, T } = when;
+    if (held !== undefined) {
+      if (held.given && held.mayBeLost.has(id) && !held.read.has(id)) return;
+      throw new SimFailure(`a snapshot at ${T} has lost collection ${id}: ${describe(error)}`);
+    }
+    const bound = model.mayLoseBelow(id, visible);
+    if (when.options.asOf !== undefined && T < bound) return;
+    throw new SimFailure(
+      `collection ${id} is lost at ${T}, promised from ${bound} on: ${describe(error)}`,
+    );
+  }
+
+  // ---------------------------------------------------------------- points
+
+  point(): void {
+    const { prng, model } = this.#parts;
+    const when = this.#when();
+    const readable = this.#readable(when);
+    if (readable.length === 0) return;
+    const collection = prng.pick(readable);
+    const { id } = collection;
+    const key = this.#key(collection);
+    const bytes = collection.slot.keys[key]!;
+    const handle = this.#handle(id);
+    const expected = model.versionAt(id, key, when.T);
+    const what = `point ${id}/${key} at ${when.T}`;
+    try {
+      const kind = prng.below(3);
+      if (kind === 0) {
+        const found = handle.getEntrySync(bytes, when.options);
+        this.#compare(what, found?.value, expected?.value);
+        if (found !== undefined && found.offset !== expected!.offset) {
+          throw new SimFailure(`${what}: changed at ${found.offset}, not ${expected!.offset}`);
+        }
+      } else if (kind === 1) {
+        this.#compare(what, handle.getSync(bytes, when.options), expected?.value);
+      } else if (handle.hasSync(bytes, when.options) !== (expected?.value !== undefined)) {
+        throw new SimFailure(`${what}: has() is wrong`);
+      }
+      when.held?.read.add(id);
+    } catch (error) {
+      this.#checkLost(error, id, when, this.#visible);
+    }
+    this.#notYet(handle, bytes);
+  }
+
+  /** What is not there yet says so. */
+  #notYet(handle: Rows, key: Buffer): void {
+    const { prng } = this.#parts;
+    if (!prng.chance(0.05)) return;
+    try {
+      handle.getSync(key, { asOf: this.#visible + prng.below(3) });
+    } catch (error) {
+      if (isCode(error, 'TIDEMARK_NOT_YET')) return;
+      throw error;
+    }
+    throw new SimFailure('a time that is not there was read');
+  }
+
+  /** A point read that does not wait for the disk: the answer comes later, of the time of the call. */
+  pointLater(): void {
+    const { prng, model } = this.#parts;
+    if (this.unsettled > 200) return;
+    const when = this.#when();
+    const readable = this.#readable(when);
+    if (readable.length === 0) return;
+    const collection = prng.pick(readable);
+    const { id } = collection;
+    const key = this.#key(collection);
+    const expected = model.versionAt(id, key, when.T)?.value;
+    const what = `later point ${id}/${key} at ${when.T}`;
+    const visible = this.#visible;
+    this.#await(
+      this.#handle(id).get(collection.slot.keys[key]!, when.options),
+      what,
+      (found) => {
+        this.#compare(what, found, expected);
+        when.held?.read.add(id);
+      },
+      (error) => this.#checkLost(error, id, when, visible),
+    );
+  }
+
+  many(): void {
+    const { prng, model } = this.#parts;
+    const when = this.#when();
+    const readable = this.#readable(when);
+    if (readable.length === 0) return;
+    const collection = prng.pick(readable);
+    const { id } = collection;
+    const keys = Array.from({ length: prng.below(8) }, () => this.#key(collection));
+    const bytes = keys.map((key) => collection.slot.keys[key]!);
+    const expected = keys.map((key) => model.versionAt(id, key, when.T)?.value);
+    const what = `many of ${id} at ${when.T}`;
+    const visible = this.#visible;
+    const check = (found: (Buffer | undefined)[]): void => {
+      found.forEach((value, i) => this.#compare(what, value, expected[i]));
+    };
+    if (prng.chance(0.5)) {
+      this.#await(this.#handle(id).getMany(bytes, when.options), what, check, (error) =>
+        this.#checkLost(error, id, when, visible),
+      );
+      return;
+    }
+    try {
+      check(this.#handle(id).getManySync(bytes, when.options));
+    } catch (error) {
+      this.#checkLost(error, id, when, visible);
+    }
+  }
+
+  #compare(what: string, found: Buffer | undefined, expected: Buffer | undefined): void {
+    this.#note(what, found === undefined ? -1 : found.length);
+    if (found === undefined && expected === undefined) return;
+    if (found !== undefined && expected !== undefined && found.equals(expected)) return;
+    throw new SimFailure(`${what}: found ${show(found)}, not ${show(expected)}`);
+  }
+
+  // ---------------------------------------------------------------- ranges
+
+  #range(collection: ModelCollection, when: When): OpenIterator | undefined {
+    const { prng, model } = this.#parts;
+    const { id, slot } = collection;
+    const bound = (): Buffer =>
+      prng.chance(0.7) ? prng.pick(slot.keys) : (prng.fill(Buffer.alloc(prng.below(4))) as Buffer);
+    const range: {
+      -readonly [K in keyof RangeOptions<Buffer>]: RangeOptions<Buffer>[K];
+    } = { ...when.options };
+    let lower: Buffer | undefined;
+    let upper: Buffer | undefined;
+    const after = (key: Buffer): Buffer => Buffer.concat([key, Buffer.alloc(1)]);
+    if (prng.chance(0.4)) {
+      const key = bound();
+      if (prng.chance(0.5)) {
+        range.gte = key;
+        lower = key;
+      } else {
+        range.gt = key;
+        lower = after(key);
+      }
+    }
+    if (prng.chance(0.4)) {
+      const key = bound();
+      if (prng.chance(0.5)) {
+        range.lt = key;
+        upper = key;
+      } else {
+        range.lte = key;
+        upper = after(key);
+      }
+    }
+    const isReverse = prng.chance(0.4);
+    if (isReverse) range.reverse = true;
+    let expected = model.rowsAt(id, when.T, lower, upper);
+    if (isReverse) expected.reverse();
+    if (prng.chance(0.3)) {
+      range.limit = prng.below(expected.length + 3);
+      expected = expected.slice(0, range.limit);
+    }
+    const what = `range of ${id} at ${when.T}${isReverse ? ' reversed' : ''}`;
+    try {
+      const rows = this.#handle(id).entries(range);
+      when.held?.read.add(id);
+      return { rows, expected, what, at: 0 };
+    } catch (error) {
+      this.#checkLost(error, id, when, this.#visible);
+      return undefined;
+    }
+  }
+
+  /** Takes up to `count` rows; true while there are more. */
+  #pull(open: OpenIterator, count: number): boolean {
+    for (let i = 0; i < count; i++) {
+      const next = open.rows.next();
+      const expected = open.expected[open.at];
+      if (next.done === true) {
+        if (expected === undefined) {
+          this.#note(open.what, open.at);
+          return false;
+        }
+        throw new SimFailure(
+          `${open.what}: ends after ${open.at} of ${open.expected.length} rows, before ${show(expected.key)}`,
+        );
+      }
+      const [key, value] = next.value;
+      if (expected === undefined) {
+        throw new SimFailure(`${open.what}: a row too many, ${show(key)}`);
+      }
+      if (!key.equals(expected.key)) {
+        throw new SimFailure(
+          `${open.what}: row ${open.at} is ${show(key)}, not ${show(expected.key)}`,
+        );
+      }
+      if (!value.equals(expected.value)) {
+        throw new SimFailure(
+          `${open.what}: value of ${show(key)} is ${show(value)}, not ${show(expected.value)}`,
+        );
+      }
+      open.at++;
+    }
+    return true;
+  }
+
+  range(): void {
+    const { prng } = this.#parts;
+    const when = this.#when();
+    const readable = this.#readable(when);
+    if (readable.length === 0) return;
+    const open = this.#range(prng.pick(readable), when);
+    if (open !== undefined) this.#pull(open, Infinity);
+  }
+
+  /** Opens an iterator, goes on with one, or drops one. */
+  iterate(): void {
+    const { prng } = this.#parts;
+    if (this.#iterators.length > 0 && prng.chance(0.75)) {
+      const at = prng.below(this.#iterators.length);
+      const open = this.#iterators[at]!;
+      const isDropped = prng.chance(0.1);
+      if (isDropped) open.rows.return();
+      else if (this.#pull(open, prng.between(1, 40))) return;
+      this.#iterators.splice(at, 1);
+      return;
+    }
+    if (this.#iterators.length >= HELD_MAX) return;
+    const when = this.#when();
+    const readable = this.#readable(when);
+    if (readable.length === 0) return;
+    const open = this.#range(prng.pick(readable), when);
+    if (open !== undefined) this.#iterators.push(open);
+  }
+
+  // ---------------------------------------------------------------- holds
+
+  snapshot(): void {
+    const { prng, model } = this.#parts;
+    if (this.#snapshots.length > 0 && prng.chance(0.4)) {
+      const at = prng.below(this.#snapshots.length);
+      this.#snapshots[at]!.snapshot.close();
+      this.#snapshots.splice(at, 1);
+      return;
+    }
+    if (this.#snapshots.length >= HELD_MAX) return;
+    const visible = this.#visible;
+    const given = visible > 0 && prng.chance(0.4);
+    const T = given ? this.#time(visible) : visible - 1;
+    const snapshot = new Snapshot(this.client, given ? T : NEWEST);
+    if (snapshot.offset !== T) throw new SimFailure(`a snapshot at ${T} is at ${snapshot.offset}`);
+    const mayBeLost = new Set<number>();
+    for (const { id } of model.liveAt(visible - 1)) {
+      if (given && T < model.mayLoseBelow(id, visible)) mayBeLost.add(id);
+    }
+    this.#snapshots.push({ snapshot, T, visible, given, read: new Set(), mayBeLost });
+  }
+
+  // ---------------------------------------------------------------- requests
+
+  flush(): void {
+    const below = Math.max(this.durablePromised, this.writtenPromised);
+    this.#await(
+      this.client.flush(),
+      'flush',
+      () => {
+        const { context, actors } = this.#parts.world;
+        actors[2]!.publish();
+        const { arena, topology } = context;
+        const { flushedUpper } = readCounters(arena, topology.counters[2]!, KEEPER_COUNTERS);
+        if (flushedUpper! < below) {
+          throw new SimFailure(`flush has ended at ${flushedUpper}, below ${below}`);
+        }
+      },
+      ignoreBusy,
+    );
+  }
+
+  compact(): void {
+    const { prng } = this.#parts;
+    const live = this.#live();
+    const one = live.length > 0 && prng.chance(0.7) ? prng.pick(live).id : undefined;
+    this.#await(this.client.compact(one), 'compact', () => {}, ignoreBusy);
+  }
+
+  /** Waits until some offset is durable, or seen. */
+  wait(): void {
+    const { prng, world } = this.#parts;
+    const { control } = world.context;
+    const applied = control.applied();
+    if (applied === 0 || this.unsettled > 200) return;
+    const upper = Math.max(1, applied - prng.below(5));
+    const durable = prng.chance(0.5);
+    this.#await(this.client.frontierReached(upper, durable, undefined), 'wait', () => {
+      const frontier = durable ? control.durable() : this.#visible;
+      if (frontier < upper) throw new SimFailure(`waited for ${upper}, woken at ${frontier}`);
+    });
+  }
+
+  // ---------------------------------------------------------------- collections
+
+  catalog(): void {
+    const { prng, model, settings } = this.#parts;
+    // One at a time, by one client: as the public face does.
+    if (this.#parts.number !== 0 || this.#catalogBusy) return;
+    const live = this.#live();
+    const slot = prng.pick(settings.slots);
+    const existing = live.find((collection) => collection.slot.name === slot.name);
+    const key = catalogKey(slot.name);
+    const history = prng.chance(0.6) ? settings.history : prng.pick([0, 1, 20, Infinity]);
+    const stored = { offsets: history === Infinity ? null : history };
+    const row = (id: number): CatalogRow => ({
+      id,
+      kind: KIND_KEYED,
+      key: 'buffer',
+      value: 'buffer',
+      history: stored,
+    });
+    const tx = new Transaction(this.client);
+    let catalog: CatalogChange;
+    if (existing === undefined) {
+      const id = this.#nextId();
+      tx.put(this.#catalog, key, row(id)).put(this.#catalog, NEXT_ID_KEY, { next: id + 1 });
+      catalog = { what: 'create', slot, id, history };
+    } else if (prng.chance(0.3)) {
+      tx.delete(this.#catalog, key);
+      catalog = { what: 'drop', id: existing.id };
+    } else if (prng.chance(0.3)) {
+      tx.put(this.#catalog, key, row(existing.id));
+      catalog = { what: 'history', id: existing.id, history };
+    } else {
+      return;
+    }
+    const { sync, options } = this.#sync();
+    this.#submit({ ops: [], catalog }, sync, tx.commit(options));
+    this.#note(`${catalog.what} ${catalog.what === 'create' ? history : ''}`, catalog.id);
+    // What nobody has seen dropped may still be written to; the model knows better than to read it.
+    void model;
+  }
+
+  #nextId(): number {
+    const { model } = this.#parts;
+    const { next } = (this.#catalog.getSync(NEXT_ID_KEY) ?? { next: 1 }) as { next: number };
+    let expected = 1;
+    for (const id of model.collections.keys()) expected = Math.max(expected, id + 1);
+    if (next !== expected) throw new SimFailure(`the next collection is ${next}, not ${expected}`);
+    return next;
+  }
+
+  /** What the engine says of itself. */
+  look(): void {
+    const { model, prng } = this.#parts;
+    const visible = this.#visible;
+    this.#checkCatalog(visible);
+    const live = model.liveAt(visible - 1);
+    if (live.length === 0) return;
+    const { id } = prng.pick(live);
+    const handle = this.#handle(id);
+    const bound = model.mayLoseBelow(id, visible);
+    if (handle.since > bound) throw new SimFailure(`since of ${id} is ${handle.since} > ${bound}`);
+    const expected = model.touched(id, visible);
+    const { touched } = handle;
+    this.#note(`touched ${id}`, touched);
+    if (touched < expected || touched > visible) {
+      throw new SimFailure(`touched of ${id} is ${touched}, not ${expected}, of ${visible}`);
+    }
+  }
+
+  #checkCatalog(visible: number): void {
+    const expected = this.#parts.model
+      .liveAt(visible - 1)
+      .map(({ slot, id, histories }) => {
+        const { history } = histories.findLast((entry) => entry.offset < visible)!;
+        return `${slot.name} ${id} ${history}`;
+      })
+      .sort()
+      .join();
+    const found = Array.from(
+      this.#catalog.entries({ gte: Buffer.from(ROWS_LOWER), lt: Buffer.from(ROWS_UPPER) }),
+      ([key, value]) => {
+        const { id, history } = value as CatalogRow;
+        return `${nameOfCatalogKey(key)} ${id} ${history.offsets ?? Infinity}`;
+      },
+    )
+      .sort()
+      .join();
+    if (found !== expected) throw new SimFailure(`collections are ${found}, not ${expected}`);
+  }
+
+  /** Everything that readers see now, and some of what they saw. */
+  checkAll(): void {
+    const { model } = this.#parts;
+    const visible = this.#visible;
+    this.#checkCatalog(visible);
+    const when: When = { options: {}, T: visible - 1, held: undefined };
+    for (const collection of model.liveAt(visible - 1)) {
+      const { id, slot } = collection;
+      const rows = this.#handle(id);
+      const expected = model.rowsAt(id, when.T);
+      const what = `all of ${id} at ${when.T}`;
+      this.#pull({ rows: rows.entries(), expected, what, at: 0 }, Infinity);
+      const reversed = expected.toReversed();
+      const back = rows.entries({ reverse: true });
+      this.#pull({ rows: back, expected: reversed, what: `${what} reversed`, at: 0 }, Infinity);
+      const bound = model.mayLoseBelow(id, visible);
+      for (let n = 0; n < 3 && visible > 0; n++) {
+        const T = Math.max(bound, this.#time(visible));
+        const then = `all of ${id} at ${T}`;
+        const past = model.rowsAt(id, T);
+        try {
+          const open = rows.entries({ asOf: T });
+          this.#pull({ rows: open, expected: past, what: then, at: 0 }, Infinity);
+        } catch (error) {
+          this.#checkLost(error, id, { options: { asOf: T }, T, held: undefined }, visible);
+        }
+      }
+      for (let key = 0; key < slot.keys.length; key += Math.max(1, slot.keys.length >> 5)) {
+        const version = model.versionAt(id, key, when.T);
+        const found = rows.getEntrySync(slot.keys[key]!);
+        this.#compare(`${what} key ${key}`, found?.value, version?.value);
+        if (found !== undefined && found.offset !== version!.offset) {
+          throw new SimFailure(
+            `${what}: ${key} changed at ${found.offset}, not ${version!.offset}`,
+          );
+        }
+      }
+    }
+  }
+
+  /** A poisoned or closed engine refuses, and says why. */
+  expectRefusal(code: string): void {
+    const { model } = this.#parts;
+    const [collection] = model.collections.values();
+    if (collection === undefined) return;
+    try {
+      this.#handle(collection.id).getSync(collection.slot.keys[0]!);
+    } catch (error) {
+      if (isCode(error, code)) return;
+      throw error;
+    }
+    throw new SimFailure(`a read was answered that should have been refused with ${code}`);
+  }
+
+  /** Lets go of every snapshot and iterator. */
+  letGo(): void {
+    for (const { snapshot } of this.#snapshots.splice(0)) snapshot.close();
+    for (const { rows } of this.#iterators.splice(0)) rows.return();
+  }
+
+  // ---------------------------------------------------------------- promises
+
+  #await<R>(
+    promise: Promise<R>,
+    what: string,
+    check: (result: R) => void,
+    refused?: (error: unknown) => void,
+  ): void {
+    const { world } = this.#parts;
+    this.unsettled++;
+    promise
+      .then(
+        (result) => {
+          this.unsettled--;
+          this.#note(what, 1);
+          check(result);
+        },
+        (error: unknown) => {
+          this.unsettled--;
+          this.#note(`${what}: ${codeOf(error)}`, 0);
+          const isOver = isCode(error, 'TIDEMARK_POISONED') || isCode(error, 'TIDEMARK_CLOSED');
+          if (isOver && !world.isOpen) return;
+          if (refused === undefined) throw error;
+          refused(error);
+        },
+      )
+      .catch((error: unknown) => this.#broke(error));
+  }
+
+  /** The first thing that a promise's answer got wrong. */
+  broken: unknown = undefined;
+
+  #broke(error: unknown): void {
+    this.broken ??= error;
+  }
+
+  #note(what: string, n: number): void {
+    this.#parts.trace.mix(n + 1);
+    this.#parts.trace.note(() => `  ${this.#parts.number} ${what} ${n}`);
+  }
+}
+
+const WRITES: ReadonlySet<keyof ActWeights> = new Set([
+  'put',
+  'remove',
+  'transaction',
+  'burst',
+  'flush',
+  'compact',
+  'catalog',
+]);
+
+function isCode(error: unknown, code: string): boolean {
+  return error instanceof TidemarkError && error.code === code;
+}
+
+function codeOf(error: unknown): string {
+  return error instanceof TidemarkError ? error.code : String(error);
+}
+
+function ignoreBusy(error: unknown): void {
+  if (!isCode(error, 'TIDEMARK_BUSY')) throw error;
+}
+
+function describe(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+function show(bytes: Buffer | undefined): string {
+  if (bytes === undefined) return 'nothing';
+  return `${bytes.subarray(0, 12).toString('hex')} (${bytes.length} bytes)`;
+}

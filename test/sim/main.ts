@@ -1,0 +1,86 @@
+/**
+ * npm run sim: runs seeds, one after the other, until one fails or there are no more.
+ *
+ *   --seed=N      the first seed; default: the kept ones (test/golden/seeds.txt), then 1
+ *   --ticks=N     decisions of the schedule in each; default 20,000
+ *   --seeds=N     how many seeds; default 1
+ *   --minutes=N   instead: as many as fit
+ *   --keep-going  a failure is told and the next seed is run
+ *   --trace       keeps every step in words and shows the last ones before a failure
+ */
+import { execFileSync } from 'node:child_process';
+import { parseArgs } from 'node:util';
+import { describeFailure, simulate } from './run.ts';
+import { readSeeds } from './seeds.ts';
+
+const LINES_SHOWN = 200;
+
+const { values } = parseArgs({
+  options: {
+    seed: { type: 'string' },
+    ticks: { type: 'string', default: '20000' },
+    seeds: { type: 'string', default: '1' },
+    minutes: { type: 'string' },
+    'keep-going': { type: 'boolean', default: false },
+    trace: { type: 'boolean', default: false },
+  },
+});
+
+const ticks = count('ticks', values.ticks);
+const until = values.minutes === undefined ? undefined : Date.now() + Number(values.minutes) * 60e3;
+
+function count(name: string, text: string): number {
+  const n = Number(text);
+  if (Number.isSafeInteger(n) && n >= 0) return n;
+  console.error(`--${name} is a count, not ${text}`);
+  process.exit(2);
+}
+
+function commit(): string {
+  try {
+    const output = execFileSync('git', ['rev-parse', '--short', 'HEAD'], { encoding: 'utf8' });
+    return output.trim();
+  } catch {
+    return 'unknown';
+  }
+}
+
+function* wanted(): Generator<{ seed: number; ticks: number }> {
+  if (values.seed === undefined) yield* readSeeds();
+  const first = values.seed === undefined ? 1 : count('seed', values.seed);
+  const seeds = until === undefined ? count('seeds', values.seeds) : Infinity;
+  for (let i = 0; i < seeds; i++) yield { seed: first + i, ticks };
+}
+
+let failures = 0;
+let done = 0;
+let ticksDone = 0;
+const totals: Record<string, number> = {};
+const startedAt = Date.now();
+for (const run of wanted()) {
+  if (until !== undefined && Date.now() > until) break;
+  const lines: string[] | undefined = values.trace ? [] : undefined;
+  const began = Date.now();
+  const report = await simulate({ ...run, ...(lines === undefined ? {} : { lines }) });
+  const seconds = (Date.now() - began) / 1000;
+  done++;
+  ticksDone += run.ticks;
+  for (const [name, n] of Object.entries(report.counts)) totals[name] = (totals[name] ?? 0) + n;
+  if (report.failure === undefined) {
+    if (until === undefined) {
+      const counts = Object.entries(report.counts).map(([name, n]) => `${name} ${n}`);
+      console.log(`seed ${run.seed}: ${report.hash} ${seconds.toFixed(1)} s, ${counts.join(', ')}`);
+    }
+    continue;
+  }
+  failures++;
+  if (lines !== undefined) console.error(lines.slice(-LINES_SHOWN).join('\n'));
+  console.error(describeFailure(report.failure));
+  console.error(`npm run sim -- --seed=${run.seed} --ticks=${run.ticks}   (commit ${commit()})`);
+  if (!values['keep-going']) break;
+}
+const seconds = (Date.now() - startedAt) / 1000;
+const rate = Math.round(ticksDone / seconds);
+console.log(`${done} seeds, ${failures} failed, ${seconds.toFixed(0)} s, ${rate} ticks/s`);
+if (done > 1) console.log(JSON.stringify(totals));
+process.exitCode = failures > 0 ? 1 : 0;

@@ -1,0 +1,163 @@
+/**
+ * What the engine is compared with: every transaction in a list, every version of every key in a list
+ * per key, nothing forgotten. Naive on purpose; it never loses history, so every read at any time has
+ * its answer here. Used by the simulation only.
+ */
+import { invariant } from '../../core/base/assert.ts';
+
+/** A name under which collections are made, dropped and made again; its keys never change. */
+export type Slot = { readonly name: string; readonly keys: readonly Buffer[] };
+
+export type ModelOp = {
+  readonly id: number;
+  readonly key: number;
+  readonly value: Buffer | undefined;
+};
+
+export type CatalogChange =
+  | { readonly what: 'create'; readonly slot: Slot; readonly id: number; readonly history: number }
+  | { readonly what: 'drop'; readonly id: number }
+  | { readonly what: 'history'; readonly id: number; readonly history: number };
+
+export type ModelTx = { readonly ops: ModelOp[]; readonly catalog?: CatalogChange };
+
+export type Version = { readonly offset: number; readonly value: Buffer | undefined };
+
+export type ModelRow = { readonly key: Buffer; readonly value: Buffer; readonly offset: number };
+
+export class ModelCollection {
+  readonly id: number;
+  readonly slot: Slot;
+  readonly createdAt: number;
+  droppedAt: number = Infinity;
+  /** Histories it was given, with the offsets at which; Infinity keeps all. */
+  readonly histories: { offset: number; history: number }[] = [];
+  readonly versions: Version[][];
+  /** Offsets that changed it, ascending. */
+  readonly touches: number[] = [];
+
+  constructor(id: number, slot: Slot, createdAt: number, history: number) {
+    this.id = id;
+    this.slot = slot;
+    this.createdAt = createdAt;
+    this.histories.push({ offset: createdAt, history });
+    this.versions = slot.keys.map(() => []);
+  }
+}
+
+export class Model {
+  readonly transactions: ModelTx[] = [];
+  readonly collections: Map<number, ModelCollection> = new Map();
+  /** Offsets at which a record of the log ends. */
+  readonly #ends: Set<number> = new Set([0]);
+
+  get upper(): number {
+    return this.transactions.length;
+  }
+
+  /** The record whose transactions came last ends here. */
+  endRecord(): void {
+    this.#ends.add(this.upper);
+  }
+
+  isRecordEnd(upper: number): boolean {
+    return this.#ends.has(upper);
+  }
+
+  apply(tx: ModelTx): void {
+    const offset = this.upper;
+    this.transactions.push(tx);
+    const { catalog } = tx;
+    if (catalog?.what === 'create') {
+      const { id, slot, history } = catalog;
+      this.collections.set(id, new ModelCollection(id, slot, offset, history));
+    } else if (catalog?.what === 'drop') {
+      this.#get(catalog.id).droppedAt = offset;
+    } else if (catalog?.what === 'history') {
+      this.#get(catalog.id).histories.push({ offset, history: catalog.history });
+    }
+    for (const { id, key, value } of tx.ops) {
+      const collection = this.#get(id);
+      const versions = collection.versions[key]!;
+      if (versions.at(-1)?.offset === offset) versions.pop();
+      versions.push({ offset, value });
+      if (collection.touches.at(-1) !== offset) collection.touches.push(offset);
+    }
+  }
+
+  /** What a crash has lost was never there. */
+  truncate(upper: number): void {
+    invariant(upper <= this.upper, 'nothing is there that was not', upper, this.upper);
+    this.transactions.length = upper;
+    for (const end of this.#ends) if (end > upper) this.#ends.delete(end);
+    for (const [id, collection] of this.collections) {
+      if (collection.createdAt >= upper) {
+        this.collections.delete(id);
+        continue;
+      }
+      if (collection.droppedAt >= upper) collection.droppedAt = Infinity;
+      const { histories, touches } = collection;
+      while (histories.at(-1)!.offset >= upper) histories.pop();
+      while (touches.length > 0 && touches.at(-1)! >= upper) touches.pop();
+      for (const versions of collection.versions) {
+        while (versions.length > 0 && versions.at(-1)!.offset >= upper) versions.pop();
+      }
+    }
+  }
+
+  #get(id: number): ModelCollection {
+    const collection = this.collections.get(id);
+    invariant(collection !== undefined, 'the model knows the collection', id);
+    return collection;
+  }
+
+  /** Collections that are there as of T, by id. */
+  liveAt(T: number): ModelCollection[] {
+    return [...this.collections.values()].filter(
+      (collection) => collection.createdAt <= T && collection.droppedAt > T,
+    );
+  }
+
+  /** The newest version of a key as of T, deletions included. */
+  versionAt(id: number, key: number, T: number): Version | undefined {
+    const versions = this.#get(id).versions[key]!;
+    let low = 0;
+    let high = versions.length;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if (versions[middle]!.offset <= T) low = middle + 1;
+      else high = middle;
+    }
+    return versions[low - 1];
+  }
+
+  /** Rows as of T with lower <= key < upper, ascending; an undefined bound is no bound. */
+  rowsAt(id: number, T: number, lower?: Uint8Array, upper?: Uint8Array): ModelRow[] {
+    const rows: ModelRow[] = [];
+    const { keys } = this.#get(id).slot;
+    for (let i = 0; i < keys.length; i++) {
+      const key = keys[i]!;
+      if (lower !== undefined && Buffer.compare(key, lower) < 0) continue;
+      if (upper !== undefined && Buffer.compare(key, upper) >= 0) break;
+      const version = this.versionAt(id, i, T);
+      if (version?.value !== undefined) {
+        rows.push({ key, value: version.value, offset: version.offset });
+      }
+    }
+    return rows;
+  }
+
+  /** 1 + offset of the last transaction below `upper` that changed the collection. */
+  touched(id: number, upper: number): number {
+    const { touches } = this.#get(id);
+    for (let i = touches.length - 1; i >= 0; i--) if (touches[i]! < upper) return touches[i]! + 1;
+    return 0;
+  }
+
+  /** Offsets below it may be lost, as far as the history option promises; readers see [0, upper). */
+  mayLoseBelow(id: number, upper: number): number {
+    // A shorter history may be acted upon long after a longer one was asked for again.
+    const history = Math.min(...this.#get(id).histories.map((entry) => entry.history));
+    return history === Infinity ? 0 : Math.max(0, upper - 1 - history);
+  }
+}

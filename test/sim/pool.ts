@@ -1,0 +1,96 @@
+/**
+ * The compute pool of the simulation: several workers on one thread, each a step machine, advanced in
+ * any order and by any fuel. As with real workers, a cancelled job still answers, perhaps with its
+ * result; a worker may die and leave its files behind.
+ */
+import { toPlainError } from '../../core/base/errors.ts';
+import type { Prng } from '../../core/base/prng.ts';
+import type { JobAnswer, JobPool } from '../../actors/job-pool.ts';
+import type { Job, JobMachine } from '../../actors/jobs.ts';
+
+type Entry = { id: number; job: Job; machine: JobMachine | undefined; cancelled: boolean };
+
+/** How a job is made to end before its time. */
+export type JobFate = 'lives' | 'fails' | 'dies';
+
+export class SimPool implements JobPool {
+  readonly workers: number;
+  readonly #make: (job: Job) => JobMachine;
+  readonly #wake: () => void;
+  /** Asked before each step. */
+  readonly #fate: (job: Job) => JobFate;
+  readonly #queue: Entry[] = [];
+  readonly #answers: JobAnswer[] = [];
+  /** What a job threw that nobody had planned. */
+  failure: unknown = undefined;
+  /** Workers that died: their files are nobody's until the next open. */
+  deaths = 0;
+  started = 0;
+
+  constructor(
+    workers: number,
+    make: (job: Job) => JobMachine,
+    wake: () => void,
+    fate: (job: Job) => JobFate,
+  ) {
+    this.workers = workers;
+    this.#make = make;
+    this.#wake = wake;
+    this.#fate = fate;
+  }
+
+  start(id: number, job: Job): void {
+    this.started++;
+    this.#queue.push({ id, job, machine: undefined, cancelled: false });
+  }
+
+  cancel(id: number): void {
+    const entry = this.#queue.find((queued) => queued.id === id);
+    if (entry !== undefined) entry.cancelled = true;
+  }
+
+  poll(): JobAnswer | undefined {
+    return this.#answers.shift();
+  }
+
+  get pending(): number {
+    return this.#queue.length;
+  }
+
+  step(): boolean {
+    return this.stepOne(undefined, 512);
+  }
+
+  /** One step of one of the jobs that have a worker; the oldest when there is no chance. */
+  stepOne(prng: Prng | undefined, fuel: number): boolean {
+    if (this.#queue.length === 0) return false;
+    const running = Math.min(this.#queue.length, this.workers);
+    const entry = this.#queue[prng === undefined ? 0 : prng.below(running)]!;
+    const fate = this.#fate(entry.job);
+    try {
+      if (fate === 'dies') {
+        this.deaths++;
+        this.#answer(entry, { id: entry.id, failure: toPlainError(new Error('worker died')) });
+        return true;
+      }
+      if (fate === 'fails' || entry.cancelled) {
+        entry.machine?.cancel();
+        this.#answer(entry, { id: entry.id, failure: toPlainError(new Error('job failed')) });
+        return true;
+      }
+      entry.machine ??= this.#make(entry.job);
+      if (entry.machine.step(fuel)) return true;
+      this.#answer(entry, { id: entry.id, value: entry.machine.result() });
+    } catch (error) {
+      this.failure ??= error;
+      this.#answer(entry, { id: entry.id, failure: toPlainError(error) });
+    }
+    return true;
+  }
+
+  #answer(entry: Entry, answer: JobAnswer): void {
+    this.#queue.splice(this.#queue.indexOf(entry), 1);
+    this.#answers.push(answer);
+    this.#wake();
+  }
+}

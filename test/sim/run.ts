@@ -1,0 +1,631 @@
+/**
+ * One simulation: a seed makes the settings, the schedule, the workload and every disaster; lives of the
+ * engine follow one another over one disk until the ticks are used up. What a life promised is checked
+ * at the start of the next. Nothing here knows the time or chance of the real world. Used by main.ts
+ * and the tests.
+ *
+ *   life   opened (now and then read-only) -> ticks of whoever the schedule picks -> one of:
+ *          closed in order; killed or without power between two steps; dead inside a call of the disk;
+ *          poisoned by a call that failed
+ *
+ * After a crash the store must hold a prefix of what the sequencer ordered, ending where a record ends,
+ * with all that was durable (after a mere process crash: all that was written). See `#onOpen`.
+ */
+import { AssertionFailure, setVerify } from '../../core/base/assert.ts';
+import { TidemarkError } from '../../core/base/errors.ts';
+import { Prng } from '../../core/base/prng.ts';
+import { Arena } from '../../core/shared/arena.ts';
+import { MiB } from '../../core/base/limits.ts';
+import type { EngineConfig } from '../../actors/actor.ts';
+import type { Job } from '../../actors/jobs.ts';
+import { auditClosed, auditQuiet } from './audit.ts';
+import { Caller } from './caller.ts';
+import { SimClock } from './clock.ts';
+import { SimDisk } from './disk.ts';
+import type { SimCall, SimFault } from './disk.ts';
+import { Model } from './model.ts';
+import type { JobFate } from './pool.ts';
+import { drawSettings } from './settings.ts';
+import type { Settings } from './settings.ts';
+import { Trace } from './trace.ts';
+import { SimFailure, World } from './world.ts';
+
+const ARENA_BYTES: number = 32 * MiB;
+/** Rounds of everything that a quiet engine needs at the most to settle what it promised. */
+const QUIET_ROUNDS_MAX = 400_000;
+const OPEN_TICKS_MAX = 2_000_000;
+const UNSETTLED_MAX = 1_500;
+/** Microtasks that the longest chain of promises behind an answer takes. */
+const MICROTASKS = 24;
+
+export type SimOptions = {
+  readonly seed: number;
+  readonly ticks: number;
+  /** Keeps every step in words, up to the failure. */
+  readonly lines?: string[];
+};
+
+export type SimReport = {
+  readonly seed: number;
+  readonly ticks: number;
+  readonly hash: string;
+  readonly failure: unknown;
+  readonly counts: Readonly<Record<string, number>>;
+};
+
+/** How a life ends. */
+type End = 'close' | 'crash' | 'death' | 'fault';
+
+/** Weights of the schedule, drawn anew now and then: everybody is slow sometimes. */
+type Mood = {
+  readonly actors: readonly number[];
+  readonly threads: readonly number[];
+  readonly pool: number;
+  readonly queue: number;
+  readonly later: number;
+  readonly clock: number;
+  readonly clients: readonly number[];
+  readonly acting: number;
+  readonly turning: number;
+};
+
+class Simulation {
+  readonly #options: SimOptions;
+  readonly #trace: Trace = new Trace();
+  readonly #settings: Settings;
+  readonly #arena: Arena = Arena.create(ARENA_BYTES);
+  readonly #clock: SimClock = new SimClock();
+  readonly #model: Model = new Model();
+  readonly #schedule: Prng;
+  readonly #workload: Prng;
+  readonly #disaster: Prng;
+  readonly counts: Record<string, number> = {
+    lives: 0,
+    acts: 0,
+    transactions: 0,
+    closes: 0,
+    processCrashes: 0,
+    powerLosses: 0,
+    deaths: 0,
+    faults: 0,
+    poisons: 0,
+    readOnly: 0,
+    lost: 0,
+    audits: 0,
+    jobs: 0,
+  };
+  #disk: SimDisk = new SimDisk();
+  #tick = 0;
+  /** What must be there whatever happens, and what must be there unless the power goes. */
+  #durableFloor = 0;
+  #writtenFloor = 0;
+  #everOpened = false;
+  #mood: Mood;
+  #moodUntil = 0;
+
+  // Of the life in progress.
+  #life: Settings;
+  #world!: World;
+  #callers: Caller[] = [];
+  #readOnly = false;
+  #died = false;
+  #faulted = false;
+  #failuresInRow = 0;
+
+  constructor(options: SimOptions) {
+    this.#options = options;
+    if (options.lines !== undefined) this.#trace.lines = options.lines;
+    const root = new Prng(options.seed);
+    this.#settings = drawSettings(root.child());
+    this.#life = this.#settings;
+    this.#schedule = root.child();
+    this.#workload = root.child();
+    this.#disaster = root.child();
+    this.#mood = this.#drawMood();
+  }
+
+  get hash(): string {
+    this.#trace.mix(this.#disk.traceHash);
+    return this.#trace.hash;
+  }
+
+  /** Lets go of the real world's timers after a failure. */
+  abandon(): void {
+    try {
+      this.#endLife();
+    } catch {
+      // Something is broken already, and has been told.
+    }
+  }
+
+  async run(): Promise<void> {
+    while (this.#tick < this.#options.ticks) await this.#live(false);
+    await this.#live(true);
+    await this.#live(true);
+    this.counts['transactions'] = this.#model.upper;
+  }
+
+  // ---------------------------------------------------------------- a life
+
+  /** From open to the end, whichever it is. The last lives are for looking at what is left. */
+  async #live(last: boolean): Promise<void> {
+    const { trace, disaster } = { trace: this.#trace, disaster: this.#disaster };
+    const settings = this.#settings;
+    this.counts['lives']!++;
+    // A store may be opened otherwise than before.
+    this.#life = disaster.chance(0.1) ? { ...settings, synced: !settings.synced } : settings;
+    this.#readOnly = !last && this.#everOpened && disaster.chance(settings.readOnly);
+    this.#died = false;
+    this.#faulted = false;
+    this.#failuresInRow = 0;
+    let end: End = 'close';
+    if (!last && !disaster.chance(settings.closes)) {
+      end = disaster.chance(settings.faults) ? 'fault' : disaster.pick(['crash', 'death']);
+    }
+    // So a crash soon after another, or inside an open, is as likely as one late in life.
+    const ticks = Math.ceil(settings.lifeTicksMax * disaster.unit() ** 2);
+    this.#planDisaster(end, ticks);
+    const mutationsBefore = this.#disk.mutations;
+    trace.say(`life ${this.counts['lives']} ${end}${this.#readOnly ? ' read-only' : ''}`);
+    this.#world = this.#makeWorld();
+    this.#callers = [];
+    if (!(await this.#open())) return this.#crash(end);
+    this.#onOpen();
+    const until = last ? this.#tick : this.#tick + ticks;
+    while (this.#tick < until) {
+      this.#tick++;
+      await this.#step(true);
+      if (this.#isOver()) return this.#crash(end);
+    }
+    if (end === 'crash') return this.#crash(end);
+    // What was to happen in some call has not: the life ends in order.
+    this.#disk.fault = undefined;
+    if (this.#readOnly) this.counts['readOnly']!++;
+    else await this.#quiet(last || disaster.chance(0.5));
+    if (this.#isOver()) return this.#crash(end);
+    await this.#close();
+    if (this.#readOnly && this.#disk.mutations !== mutationsBefore) {
+      throw new SimFailure('a read-only engine has changed the disk');
+    }
+    return undefined;
+  }
+
+  #makeWorld(): World {
+    const settings = this.#life;
+    const config: EngineConfig = {
+      directory: 'sim',
+      synced: settings.synced,
+      syncIntervalMs: settings.syncIntervalMs,
+      memtableBytes: settings.memtableBytes,
+      segmentBytes: settings.segmentBytes,
+      mergeThreads: settings.workers,
+      history: 0,
+      readOnly: this.#readOnly,
+      createIfMissing: !this.#readOnly,
+      errorIfExists: false,
+      strictTail: false,
+      breakLock: false,
+      newLogId: Buffer.from(this.#disaster.fill(new Uint8Array(16))).toString('base64'),
+      holder: undefined,
+    };
+    return new World({
+      arena: this.#arena,
+      disk: this.#disk,
+      clock: this.#clock,
+      trace: this.#trace,
+      model: this.#model,
+      settings,
+      config,
+      jobFate: (job) => this.#fate(job),
+      onReceipt: (client, first, count, refusal) => {
+        this.#callers[client]!.onReceipt(first, count, refusal);
+      },
+    });
+  }
+
+  /** The call in which the process will die, or that will fail. */
+  #planDisaster(end: End, ticks: number): void {
+    const disaster = this.#disaster;
+    this.#disk.fault = undefined;
+    if (end !== 'death' && end !== 'fault') return;
+    const start = this.#disk.calls;
+    // Many calls are made at open, then one in a few ticks.
+    const at = start + disaster.below(disaster.pick([30, 60, 60 + Math.ceil(ticks / 4)]));
+    const kind = disaster.pick(['throw', 'throw', 'short', 'failedSync']);
+    const code = disaster.pick(['EIO', 'ENOSPC']);
+    const manner = disaster.pick(['ext4', 'btrfs'] as const);
+    this.#disk.fault = (call: SimCall): SimFault | undefined => {
+      if (call.index < at || this.#died) return undefined;
+      if (end === 'death') {
+        this.#died = true;
+        return { kind: 'crash' };
+      }
+      if (call.mutation < 0 || this.#faulted) return undefined;
+      const isWrite = call.call === 'write' || call.call === 'writev';
+      if (kind === 'short' && !(isWrite && call.length > 1)) return undefined;
+      if (kind === 'failedSync' && call.call !== 'fdatasync') return undefined;
+      this.#faulted = true;
+      this.counts['faults']!++;
+      this.#trace.note(() => `  fault ${kind} in ${call.call} ${call.path}`);
+      if (kind === 'short') return { kind: 'short', bytes: disaster.below(call.length) };
+      return kind === 'failedSync' ? { kind, manner } : { kind: 'throw', code };
+    };
+  }
+
+  #fate(job: Job): JobFate {
+    const disaster = this.#disaster;
+    if (!disaster.chance(this.#settings.jobFaults)) {
+      return 'lives';
+    }
+    // Three flushes that fail in a row end the engine, as they should.
+    if (job.kind === 'flush' && this.#failuresInRow++ >= 2) return 'lives';
+    return disaster.chance(0.5) ? 'fails' : 'dies';
+  }
+
+  // ---------------------------------------------------------------- opening
+
+  /** False: the process died, or a call failed, before the engine was open. */
+  async #open(): Promise<boolean> {
+    for (let i = 0; !this.#world.isOpen; i++) {
+      if (i > OPEN_TICKS_MAX) throw new SimFailure('the engine does not open');
+      await this.#step(false);
+      if (this.#isOver()) return false;
+    }
+    return true;
+  }
+
+  /** The store is what it was promised to be. */
+  #onOpen(): void {
+    const { control } = this.#world.context;
+    const upper = control.applied();
+    const model = this.#model;
+    this.#trace.say(`open ${upper} of ${model.upper}`);
+    if (upper < this.#writtenFloor) {
+      throw new SimFailure(`the store ends at ${upper}, ${this.#writtenFloor} was promised`);
+    }
+    if (upper > model.upper) {
+      throw new SimFailure(`the store has ${upper} transactions, ${model.upper} were ordered`);
+    }
+    if (!model.isRecordEnd(upper)) throw new SimFailure(`the store ends inside a record: ${upper}`);
+    this.counts['lost']! += model.upper - upper;
+    model.truncate(upper);
+    this.#writtenFloor = upper;
+    if (!this.#readOnly) this.#durableFloor = upper;
+    this.#everOpened = true;
+    this.#callers = this.#world.clients.map(
+      (_, number) =>
+        new Caller({
+          world: this.#world,
+          number,
+          prng: this.#workload.child(),
+          trace: this.#trace,
+          model,
+          settings: this.#life,
+          readOnly: this.#readOnly,
+        }),
+    );
+    this.#callers[0]!.checkAll();
+    this.#world.afterAct();
+  }
+
+  // ---------------------------------------------------------------- the end
+
+  /** True when the life has ended by itself: the process is dead, or the engine is poisoned. */
+  #isOver(): boolean {
+    if (this.#died) return true;
+    const world = this.#world;
+    const { failure, pool } = world;
+    for (const { broken } of this.#callers) if (broken !== undefined) throw broken;
+    if (pool.failure !== undefined) {
+      if (!this.#faulted) throw new SimFailure('a job failed', { cause: pool.failure });
+      pool.failure = undefined;
+    }
+    if (!world.isPoisoned && failure === undefined) return false;
+    if (!this.#faulted) {
+      const { actor, error } = failure ?? {
+        actor: 'a client',
+        error: new Error(world.context.control.failureJson()),
+      };
+      throw new SimFailure(`${actor} failed`, { cause: error });
+    }
+    return world.isPoisoned;
+  }
+
+  /** The process ends here, with or without the power. */
+  async #crash(end: End): Promise<void> {
+    const world = this.#world;
+    const disaster = this.#disaster;
+    const { control } = world.context;
+    this.#durableFloor = Math.max(this.#durableFloor, control.durable());
+    this.#writtenFloor = Math.max(this.#writtenFloor, control.written(), this.#durableFloor);
+    for (const { durablePromised, writtenPromised } of this.#callers) {
+      if (durablePromised > this.#durableFloor)
+        throw new SimFailure('settled before it was durable');
+      if (writtenPromised > this.#writtenFloor)
+        throw new SimFailure('settled before it was written');
+    }
+    if (world.isPoisoned && !this.#died) await this.#afterPoison();
+    this.#endLife();
+    const mode = disaster.pick(this.#settings.crashModes);
+    this.counts[mode === 'process' ? 'processCrashes' : 'powerLosses']!++;
+    if (end === 'death' && this.#died) this.counts['deaths']!++;
+    this.#trace.say(`${end} ${mode} ${this.#durableFloor} ${this.#writtenFloor}`);
+    // A call that failed has made nothing of what was only written.
+    if (mode !== 'process' || this.#faulted) this.#writtenFloor = this.#durableFloor;
+    const before = this.#disk;
+    this.#disk = before.crash(disaster, mode);
+    if (this.#faulted && disaster.chance(0.3)) this.#disk.dropCache();
+  }
+
+  /** Whoever waits is told, and nobody is answered any more. */
+  async #afterPoison(): Promise<void> {
+    this.counts['poisons']!++;
+    while (this.#world.storage.answerLater(this.#schedule));
+    this.#callers.forEach((caller, number) => {
+      this.#world.endTurn(number);
+      this.#world.poll(number);
+      caller.expectRefusal('TIDEMARK_POISONED');
+    });
+    await settle();
+    for (const { broken, unsettled } of this.#callers) {
+      if (broken !== undefined) throw broken;
+      if (unsettled > 0) throw new SimFailure(`${unsettled} promises outlive a poisoned engine`);
+    }
+  }
+
+  #endLife(): void {
+    for (const caller of this.#callers) {
+      caller.letGo();
+      this.counts['acts']! += caller.acts;
+    }
+    this.counts['jobs']! += this.#world.pool.started;
+    this.#world.dispose();
+  }
+
+  async #close(): Promise<void> {
+    const world = this.#world;
+    // The handles of other threads go first; what they wait for is answered.
+    await this.#settleAll();
+    if (this.#isOver()) throw new SimFailure('an engine without faults is over');
+    if (!this.#readOnly) for (let i = this.#schedule.below(3); i > 0; i--) this.#callers[0]!.put();
+    const letsGo = this.#schedule.chance(0.7);
+    if (letsGo) for (const caller of this.#callers) caller.letGo();
+    this.#trace.say('close');
+    world.beginClose();
+    for (let i = 0; !world.isOver; i++) {
+      if (i > QUIET_ROUNDS_MAX) throw new SimFailure('the engine does not close');
+      await this.#step(false);
+      if (this.#isOver()) throw new SimFailure('an engine without faults is over');
+    }
+    for (let number = 0; number < this.#callers.length; number++) world.poll(number);
+    await settle();
+    for (const { broken, unsettled } of this.#callers) {
+      if (broken !== undefined) throw broken;
+      if (unsettled > 0) throw new SimFailure(`${unsettled} promises outlive a closed engine`);
+    }
+    this.#callers[0]!.expectRefusal('TIDEMARK_CLOSED');
+    if (!this.#readOnly) {
+      this.#durableFloor = this.#model.upper;
+      this.#writtenFloor = this.#model.upper;
+    }
+    this.counts['closes']!++;
+    this.#endLife();
+    auditClosed(world);
+    if (this.#disaster.chance(0.3)) {
+      // What a closed store holds is on the disk.
+      const mode = this.#disaster.pick(this.#settings.crashModes);
+      if (this.#readOnly && mode !== 'process') this.#writtenFloor = this.#durableFloor;
+      this.#disk = this.#disk.crash(this.#disaster, mode);
+    }
+  }
+
+  // ---------------------------------------------------------------- quiet
+
+  /** Lets everything end that is under way, and looks at what there is then. */
+  async #quiet(flushed: boolean): Promise<void> {
+    for (const caller of this.#callers) caller.letGo();
+    if (flushed) this.#callers[0]!.flush();
+    await this.#settleAll();
+    if (this.#isOver()) return;
+    this.#callers[0]!.checkAll();
+    await this.#settleAll();
+    if (this.#isOver()) return;
+    if (this.#faulted || this.#world.pool.deaths > 0) return;
+    this.counts['audits']!++;
+    auditQuiet(this.#world, { flushed });
+  }
+
+  /** Runs everybody in turn, the clock too, until every promise is settled and nothing is left to do. */
+  async #settleAll(): Promise<void> {
+    const world = this.#world;
+    const clock = this.#clock;
+    let idle = 0;
+    for (let round = 0; round < QUIET_ROUNDS_MAX; round++) {
+      let worked = await this.#round();
+      if (this.#isOver()) return;
+      if (worked) {
+        idle = 0;
+        continue;
+      }
+      const unsettled = this.#callers.reduce((sum, caller) => sum + caller.unsettled, 0);
+      if (unsettled === 0 && idle >= 3 && world.keeperWork === 0) return;
+      idle++;
+      if (this.#life.hosted) {
+        const { nextDeadline } = world;
+        if (nextDeadline === Infinity) {
+          if (unsettled === 0) return;
+          throw new SimFailure(`everybody sleeps, ${unsettled} promises wait: nobody was rung`);
+        }
+        clock.advance(Math.max(0.01, nextDeadline - clock.ticksMs()));
+      } else {
+        clock.advance(idle < 50 ? 5 : 1_000);
+      }
+      worked = idle < 2_000;
+      if (!worked) {
+        throw new SimFailure(
+          `${unsettled} promises wait, the keeper has ${world.keeperWork} to do`,
+        );
+      }
+    }
+    throw new SimFailure('the engine never comes to rest');
+  }
+
+  /** A turn of everybody. */
+  async #round(): Promise<boolean> {
+    const world = this.#world;
+    let worked = false;
+    if (this.#life.hosted) {
+      for (const thread of [0, 1]) {
+        for (let i = 0; i < 50 && world.stepThread(thread); i++) worked = true;
+      }
+    } else {
+      for (let actor = 0; actor < 5; actor++) worked = world.tickActor(actor) || worked;
+    }
+    if (this.#isOver()) return true;
+    for (let i = 0; i < 20 && world.stepPool(undefined, 4_096); i++) worked = true;
+    while (!this.#isOver() && world.stepQueue(undefined)) worked = true;
+    while (!this.#died && world.storage.answerLater(this.#schedule)) worked = true;
+    for (let number = 0; number < this.#callers.length; number++) {
+      worked = world.endTurn(number) || worked;
+      if (this.#life.hosted && !world.isRung(number)) continue;
+      world.poll(number);
+      worked = worked || this.#life.hosted;
+    }
+    await settle();
+    return worked;
+  }
+
+  // ---------------------------------------------------------------- the schedule
+
+  #drawMood(): Mood {
+    const prng = this.#schedule;
+    const weight = (usual: number): number => usual * prng.pick([0.02, 0.3, 1, 1, 1, 4]);
+    return {
+      actors: [0, 1, 2, 3, 4].map(() => weight(10)),
+      threads: [weight(20), weight(30)],
+      pool: weight(10),
+      queue: weight(10),
+      later: weight(3),
+      clock: weight(4),
+      clients: Array.from({ length: this.#settings.clients }, () => weight(15)),
+      acting: prng.pick([0.1, 0.5, 0.5, 0.8]),
+      turning: prng.pick([0.3, 1, 1]),
+    };
+  }
+
+  /** One step of somebody. */
+  async #step(acting: boolean): Promise<void> {
+    const prng = this.#schedule;
+    if (--this.#moodUntil <= 0) {
+      this.#mood = this.#drawMood();
+      this.#moodUntil = prng.between(1, 2 * this.#settings.moodTicks);
+    }
+    const mood = this.#mood;
+    const world = this.#world;
+    const runners = this.#life.hosted ? mood.threads : mood.actors;
+    const weights = [
+      ...runners,
+      mood.pool,
+      mood.queue,
+      mood.later,
+      mood.clock,
+      ...(this.#callers.length > 0 ? mood.clients : []),
+    ];
+    let at = pickIndex(prng, weights);
+    if (at < runners.length) {
+      if (this.#life.hosted) world.stepThread(at);
+      else world.tickActor(at);
+      return;
+    }
+    at -= runners.length;
+    switch (at) {
+      case 0:
+        world.stepPool(prng, prng.pick([1, 32, 512, 4_096]));
+        return;
+      case 1:
+        world.stepQueue(prng);
+        return;
+      case 2:
+        if (world.storage.answerLater(prng)) {
+          await settle();
+          world.afterAct();
+        }
+        return;
+      case 3:
+        this.#moveClock();
+        return;
+      default:
+        await this.#stepClient(at - 4, acting);
+    }
+  }
+
+  #moveClock(): void {
+    const prng = this.#schedule;
+    const { clockStepMs, clockJumps } = this.#settings;
+    this.#clock.advance(clockStepMs * prng.unit() * 2);
+    if (clockJumps && prng.chance(0.05)) this.#clock.jump(prng.between(-100_000, 100_000));
+  }
+
+  async #stepClient(number: number, acting: boolean): Promise<void> {
+    const prng = this.#schedule;
+    const world = this.#world;
+    const caller = this.#callers[number]!;
+    const mood = this.#mood;
+    const { hosted } = this.#life;
+    let touched = false;
+    if (acting && caller.unsettled < UNSETTLED_MAX && prng.chance(mood.acting)) {
+      caller.act();
+      touched = true;
+      await settle();
+      if (prng.chance(mood.turning)) world.endTurn(number);
+    } else if (prng.chance(0.5)) {
+      touched = world.endTurn(number);
+    }
+    // A client that sleeps looks only when it is rung; one that did something looks before it sleeps.
+    if (hosted ? touched || world.isRung(number) : !touched) world.poll(number);
+    else world.afterAct();
+    await settle();
+  }
+}
+
+function pickIndex(prng: Prng, weights: readonly number[]): number {
+  let total = 0;
+  for (const weight of weights) total += weight;
+  let at = prng.unit() * total;
+  for (let i = 0; i < weights.length; i++) {
+    at -= weights[i]!;
+    if (at < 0) return i;
+  }
+  return weights.length - 1;
+}
+
+/** Lets promises that can settle do so: no timer, no turn of the event loop, the same count each time. */
+async function settle(): Promise<void> {
+  for (let i = 0; i < MICROTASKS; i++) await undefined;
+}
+
+/** Runs one seed to its end or to the first thing that is wrong. */
+export async function simulate(options: SimOptions): Promise<SimReport> {
+  setVerify(true);
+  const simulation = new Simulation(options);
+  let failure: unknown;
+  try {
+    await simulation.run();
+  } catch (error) {
+    failure = error;
+    simulation.abandon();
+  }
+  const { seed, ticks } = options;
+  return { seed, ticks, hash: simulation.hash, failure, counts: simulation.counts };
+}
+
+/** What went wrong, with its causes, for people. */
+export function describeFailure(failure: unknown): string {
+  if (!(failure instanceof Error)) return String(failure);
+  const isOurs = failure instanceof SimFailure;
+  const text = isOurs && failure.cause !== undefined ? failure.message : failure.stack;
+  const detail = failure instanceof TidemarkError ? `\n${JSON.stringify(failure.detail)}` : '';
+  const cause = failure.cause === undefined ? '' : `\n  because ${describeFailure(failure.cause)}`;
+  const isAssertion = failure instanceof AssertionFailure ? 'an invariant is broken: ' : '';
+  return `${isAssertion}${text}${detail}${cause}`;
+}

@@ -1,0 +1,165 @@
+/**
+ * What one seed's simulation is like, drawn swarm-style: each run leaves most knobs alone and turns some
+ * of them hard, so that rare combinations meet. Used by run.ts.
+ */
+import { KiB, MiB } from '../../core/base/limits.ts';
+import type { Prng } from '../../core/base/prng.ts';
+import type { CrashMode } from './disk.ts';
+import type { Slot } from './model.ts';
+
+/** What a client does when it is its turn; the numbers are weights. */
+export type ActWeights = {
+  put: number;
+  remove: number;
+  transaction: number;
+  burst: number;
+  point: number;
+  pointLater: number;
+  many: number;
+  range: number;
+  iterate: number;
+  snapshot: number;
+  flush: number;
+  compact: number;
+  wait: number;
+  catalog: number;
+  look: number;
+};
+
+export type Settings = {
+  readonly synced: boolean;
+  readonly syncIntervalMs: number;
+  readonly memtableBytes: number;
+  readonly segmentBytes: number;
+  readonly history: number;
+  readonly clients: number;
+  readonly workers: number;
+  /** True: actors run as the threads' host runs them, woken by bells; false: in any order at all. */
+  readonly hosted: boolean;
+  readonly slots: readonly Slot[];
+  /** Part of the keys that most operations go to. */
+  readonly hotKeys: number;
+  readonly valueBytes: (prng: Prng) => number;
+  readonly acts: ActWeights;
+  /** Pages that the cache may have at most; undefined: as the engine says. */
+  readonly cachePages: number | undefined;
+  /** Ticks that an incarnation of the engine lives, at the most. */
+  readonly lifeTicksMax: number;
+  readonly crashModes: readonly CrashMode[];
+  /** Chance that an incarnation ends by closing instead of a crash. */
+  readonly closes: number;
+  readonly readOnly: number;
+  /** Chance that a call in an incarnation's life fails: a sync, a write, a job. */
+  readonly faults: number;
+  readonly jobFaults: number;
+  readonly clockJumps: boolean;
+  /** Mean milliseconds that the clock moves when it does. */
+  readonly clockStepMs: number;
+  /** Ticks between two draws of who is slow. */
+  readonly moodTicks: number;
+};
+
+function drawKeys(prng: Prng): Buffer[] {
+  const count = prng.pick([1, 3, 10, 40, 150, 600]);
+  const shape = prng.pick(['short', 'counted', 'prefixed', 'nested', 'mixed', 'long']);
+  const keys = new Map<string, Buffer>();
+  const add = (key: Buffer): void => {
+    keys.set(key.toString('hex'), key);
+  };
+  if (prng.chance(0.5)) add(Buffer.alloc(0));
+  const prefix = Buffer.alloc(prng.between(1, 80), 0x61);
+  for (let i = 0; keys.size < count && i < count * 4; i++) {
+    switch (shape) {
+      case 'short':
+        add(prng.fill(Buffer.alloc(prng.between(1, 3))) as Buffer);
+        break;
+      case 'counted':
+        add(Buffer.from(`key-${String(i).padStart(6, '0')}`));
+        break;
+      case 'prefixed':
+        add(Buffer.concat([prefix, prng.fill(Buffer.alloc(prng.between(0, 4)))]));
+        break;
+      case 'nested':
+        add(Buffer.alloc(i % 300, prng.pick([0x00, 0xff, 0x61])));
+        break;
+      case 'long':
+        add(
+          prng.fill(Buffer.alloc(prng.chance(0.02) ? 65_535 : prng.between(100, 3_000))) as Buffer,
+        );
+        break;
+      default:
+        add(prng.fill(Buffer.alloc(prng.between(0, 24))) as Buffer);
+    }
+  }
+  return [...keys.values()].sort((a, b) => Buffer.compare(a, b));
+}
+
+function drawValueBytes(prng: Prng): (prng: Prng) => number {
+  const usual = prng.pick([0, 8, 30, 100, 300, 2_000]);
+  const large = prng.pick([0, 0.002, 0.02, 0.1]);
+  const largeMax = prng.pick([8 * KiB, 64 * KiB, 300 * KiB]);
+  const huge = prng.chance(0.2) ? 0.002 : 0;
+  return (use) => {
+    if (huge > 0 && use.chance(huge)) return use.between(MiB, 1.3 * MiB);
+    if (large > 0 && use.chance(large)) return use.between(1, largeMax);
+    return use.between(0, usual * 2);
+  };
+}
+
+const ACTS: ActWeights = {
+  put: 30,
+  remove: 10,
+  transaction: 15,
+  burst: 6,
+  point: 30,
+  pointLater: 15,
+  many: 4,
+  range: 10,
+  iterate: 12,
+  snapshot: 6,
+  flush: 0.5,
+  compact: 0.3,
+  wait: 2,
+  catalog: 1.5,
+  look: 4,
+};
+
+function drawActs(prng: Prng): ActWeights {
+  const acts = { ...ACTS };
+  for (const name of Object.keys(acts) as (keyof ActWeights)[]) {
+    acts[name] *= prng.pick([0, 0.3, 1, 1, 1, 3]);
+  }
+  // A run without writes tells nothing.
+  if (acts.put + acts.transaction + acts.burst === 0) acts.put = 30;
+  return acts;
+}
+
+export function drawSettings(prng: Prng): Settings {
+  const slots: Slot[] = [];
+  const count = prng.between(1, 5);
+  for (let i = 0; i < count; i++) slots.push({ name: `c${i}`, keys: drawKeys(prng) });
+  return {
+    synced: prng.chance(0.6),
+    syncIntervalMs: prng.pick([1, 10, 50, 1_000]),
+    memtableBytes: prng.pick([64, 64, 64, 64, 128, 256, 1_024, 4_096]) * KiB,
+    segmentBytes: prng.pick([16, 16, 32, 64, 256, 1_024]) * KiB,
+    history: prng.pick([0, 0, 5, 100, Infinity]),
+    clients: prng.pick([1, 1, 2, 3]),
+    workers: prng.pick([1, 1, 2, 3]),
+    hosted: prng.chance(0.4),
+    slots,
+    hotKeys: prng.pick([0.05, 0.3, 1]),
+    valueBytes: drawValueBytes(prng),
+    acts: drawActs(prng),
+    cachePages: prng.pick([undefined, undefined, 0, 2, 4, 16]),
+    lifeTicksMax: prng.pick([300, 2_000, 2_000, 8_000]),
+    crashModes: prng.pick([['process'], ['power'], ['torn'], ['process', 'power', 'torn']]),
+    closes: prng.pick([0, 0.2, 0.7]),
+    readOnly: prng.pick([0, 0.15]),
+    faults: prng.pick([0, 0, 0.3]),
+    jobFaults: prng.pick([0, 0, 0, 0.0005, 0.01]),
+    clockJumps: prng.chance(0.2),
+    clockStepMs: prng.pick([0.05, 1, 1, 20, 200]),
+    moodTicks: prng.pick([50, 400, 3_000]),
+  };
+}
