@@ -14,7 +14,7 @@ import { Outbox, inboxOf } from './actor.ts';
 import type { ActorContext } from './actor.ts';
 import { CommitLine, poisonedError } from './commit-line.ts';
 import type { Codec } from './encodings.ts';
-import { tooLarge } from './encodings.ts';
+import { encodeInto, encodedBy, isOurs, tooLarge } from './encodings.ts';
 import { poison } from './host.ts';
 import { DONE, KIND_WORD, MSG_COMPACT, MSG_DONE, MSG_FLUSH, REQUEST } from './messages.ts';
 import { NEWEST, Reader, historyLost } from './reader.ts';
@@ -60,6 +60,8 @@ export class Client {
   /** Times held, with how many hold each. */
   readonly #holds: Map<number, number> = new Map();
   #lowestHold = -1;
+  /** Ids of the collections that were dropped through this client. */
+  readonly dropped: Set<number> = new Set();
   readonly #keyScratch: KeyScratch = new KeyScratch();
   /** The state in which the handle ended; undefined while it is in use. */
   #ended: number | undefined;
@@ -385,15 +387,14 @@ class KeyScratch {
   bytes: Buffer = Buffer.allocUnsafe(1_024);
 
   encode<K>(codec: Codec<K>, key: K): number {
-    if (codec.encodeInto !== undefined) {
-      const n = codec.encodeInto(key, this.bytes, 0);
-      if (n > keyBytesMax) throw tooLarge('key', n, keyBytesMax);
-      if (n >= 0) return n;
-    }
-    const encoded = codec.encode(key);
-    if (!ArrayBuffer.isView(encoded)) {
-      throw new TypeError(`codec ${codec.name}: encode must return a Uint8Array`);
-    }
+    const { bytes } = this;
+    // A codec may read from the engine, and that read uses the scratch too.
+    if (!isOurs(codec)) this.bytes = Buffer.allocUnsafe(bytes.length);
+    const n = encodeInto(codec, key, bytes, 0);
+    this.bytes = bytes;
+    if (n > keyBytesMax) throw tooLarge('key', n, keyBytesMax);
+    if (n >= 0) return n;
+    const encoded = encodedBy(codec, key);
     if (encoded.length > keyBytesMax) throw tooLarge('key', encoded.length, keyBytesMax);
     if (encoded.length > this.bytes.length) this.bytes = Buffer.allocUnsafe(keyBytesMax);
     this.bytes.set(encoded);

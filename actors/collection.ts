@@ -7,8 +7,10 @@ import type { StoredHistory } from './catalog.ts';
 import type { Client } from './client.ts';
 import { refusedNow } from './commit-line.ts';
 import type { Receipt } from './commit-line.ts';
-import { decodeLent } from './encodings.ts';
+import { decodeLent, isOurs } from './encodings.ts';
 import type { Codec } from './encodings.ts';
+import { checkHistory } from './options.ts';
+import type { History } from './options.ts';
 import { NEWEST, ROW_ABSENT, ROW_ON_DISK, historyLost } from './reader.ts';
 import { RangeIterable, checkRange } from './range.ts';
 import type { RangeOptions } from './range.ts';
@@ -53,6 +55,8 @@ export class Collection<K, V> {
   /** @internal */
   readonly valueCodec: Codec<V>;
   readonly #client: Client;
+  /** Decoding values runs no code of the caller's. */
+  readonly #isOurs: boolean;
   readonly #setHistory: (history: StoredHistory) => Promise<Receipt>;
 
   /** @internal */
@@ -69,6 +73,7 @@ export class Collection<K, V> {
     this.id = id;
     this.keyCodec = keys;
     this.valueCodec = values;
+    this.#isOurs = isOurs(values);
     this.#setHistory = setHistory;
   }
 
@@ -94,6 +99,7 @@ export class Collection<K, V> {
   put(key: K, value: V, options?: CommitOptions): Promise<Receipt> {
     const { line } = this.#client;
     try {
+      this.assertThere();
       const sync = checkCommit(this.#client, options);
       const set = line.begin();
       try {
@@ -112,6 +118,7 @@ export class Collection<K, V> {
   delete(key: K, options?: CommitOptions): Promise<Receipt> {
     const { line } = this.#client;
     try {
+      this.assertThere();
       const sync = checkCommit(this.#client, options);
       const set = line.begin();
       try {
@@ -127,12 +134,20 @@ export class Collection<K, V> {
   }
 
   /** Changes how much of the past the collection keeps: offsets behind the newest, or Infinity. */
-  setHistory(history: number): Promise<Receipt> {
-    const offsets = history === Infinity ? null : history;
-    if (offsets !== null && !(Number.isSafeInteger(offsets) && offsets >= 0)) {
-      throw new TypeError('history is a count of offsets from 0, or Infinity');
-    }
-    return this.#setHistory({ offsets });
+  async setHistory(history: History): Promise<Receipt> {
+    const offsets = checkHistory(history);
+    checkCommit(this.#client, undefined);
+    this.#client.assertUsable();
+    return this.#setHistory({ offsets: offsets < 0 ? null : offsets });
+  }
+
+  /** @internal Throws when the collection was dropped: what is written to it now would not be kept. */
+  assertThere(): void {
+    if (!this.#client.dropped.has(this.id)) return;
+    const { name } = this;
+    throw new TidemarkError('TIDEMARK_NOT_FOUND', `collection ${name} was dropped`, {
+      collection: name,
+    });
   }
 
   // ---------------------------------------------------------------- points
@@ -167,6 +182,8 @@ export class Collection<K, V> {
     options: ReadOptions | undefined,
     take: (start: number, end: number, bytes: Uint8Array, offset: number) => R,
   ): R | undefined {
+    let own: Buffer;
+    let offset: number;
     const client = this.#client;
     const { reader } = client;
     client.assertUsable();
@@ -178,10 +195,16 @@ export class Collection<K, V> {
       const outcome = reader.find(this.id, block, client.keyBytes, length, cachedOnly);
       if (outcome === ROW_ABSENT) return undefined;
       if (outcome === ROW_ON_DISK) throw notCached(this.name);
-      return take(reader.valueStart, reader.valueEnd, reader.valueBytes, reader.time);
+      const { valueStart, valueEnd, valueBytes } = reader;
+      if (this.#isOurs) return take(valueStart, valueEnd, valueBytes, reader.time);
+      own = Buffer.allocUnsafe(valueEnd - valueStart);
+      own.set(valueBytes.subarray(valueStart, valueEnd));
+      offset = reader.time;
     } finally {
       reader.leave();
     }
+    // The caller's code runs with nothing held, and may read from the engine itself.
+    return take(0, own.length, own, offset);
   }
 
   /** The value of a key, or undefined. Memory answers at once; the disk is read off the event loop. */
@@ -263,7 +286,7 @@ export class Collection<K, V> {
   // ---------------------------------------------------------------- time
 
   #timeOf(options: ReadOptions | RangeOptions<K> | undefined): number {
-    if (options === undefined) return NEWEST;
+    if (options === undefined) return this.#newest();
     const { asOf, snapshot } = options;
     if (snapshot !== undefined) {
       if (asOf !== undefined) throw new TypeError('give asOf or a snapshot, not both');
@@ -271,11 +294,16 @@ export class Collection<K, V> {
       if (snapshot.isLost(this.id)) throw historyLost(snapshot.offset, this.since);
       return snapshot.offset;
     }
-    if (asOf === undefined) return NEWEST;
+    if (asOf === undefined) return this.#newest();
     if (!Number.isSafeInteger(asOf) || asOf < 0) {
       throw new TypeError(`asOf is an offset from 0, not ${String(asOf)}`);
     }
     return asOf;
+  }
+
+  #newest(): number {
+    this.assertThere();
+    return NEWEST;
   }
 
   #atOneTime<R>(

@@ -162,6 +162,8 @@ const BY_NAME: Readonly<Record<EncodingName, Codec<never>>> = {
   json: JSON_CODEC as Codec<never>,
 };
 
+const OURS: ReadonlySet<unknown> = new Set(Object.values(BY_NAME));
+
 /** The codec that an option names. Throws TypeError for what is neither a name nor a codec. */
 export function codecOf(encoding: unknown, option: string): Codec<unknown> {
   if (typeof encoding === 'string' && Object.hasOwn(BY_NAME, encoding)) {
@@ -184,6 +186,28 @@ export function codecOf(encoding: unknown, option: string): Codec<unknown> {
 /** The codec of a name stored in the catalog, or undefined when only the caller can supply it. */
 export function codecOfStoredName(name: string): Codec<unknown> | undefined {
   return Object.hasOwn(BY_NAME, name) ? BY_NAME[name as EncodingName] : undefined;
+}
+
+/** True when encoding and decoding run no code but ours (and what JSON calls): it may run inside a read. */
+export function isOurs(codec: unknown): boolean {
+  return OURS.has(codec);
+}
+
+/** What a codec's encode returned, if it is what it should be. */
+export function encodedBy<T>(codec: Codec<T>, value: T): Uint8Array {
+  const bytes: unknown = codec.encode(value);
+  if (ArrayBuffer.isView(bytes) && (bytes as Uint8Array).BYTES_PER_ELEMENT === 1) {
+    return bytes as Uint8Array;
+  }
+  throw new TypeError(`codec ${codec.name}: encode must return a Uint8Array`);
+}
+
+/** Encodes into target[at...] where the codec can and there is room; returns the count, or -1. */
+export function encodeInto<T>(codec: Codec<T>, value: T, target: Uint8Array, at: number): number {
+  if (codec.encodeInto === undefined) return -1;
+  const n = codec.encodeInto(value, target, at);
+  if (n === -1 || (Number.isInteger(n) && n >= 0 && at + n <= target.length)) return n;
+  throw new TypeError(`codec ${codec.name}: encodeInto must return a count of bytes, or -1`);
 }
 
 /** Decodes bytes that live in shared or reused memory; the result shares nothing with them. */

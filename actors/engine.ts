@@ -83,7 +83,7 @@ export class Engine extends EventEmitter {
   readonly #kit: Kit | undefined;
   readonly #run: Promise<void>;
   readonly #catalog: Collection<Buffer, unknown>;
-  #creating: Promise<unknown> = Promise.resolve();
+  #changing: Promise<unknown> = Promise.resolve();
   #closed: Promise<void> | undefined;
   #poisonTold = false;
   /** What the engine says of itself once its arena is no longer its own. */
@@ -211,17 +211,17 @@ export class Engine extends EventEmitter {
   }
 
   /** Resolves when the offset is durable. */
-  durable(offset: number, options?: { readonly signal?: AbortSignal }): Promise<void> {
+  async durable(offset: number, options?: { readonly signal?: AbortSignal }): Promise<void> {
     return this.#client.frontierReached(checkOffset(offset) + 1, true, options?.signal);
   }
 
   /** Resolves when readers see the offset. */
-  reached(offset: number, options?: { readonly signal?: AbortSignal }): Promise<void> {
+  async reached(offset: number, options?: { readonly signal?: AbortSignal }): Promise<void> {
     return this.#client.frontierReached(checkOffset(offset) + 1, false, options?.signal);
   }
 
   /** Resolves when commits go straight through, without waiting on this side. */
-  room(): Promise<void> {
+  async room(): Promise<void> {
     this.#client.assertUsable();
     return this.#client.line.room();
   }
@@ -235,7 +235,7 @@ export class Engine extends EventEmitter {
   // ---------------------------------------------------------------- collections
 
   /** Opens a collection, making it where there is none and options say how. */
-  collection<
+  async collection<
     KE extends Encoding<never> | Encoding<unknown> = 'utf8',
     VE extends Encoding<never> | Encoding<unknown> = 'utf8',
   >(
@@ -245,10 +245,15 @@ export class Engine extends EventEmitter {
     const key = catalogKey(name);
     const wanted = checkCollectionOptions(options);
     this.#client.assertUsable();
-    // One at a time: two calls for one name must not both make it.
-    const made = this.#creating.then(() => this.#openCollection(name, key, wanted));
-    this.#creating = made.catch(() => {});
-    return made as Promise<Collection<TypeOf<KE>, TypeOf<VE>>>;
+    const opened = await this.#inTurn(() => this.#openCollection(name, key, wanted));
+    return opened as unknown as Collection<TypeOf<KE>, TypeOf<VE>>;
+  }
+
+  /** One change of the catalog at a time: each sees what those before have made of it. */
+  #inTurn<T>(run: () => Promise<T>): Promise<T> {
+    const done = this.#changing.then(run);
+    this.#changing = done.catch(() => {});
+    return done;
   }
 
   async #openCollection(
@@ -315,10 +320,21 @@ export class Engine extends EventEmitter {
     valueCodec: Codec<unknown>,
   ): Collection<unknown, unknown> {
     const setHistory = (history: StoredHistory): Promise<Receipt> =>
-      this.transaction()
-        .put(this.#catalog, key, { ...row, history })
-        .commit();
+      this.#inTurn(async () => {
+        const found = await this.#catalogRow(name, key, row.id);
+        return this.#catalog.put(key, { ...found, history });
+      });
     return new Collection(this.#client, name, row.id, keyCodec, valueCodec, setHistory);
+  }
+
+  /** What the catalog says of a collection: of this very one when an id is given, not of a namesake. */
+  async #catalogRow(name: string, key: Buffer, id: number | undefined): Promise<CatalogRow> {
+    const stored = await this.#catalog.get(key);
+    const row = stored === undefined ? undefined : checkCatalogRow(stored, name);
+    if (row === undefined || (id !== undefined && row.id !== id)) {
+      throw new TidemarkError('TIDEMARK_NOT_FOUND', `no collection ${name}`, { collection: name });
+    }
+    return row;
   }
 
   /** Every collection there is, by name. */
@@ -347,13 +363,21 @@ export class Engine extends EventEmitter {
 
   /** Removes a collection and, in time, its files. Its name may be used again; its id never is. */
   async drop(collection: string | Collection<any, any>): Promise<Receipt> {
-    const name = typeof collection === 'string' ? collection : collection.name;
+    const isName = typeof collection === 'string';
+    const name = isName ? collection : collection.name;
     const key = catalogKey(name);
-    this.#client.assertUsable();
-    if (!this.#catalog.hasSync(key)) {
-      throw new TidemarkError('TIDEMARK_NOT_FOUND', `no collection ${name}`, { collection: name });
-    }
-    return this.#catalog.delete(key);
+    this.#assertWritable();
+    return this.#inTurn(async () => {
+      const { id } = await this.#catalogRow(name, key, isName ? undefined : collection.id);
+      // From here on nothing is written to it that could not be kept.
+      this.#client.dropped.add(id);
+      try {
+        return await this.#catalog.delete(key);
+      } catch (error) {
+        this.#client.dropped.delete(id);
+        throw error;
+      }
+    });
   }
 
   // ---------------------------------------------------------------- reading and writing
@@ -373,7 +397,7 @@ export class Engine extends EventEmitter {
   // ---------------------------------------------------------------- keeping
 
   /** Moves everything committed so far from memory into parts. */
-  flush(): Promise<void> {
+  async flush(): Promise<void> {
     this.#assertWritable();
     return this.#client.flush();
   }

@@ -92,7 +92,7 @@ const KNOWN: ReadonlySet<string> = new Set([
 ]);
 
 const MEMTABLE_BYTES_DEFAULT: number = 64 * MiB;
-const MEMTABLE_BYTES_MIN: number = 64 * 1024;
+const MEMTABLE_BYTES_MIN: number = 16 * 1024;
 
 /** Requires nothing of its arguments: they are the caller's. */
 export function checkOptions(directory: unknown, given: unknown): CheckedOptions {

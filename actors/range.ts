@@ -6,7 +6,7 @@
 import { NO_BYTES } from '../core/base/bytes.ts';
 import { keyBytesMax } from '../core/base/limits.ts';
 import type { Client } from './client.ts';
-import { decodeLent, tooLarge } from './encodings.ts';
+import { decodeLent, encodedBy, tooLarge } from './encodings.ts';
 import type { Codec } from './encodings.ts';
 import type { RangeBounds, RowBatch } from './reader.ts';
 import type { Snapshot } from './snapshot.ts';
@@ -71,7 +71,7 @@ export function checkRange<K>(range: RangeOptions<K> | undefined, keys: Codec<K>
 }
 
 function encoded<K>(keys: Codec<K>, key: K): Uint8Array {
-  const bytes = keys.encode(key);
+  const bytes = encodedBy(keys, key);
   if (bytes.length > keyBytesMax) throw tooLarge('key', bytes.length, keyBytesMax);
   // Bounds outlive the call, the caller's bytes may not.
   return Uint8Array.prototype.slice.call(bytes);
@@ -129,13 +129,19 @@ export class RangeIterable<K, V, T> implements IterableIterator<T>, AsyncIterabl
   }
 
   next(): IteratorResult<T, undefined> {
-    if (this.#batch === undefined || this.#at === this.#batch.count) {
-      if (!this.#fill()) return { done: true, value: undefined };
+    try {
+      if (this.#batch === undefined || this.#at === this.#batch.count) {
+        if (!this.#fill()) return { done: true, value: undefined };
+      }
+      const value = this.#make(this.#key, this.#value);
+      this.#at++;
+      this.#left--;
+      return { done: false, value };
+    } catch (error) {
+      // Whoever loops does not call return() after this.
+      this.#end();
+      throw error;
     }
-    const value = this.#make(this.#key, this.#value);
-    this.#at++;
-    this.#left--;
-    return { done: false, value };
   }
 
   /** Lets go of the history it holds. Walking to the end does so too. */

@@ -205,6 +205,8 @@ export class Sequencer implements Actor {
   }
 
   #sealIfAsked(): boolean {
+    // The line has ended: no bound may follow.
+    if (this.#closing) return false;
     const { control } = this.#context;
     const open = this.#open!;
     if (this.#sealWanted !== 0) {

@@ -31,12 +31,14 @@ export class Transaction {
 
   put<K, V>(collection: Collection<K, V>, key: K, value: V): this {
     this.#assertOpen();
+    collection.assertThere();
     this.#set.put(collection.id, collection.keyCodec, key, collection.valueCodec, value);
     return this;
   }
 
   delete<K, V>(collection: Collection<K, V>, key: K): this {
     this.#assertOpen();
+    collection.assertThere();
     this.#set.delete(collection.id, collection.keyCodec, key);
     return this;
   }

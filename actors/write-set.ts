@@ -14,7 +14,7 @@ import {
   TX_COUNT_OFFSET,
   TX_HEADER_BYTES,
 } from '../core/base/update.ts';
-import { tooLarge } from './encodings.ts';
+import { encodeInto, encodedBy, tooLarge } from './encodings.ts';
 import type { Codec } from './encodings.ts';
 
 export class WriteSet {
@@ -27,6 +27,8 @@ export class WriteSet {
   transactions = 0;
   readonly #capacity: number;
   #start = 0;
+  /** A codec runs: what it calls must not write here. */
+  #encoding = false;
 
   constructor(capacity: number) {
     this.#capacity = capacity;
@@ -47,6 +49,7 @@ export class WriteSet {
   }
 
   begin(): void {
+    this.#assertNotEncoding();
     this.#start = this.end;
     this.operations = 0;
     this.#ensure(TX_HEADER_BYTES);
@@ -68,7 +71,9 @@ export class WriteSet {
   }
 
   put<K, V>(collection: number, keys: Codec<K>, key: K, values: Codec<V>, value: V): void {
+    this.#assertNotEncoding();
     const start = this.end;
+    this.#encoding = true;
     try {
       const keyBytes = this.#encode(keys, key, start + OP_HEADER_BYTES);
       if (keyBytes > keyBytesMax) throw tooLarge('key', keyBytes, keyBytesMax);
@@ -79,11 +84,15 @@ export class WriteSet {
     } catch (error) {
       this.end = start;
       throw error;
+    } finally {
+      this.#encoding = false;
     }
   }
 
   delete<K>(collection: number, keys: Codec<K>, key: K): void {
+    this.#assertNotEncoding();
     const start = this.end;
+    this.#encoding = true;
     try {
       const keyBytes = this.#encode(keys, key, start + OP_HEADER_BYTES);
       if (keyBytes > keyBytesMax) throw tooLarge('key', keyBytes, keyBytesMax);
@@ -91,6 +100,8 @@ export class WriteSet {
     } catch (error) {
       this.end = start;
       throw error;
+    } finally {
+      this.#encoding = false;
     }
   }
 
@@ -119,6 +130,7 @@ export class WriteSet {
 
   /** Appends a whole transaction that another set holds. */
   append(other: WriteSet): void {
+    this.#assertNotEncoding();
     this.#ensure(other.end);
     other.bytes.copy(this.bytes, this.end, 0, other.end);
     this.end += other.end;
@@ -148,20 +160,19 @@ export class WriteSet {
 
   /** Encodes at `at`, growing as needed; returns the count. */
   #encode<T>(codec: Codec<T>, value: T, at: number): number {
-    if (codec.encodeInto !== undefined) {
-      this.#ensureUpTo(at + 64);
-      const n = codec.encodeInto(value, this.bytes, at);
-      if (n >= 0) return n;
-    }
-    const encoded = codec.encode(value);
-    if (!ArrayBuffer.isView(encoded)) {
-      throw new TypeError(`codec ${codec.name}: encode must return a Uint8Array`);
-    }
+    this.#ensureUpTo(at + 64);
+    const n = encodeInto(codec, value, this.bytes, at);
+    if (n >= 0) return n;
+    const encoded = encodedBy(codec, value);
     // Far beyond every limit: refused before it is copied.
     if (encoded.length > valueBytesMax) throw tooLarge('value', encoded.length, valueBytesMax);
     this.#ensureUpTo(at + encoded.length);
     this.bytes.set(encoded, at);
     return encoded.length;
+  }
+
+  #assertNotEncoding(): void {
+    if (this.#encoding) throw new TypeError('a codec must not write to the engine');
   }
 
   #ensure(more: number): void {

@@ -35,8 +35,8 @@ export async function smallStore(repository: Repository): Promise<StoreSizes> {
     historyBytes / memtablesWanted,
   );
   return {
-    memtableBytes: clamp(powerOfTwoFrom(memtableBytes), 64 * KiB, 64 * MiB),
-    segmentBytes: clamp(powerOfTwoFrom(historyBytes / segmentsWanted), 64 * KiB, 8 * MiB),
+    memtableBytes: clamp(powerOfTwoFrom(memtableBytes), 16 * KiB, 64 * MiB),
+    segmentBytes: clamp(powerOfTwoFrom(historyBytes / segmentsWanted), 16 * KiB, 8 * MiB),
   };
 }
 
