@@ -479,12 +479,14 @@ export class Reader {
     }
     try {
       for (const candidate of candidates) {
-        const answer = await this.#lookInto(candidate, key, T);
+        const target = await this.#readLater(candidate);
+        // No turn from here on to what is returned: other reads share the one point reader.
+        const answer = this.#lookInto(candidate, target, key, T);
         if (answer === FOUND) {
           const { found } = this.#point;
           const absent = found.kind === OP_DELETE;
           this.time = found.time;
-          this.valueBytes = this.#searched;
+          this.valueBytes = target;
           this.valueStart = found.valueOffset;
           this.valueEnd = found.valueOffset + found.valueLength;
           if (T >= frontier - 1) {
@@ -514,20 +516,19 @@ export class Reader {
     }
   }
 
-  #searched: Uint8Array = NO_BYTES;
-
-  async #lookInto(candidate: Candidate, key: Uint8Array, T: number): Promise<number> {
-    const { storage } = this.#context;
-    const { fd, file, position, bytes } = candidate;
+  async #readLater({ fd, position, bytes }: Candidate): Promise<Uint8Array> {
     const target = Buffer.allocUnsafe(bytes);
-    const n = await storage.readLater(fd, target, 0, bytes, position);
+    const n = await this.#context.storage.readLater(fd, target, 0, bytes, position);
     this.counters.add(FILE_READS, 1);
     this.counters.add(FILE_BYTES, n);
-    this.#point.position = position;
-    this.#point.bytes = n;
-    const answer = this.#point.search(target, 0, file, key, 0, key.length, T);
+    return target.subarray(0, n);
+  }
+
+  #lookInto(candidate: Candidate, target: Uint8Array, key: Uint8Array, T: number): number {
+    this.#point.position = candidate.position;
+    this.#point.bytes = target.length;
+    const answer = this.#point.search(target, 0, candidate.file, key, 0, key.length, T);
     this.#point.bytes = 0;
-    this.#searched = target;
     return answer;
   }
 
