@@ -126,9 +126,9 @@ inBothHosts('for await leaves turns to the event loop', async (home) => {
   for (let i = 0; i < 20_000; i++) tx.put(rows, i, i * i);
   await tx.commit();
   let turns = 0;
-  let walking = true;
+  const walk = new AbortController();
   const count = async (): Promise<void> => {
-    while (walking) {
+    while (!walk.signal.aborted) {
       await turn();
       turns++;
     }
@@ -140,7 +140,7 @@ inBothHosts('for await leaves turns to the event loop', async (home) => {
     assert.equal(value, expected * expected);
     expected++;
   }
-  walking = false;
+  walk.abort();
   await counted;
   assert.equal(expected, 20_000);
   assert.ok(turns >= 15, `${turns} turns`);
