@@ -90,7 +90,8 @@ export const view: Codec<Uint8Array> = {
   name: 'buffer',
   encode: checkBytes,
   decode(bytes: Uint8Array): Uint8Array {
-    return bytes;
+    if (!Buffer.isBuffer(bytes)) return bytes;
+    return new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.length);
   },
   encodeInto: writeBytes,
   decodeFrom(bytes: Uint8Array, start: number, end: number): Uint8Array {

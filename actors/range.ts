@@ -173,7 +173,6 @@ export class RangeIterable<K, V, T> implements IterableIterator<T>, AsyncIterabl
       return false;
     }
     this.#client.assertUsable();
-    if (former !== undefined) this.#moveBounds(former);
     const rows = Math.min(this.#rows, this.#left);
     this.#rows = Math.min(ROWS_MAX, this.#rows * 2);
     const { reader } = this.#client;
@@ -183,15 +182,18 @@ export class RangeIterable<K, V, T> implements IterableIterator<T>, AsyncIterabl
     }
     this.#batch = reader.readRange(this.#collection, this.#hold.T, this.#bounds, rows);
     this.#at = 0;
-    if (this.#batch.count > 0) return true;
-    this.#end();
-    return false;
+    if (this.#batch.count === 0) {
+      this.#end();
+      return false;
+    }
+    this.#moveBounds(this.#batch);
+    return true;
   }
 
-  /** What is left of the range begins behind the last row. */
+  /** What is left of the range begins behind the last row. A copy: the batch's bytes become the caller's. */
   #moveBounds(batch: RowBatch): void {
     const last = (batch.count - 1) * 3;
-    const key = batch.slab.subarray(batch.places[last], batch.places[last + 1]);
+    const key = new Uint8Array(batch.slab.subarray(batch.places[last], batch.places[last + 1]));
     if (this.#bounds.reverse) {
       this.#bounds.upper = key;
       this.#bounds.upperOpen = false;
