@@ -4,6 +4,7 @@
  * write thread blocks in its sleep; the background thread keeps its event loop turning, because the
  * pool and queued storage calls answer through it; inline, slices run between the caller's own work.
  */
+import { availableParallelism } from 'node:os';
 import { toPlainError } from '../core/base/errors.ts';
 import { clientsMax, collectionsMax, pageBytes } from '../core/base/limits.ts';
 import { Arena } from '../core/shared/arena.ts';
@@ -22,7 +23,7 @@ import { resetRing } from '../core/shared/ring.ts';
 import type { Clock, Storage } from '../core/storage/storage.ts';
 import type { Actor, ActorContext, EngineConfig } from './actor.ts';
 import { writeBudgetBytes } from './options.ts';
-import { ringsOf, topologyOf } from './topology.ts';
+import { COUNTERS_BYTES, ringsOf, topologyOf } from './topology.ts';
 
 /** Characters of a failure's message or stack that are kept: it must fit the control block. */
 const FAILURE_TEXT_MAX = 1_000;
@@ -83,6 +84,10 @@ export function resetArena(context: ActorContext): void {
   for (const at of [...topology.threadBells, ...topology.clients.map((client) => client.bell)]) {
     arena.i32.fill(0, at >>> 2, (at >>> 2) + 2);
   }
+  // A counter is published when it changes: what a former engine left would stay where ours is 0.
+  for (const at of [...topology.counters, ...topology.clients.map((client) => client.counters)]) {
+    arena.i32.fill(0, at >>> 2, (at + COUNTERS_BYTES) >>> 2);
+  }
   control.claimClient();
 }
 
@@ -118,8 +123,8 @@ function isOver(context: ActorContext): boolean {
   return context.control.state() >= STATE_CLOSED;
 }
 
-/** How long the write thread looks again before it sleeps: a closed loop answers within this. */
-const SPIN_MS: number = Number(process.env['SPIN'] ?? 20) / 1000;
+/** How long the write thread looks again before it sleeps, where there is a core for it: a closed loop answers within this. */
+const SPIN_MS: number = availableParallelism() > 1 ? 0.02 : 0;
 
 /** Rounds between two publications of counters while there is always work. */
 const PUBLISH_ROUNDS = 1_024;
@@ -149,16 +154,17 @@ function closeAll(actors: readonly Actor[]): void {
 export function runBlocking(context: ActorContext, actors: readonly Actor[], bell: Bell): void {
   let rounds = 0;
   const { clock } = context;
-  let busyUntil = 0;
+  /** When spinning ends; 0 = it has not begun. */
+  let spinUntil = 0;
   while (!isOver(context)) {
     if (runRound(context, actors)) {
       if (++rounds % PUBLISH_ROUNDS === 0) publishAll(actors);
-      busyUntil = 0;
+      spinUntil = 0;
       continue;
     }
     const now = clock.ticksMs();
-    if (busyUntil === 0) busyUntil = now + SPIN_MS;
-    if (now < busyUntil) continue;
+    if (spinUntil === 0) spinUntil = now + SPIN_MS;
+    if (now < spinUntil) continue;
     const seen = bell.park();
     // Published before the parked flag was up: nobody would ring for it.
     if (!runRound(context, actors) && !isOver(context)) bell.wait(seen, sleepMs(actors));
