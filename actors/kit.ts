@@ -53,7 +53,8 @@ export class Kit {
       name: `tidemark-${thread}`,
       // Descriptors are shared by number among threads; a dying thread must not close a namesake.
       trackUnmanagedFds: false,
-      execArgv: process.execArgv.filter((flag) => !flag.includes('tsx') && flag !== '--import'),
+      // Nothing of ours needs the caller's flags, and a worker refuses many that are fine for a process.
+      execArgv: [],
     });
     worker.on('error', (error) => this.#died(error));
     worker.on('exit', (code) => this.#died(new Error(`engine thread ${thread} exited (${code})`)));
