@@ -79,6 +79,11 @@ export class PartStore {
     return this.#openCount;
   }
 
+  /** The file has a loaded part, or waits for its deletion. */
+  has(file: number): boolean {
+    return this.#files.has(file);
+  }
+
   part(ref: PartRef): LoadedPart {
     const part = this.#parts.get(keyOf(ref));
     invariant(part !== undefined, 'a part of the view is loaded', ref.file, ref.offset);

@@ -247,6 +247,9 @@ export class SpineKeeper implements Actor {
   #failuresInRow = 0;
   #catalogStale = true;
   #nextToken = 1;
+  /** Newest token sent to the sequencer, and newest answered. */
+  #sealAsked = 0;
+  #sealAnswered = 0;
   readonly #flushWishes: FlushWish[] = [];
   readonly #compactWishes: CompactWish[] = [];
   /** First offset of the newest segment: a checkpoint is due once all below is in parts. */
@@ -300,6 +303,7 @@ export class SpineKeeper implements Actor {
     if (this.#closing) return this.#close() || worked;
     if (!this.#opened) worked = this.#openIfReady() || worked;
     worked = this.#takeRequests() || worked;
+    this.#sendSeal();
     if (this.#restored && this.#store !== undefined) {
       worked = this.#reserveIds() || worked;
       worked = this.#link() || worked;
@@ -340,7 +344,8 @@ export class SpineKeeper implements Actor {
     // After poison files are left as they are; the LOCK too, for other threads may still be at the disk.
     const { storage, arena, topology } = this.#context;
     if (!readersInside(arena, topology.slots, clientsMax)) this.#parts.closeAll();
-    if (this.#store !== undefined) this.#store.close(storage);
+    // A queued program has the descriptor: closed under it, the number may be somebody else's file.
+    if (this.#store !== undefined && this.#manifestTicket === 0) this.#store.close(storage);
   }
 
   // ---------------------------------------------------------------- opening
@@ -493,16 +498,12 @@ export class SpineKeeper implements Actor {
   #sweepOrphans(): void {
     const { storage } = this.#context;
     const below = this.#loaded?.state.counters.file ?? 0;
-    const named = new Set<number>();
-    for (const collection of this.#collections.values()) {
-      for (const { hollow } of collection.spine.state().hollows) {
-        for (const run of hollow.runs) for (const part of run.parts) named.add(part.file);
-      }
-    }
     for (const name of storage.list(PARTS_DIR)) {
       const file = numberOf(name, '.part');
       // Ids from `below` on belong to jobs of this run.
-      if (file !== undefined && file < below && !named.has(file)) storage.unlink(partPath(file));
+      if (file === undefined || file >= below) continue;
+      // Merged away while the log was replayed: the manifest may name it until the edit is answered.
+      if (!this.#parts.has(file)) storage.unlink(partPath(file));
     }
     this.#loaded = undefined;
   }
@@ -743,16 +744,26 @@ export class SpineKeeper implements Actor {
     return worked;
   }
 
+  /** Returns the token of an answer that will be no older than this wish. */
   #askSeal(): number {
-    const token = this.#nextToken++;
-    this.#tellSequencer(MSG_SEAL, 0, token);
-    return token;
+    return this.#nextToken++;
+  }
+
+  /** One question at a time, for all who wished meanwhile: the sequencer may be long at its disk. */
+  #sendSeal(): void {
+    const newest = this.#nextToken - 1;
+    if (this.#sealAsked !== this.#sealAnswered || newest === this.#sealAsked) return;
+    this.#sealAsked = newest;
+    this.#tellSequencer(MSG_SEAL, 0, newest);
   }
 
   #onSealToken(token: number, upper: number): void {
     if (token === 0) return;
+    this.#sealAnswered = token;
     // One answer serves all who asked before it.
-    for (const wish of this.#flushWishes) if (wish.token <= token) wish.upper = upper;
+    for (const wish of this.#flushWishes) {
+      if (wish.upper < 0 && wish.token <= token) wish.upper = upper;
+    }
   }
 
   #onCompact(client: number, number: number, only: number): void {
