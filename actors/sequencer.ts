@@ -222,8 +222,11 @@ export class Sequencer implements Actor {
     }
     // A client found no page. What is sealed will give pages back; with nothing sealed, seal.
     if (control.pagesWanted()) {
+      const mustSeal = this.#sealed.size === 0 && open.rows > 0;
+      // The wish stands until the spare may take over: nobody would ring for it again.
+      if (mustSeal && !this.#canSeal()) return false;
       control.setPagesWanted(false);
-      if (this.#sealed.size === 0 && open.rows > 0 && this.#canSeal()) this.#seal();
+      if (mustSeal) this.#seal();
       return true;
     }
     return false;
