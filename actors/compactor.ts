@@ -7,6 +7,7 @@
  *   keeper      JOB       parsed and started; RESULT back
  *   keeper      CANCEL    asked to stop; RESULT (not OK) back all the same
  *   durability  PREPARE   zeros or a spare segment are made; PREPARED back
+ *   durability  CANCEL    all that were asked for are to stop; PREPARED (not OK) back all the same
  */
 import { invariant } from '../core/base/assert.ts';
 import { toPlainError } from '../core/base/errors.ts';
@@ -157,6 +158,13 @@ export class Compactor implements Actor {
     const slot = this.#fromDurability.peek();
     if (slot < 0) return false;
     const { u32 } = this.#fromDurability;
+    if (u32[slot + KIND_WORD] === MSG_CANCEL) {
+      this.#fromDurability.pop();
+      for (const [id, { prepare }] of this.#running) {
+        if (prepare !== undefined) this.#pool.cancel(id);
+      }
+      return true;
+    }
     invariant(u32[slot + KIND_WORD] === MSG_PREPARE, 'durability asks for room');
     const prepare = {
       what: u32[slot + PREPARE.WHAT],

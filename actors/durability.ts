@@ -35,6 +35,7 @@ import {
   KIND_WORD,
   MSG_BOUND,
   MSG_BOUND_REACHED,
+  MSG_CANCEL,
   MSG_CLOSE,
   MSG_PREPARE,
   MSG_PREPARED,
@@ -81,7 +82,8 @@ const PHASE_RECOVERING = 1;
 const PHASE_REPORTING = 2;
 const PHASE_LIVE = 3;
 const PHASE_CLOSING = 4;
-const PHASE_CLOSED = 5;
+const PHASE_ENDING = 5;
+const PHASE_CLOSED = 6;
 
 const RECORDS: number = indexIn(DURABILITY_COUNTERS, 'records');
 const TRANSACTIONS: number = indexIn(DURABILITY_COUNTERS, 'transactions');
@@ -119,6 +121,10 @@ export class Durability implements Actor {
   readonly #bounds: LogPosition[] = [];
   /** Marks of replayed records whose bound may still come. */
   #replayMarks: LogPosition[] = [];
+  /** Rotations that the keeper has not been told of. */
+  readonly #rotations: { seq: number; base: number; atMs: number }[] = [];
+  /** Jobs of the log that have not answered. */
+  #preparing = 0;
   readonly #replayPages: ReplayPage[] = [];
   #replayPage = 0;
   #replayAt = 0;
@@ -160,8 +166,12 @@ export class Durability implements Actor {
       case PHASE_LIVE:
       case PHASE_CLOSING:
         worked = this.#takeLine() || worked;
+        worked = this.#tellRotations() || worked;
         worked = this.#answerBounds() || worked;
         return this.#write() || worked;
+      case PHASE_ENDING:
+        worked = this.#tellRotations() || worked;
+        return this.#finish() || worked;
       default:
         return worked;
     }
@@ -374,6 +384,17 @@ export class Durability implements Actor {
     return true;
   }
 
+  /** Notices of new segments, as far as the keeper has room: it may be long at something else. */
+  #tellRotations(): boolean {
+    let told = false;
+    while (this.#rotations.length > 0 && this.#keeper.ring.room(1) > 0) {
+      const { seq, base, atMs } = this.#rotations.shift()!;
+      this.#tellSegment(seq, base, atMs);
+      told = true;
+    }
+    return told;
+  }
+
   #tellSegment(seq: number, base: number, atMs: number): void {
     const slot = this.#keeper.claim();
     invariant(slot >= 0, 'room in the ring to the keeper was looked for');
@@ -484,6 +505,7 @@ export class Durability implements Actor {
     if (this.#closeSeen && this.#phase === PHASE_LIVE) {
       writer.close();
       this.#phase = PHASE_CLOSING;
+      this.#cancelPrepares();
     }
     if (this.#phase === PHASE_LIVE) {
       this.#askForRoom(writer);
@@ -514,8 +536,11 @@ export class Durability implements Actor {
       this.#unsyncedSince = -1;
       this.#syncWanted = writer.staged && this.#syncWanted;
     }
-    if (step === 'rotated') this.#tellSegment(writer.seq, writer.baseOffset, writer.baseAtMs);
-    if (step === 'closed') this.#finish();
+    if (step === 'rotated') {
+      this.#rotations.push({ seq: writer.seq, base: writer.baseOffset, atMs: writer.baseAtMs });
+      this.#tellRotations();
+    }
+    if (step === 'closed') this.#phase = PHASE_ENDING;
     return true;
   }
 
@@ -577,6 +602,16 @@ export class Durability implements Actor {
     setWide(u32, slot + PREPARE.FROM, from);
     setWide(u32, slot + PREPARE.TO, to);
     this.#compactor.send();
+    this.#preparing++;
+  }
+
+  /** They still answer; without room in the ring they are waited for. */
+  #cancelPrepares(): void {
+    if (this.#preparing === 0) return;
+    const slot = this.#compactor.claim();
+    if (slot < 0) return;
+    this.#compactor.ring.u32[slot + KIND_WORD] = MSG_CANCEL;
+    this.#compactor.send();
   }
 
   #takePrepared(): boolean {
@@ -584,6 +619,7 @@ export class Durability implements Actor {
     if (slot < 0) return false;
     const { u32 } = this.#fromCompactor;
     invariant(u32[slot + KIND_WORD] === MSG_PREPARED, 'an answer of the compactor');
+    this.#preparing--;
     const ok = u32[slot + PREPARE.OK] === 1;
     const seq = u32[slot + PREPARE.SEQ];
     const to = getWide(u32, slot + PREPARE.TO);
@@ -602,17 +638,22 @@ export class Durability implements Actor {
 
   #closeReadOnly(): boolean {
     if (!this.#closeSeen) return false;
-    this.#finish();
+    this.#phase = PHASE_ENDING;
     return true;
   }
 
-  /** The line has ended; the keeper closes the rest. */
-  #finish(): void {
+  /**
+   * The line has ended; the keeper closes the rest. Not while a job has a range of the log or makes a
+   * file in it: whoever opens the store next must find nobody at work there.
+   */
+  #finish(): boolean {
+    if (this.#preparing > 0 || this.#rotations.length > 0) return false;
     const slot = this.#keeper.claim();
-    invariant(slot >= 0, 'the keeper takes the end of the line');
+    if (slot < 0) return false;
     this.#keeper.ring.u32[slot + KIND_WORD] = MSG_CLOSE;
     this.#keeper.send();
     this.#phase = PHASE_CLOSED;
+    return true;
   }
 }
 
