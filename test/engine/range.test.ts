@@ -169,6 +169,29 @@ inBothHosts('a loop that is left lets go of its history', async (home) => {
   assert.equal(engine.stats().holds.count, 0);
 });
 
+function keyOf(i: number): Buffer {
+  return Buffer.from(String(i).padStart(6, '0'));
+}
+
+inBothHosts("rows are the walker's to change", async (home) => {
+  const engine = await home.open();
+  const rows = await engine.collection('rows', { key: 'buffer', value: 'buffer' });
+  const tx = engine.transaction();
+  for (let i = 0; i < 3_000; i++) tx.put(rows, keyOf(i), keyOf(i));
+  await tx.commit();
+  for (const reverse of [false, true]) {
+    let i = 0;
+    for (const [key, value] of rows.entries({ reverse })) {
+      const expected = keyOf(reverse ? 2_999 - i : i);
+      assert.deepEqual([key, value], [expected, expected]);
+      key.fill(0xff);
+      value.fill(0xff);
+      i++;
+    }
+    assert.equal(i, 3_000);
+  }
+});
+
 inBothHosts('empty ranges and empty collections', async (home) => {
   const engine = await home.open();
   const words = await engine.collection('words', {});
