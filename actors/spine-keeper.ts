@@ -220,7 +220,8 @@ export class SpineKeeper implements Actor {
   readonly #catalog: CatalogReader;
 
   #store: ManifestStore | undefined;
-  #loaded: LoadedManifest | undefined;
+  /** File ids below it were given out before this run. */
+  #filesBefore = 0;
   #started = false;
   #creating = false;
   #locked = false;
@@ -233,6 +234,8 @@ export class SpineKeeper implements Actor {
   /** Sealed generations on their way into parts, oldest first. */
   #sealed: Flushing[] = [];
   readonly #collections: Map<number, Collection> = new Map();
+  /** By dropped collection: the time at which the catalog was first seen without it. */
+  readonly #droppedAt: Map<number, number> = new Map();
   #shownUpper = 0;
 
   // Work.
@@ -374,7 +377,8 @@ export class SpineKeeper implements Actor {
       });
     }
     if (!config.readOnly) this.#prepareDirectories();
-    this.#loaded = loaded;
+    // Noted now: the store goes on with this state, and jobs run before the engine is open.
+    this.#filesBefore = loaded?.state.counters.file ?? 0;
     if (loaded !== undefined) this.#restore(loaded);
     else this.#restored = true;
     this.#askForLog(loaded);
@@ -497,7 +501,6 @@ export class SpineKeeper implements Actor {
   /** Deletes part files that no manifest names: outputs of jobs that a crash cut off. */
   #sweepOrphans(): void {
     const { storage } = this.#context;
-    const below = this.#loaded?.state.counters.file ?? 0;
     for (const name of storage.list(PARTS_DIR)) {
       const file = numberOf(name, '.part');
       // Ids from `below` on belong to jobs of this run.
@@ -505,7 +508,6 @@ export class SpineKeeper implements Actor {
       // Merged away while the log was replayed: the manifest may name it until the edit is answered.
       if (!this.#parts.has(file)) storage.unlink(partPath(file));
     }
-    this.#loaded = undefined;
   }
 
   // ---------------------------------------------------------------- storage
@@ -1060,7 +1062,7 @@ export class SpineKeeper implements Actor {
       at += flushed.parts.length;
       if (parts.length === 0) continue;
       const id = flushed.collection;
-      if (this.#isDropped(id) && le(item.upper, this.#lowestHold())) {
+      if (this.#isGone(id)) {
         for (const part of parts) this.#parts.discard(part);
         continue;
       }
@@ -1129,16 +1131,22 @@ export class SpineKeeper implements Actor {
     return id !== CATALOG_ID && !this.#catalogStale && !this.#catalog.has(id);
   }
 
-  #lowestHold(): number {
+  /** Dropped, and nobody holds a time at which it was there. */
+  #isGone(id: number): boolean {
+    if (!this.#isDropped(id)) return false;
+    let seenAt = this.#droppedAt.get(id);
+    if (seenAt === undefined) {
+      seenAt = this.#catalog.T;
+      this.#droppedAt.set(id, seenAt);
+    }
     const { arena, topology } = this.#context;
-    return lowestHold(arena, topology.slots, clientsMax);
+    return le(seenAt, lowestHold(arena, topology.slots, clientsMax));
   }
 
   /** Lets go of collections that were dropped, once nobody holds a time at which they were there. */
   #sweepDropped(): boolean {
     for (const [id, collection] of this.#collections) {
-      if (!this.#isDropped(id) || collection.unshown > 0 || this.#hasMerge(collection)) continue;
-      if (!le(collection.spine.upper, this.#lowestHold())) continue;
+      if (!this.#isGone(id) || collection.unshown > 0 || this.#hasMerge(collection)) continue;
       this.#collections.delete(id);
       this.#propose({ spinesRemoved: [id] }, () => {
         this.#views.remove(id);
