@@ -47,6 +47,11 @@ export class CatalogReader {
     }
   }
 
+  /** The time of what it knows: the catalog's newest state when it was last refreshed. */
+  get T(): number {
+    return this.#reader.T;
+  }
+
   has(id: number): boolean {
     return this.#history.has(id);
   }

@@ -438,6 +438,8 @@ export class Engine extends EventEmitter {
     const { control } = this.#context;
     const isPoisoned = control.state() === STATE_POISONED;
     this.#client.poll();
+    // Commits settle a slice a turn; no turn is to come.
+    while (this.#client.line.hasMoreToSettle) this.#client.poll();
     if (this.#kit !== undefined) {
       // The kit's threads keep no process alive, and this promise must settle.
       const keepAlive = setInterval(() => {}, 0x7fff_ffff);

@@ -503,8 +503,8 @@ export class SpineKeeper implements Actor {
     const { storage } = this.#context;
     for (const name of storage.list(PARTS_DIR)) {
       const file = numberOf(name, '.part');
-      // Ids from `below` on belong to jobs of this run.
-      if (file === undefined || file >= below) continue;
+      // Later ids belong to jobs of this run.
+      if (file === undefined || file >= this.#filesBefore) continue;
       // Merged away while the log was replayed: the manifest may name it until the edit is answered.
       if (!this.#parts.has(file)) storage.unlink(partPath(file));
     }
