@@ -141,6 +141,11 @@ export class Collection<K, V> {
     return this.#setHistory({ offsets: offsets < 0 ? null : offsets });
   }
 
+  /** @internal An id means something in its own engine only. */
+  assertOf(client: Client): void {
+    if (this.#client !== client) throw new TypeError(`${this.name} is another engine's collection`);
+  }
+
   /** @internal Throws when the collection was dropped: what is written to it now would not be kept. */
   assertThere(): void {
     if (!this.#client.dropped.has(this.id)) return;
@@ -290,7 +295,7 @@ export class Collection<K, V> {
     const { asOf, snapshot } = options;
     if (snapshot !== undefined) {
       if (asOf !== undefined) throw new TypeError('give asOf or a snapshot, not both');
-      snapshot.assertOpen();
+      snapshot.assertOpen(this.#client);
       if (snapshot.isLost(this.id)) throw historyLost(snapshot.offset, this.since);
       return snapshot.offset;
     }

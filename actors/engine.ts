@@ -366,6 +366,7 @@ export class Engine extends EventEmitter {
     const isName = typeof collection === 'string';
     const name = isName ? collection : collection.name;
     const key = catalogKey(name);
+    if (!isName) collection.assertOf(this.#client);
     this.#assertWritable();
     return this.#inTurn(async () => {
       const { id } = await this.#catalogRow(name, key, isName ? undefined : collection.id);
@@ -404,6 +405,7 @@ export class Engine extends EventEmitter {
 
   /** Merges a collection (or all) into as few runs as can be, its unneeded history left out. */
   async compact(collection?: Collection<any, any>): Promise<void> {
+    collection?.assertOf(this.#client);
     this.#assertWritable();
     await this.#client.flush();
     await this.#client.compact(collection?.id);

@@ -10,12 +10,14 @@ import { Hold, forgotten } from './range.ts';
 export class Snapshot {
   /** The offset it shows, itself included; -1 of an empty store. */
   readonly offset: number;
+  readonly #client: Client;
   readonly #hold: Hold;
   /** Collections whose history at the offset could not be kept any more. */
   readonly #lost: ReadonlySet<number>;
 
   /** @internal */
   constructor(client: Client, asOf: number) {
+    this.#client = client;
     const held = holdSettled(client, asOf);
     this.offset = held.T;
     this.#lost = held.lost;
@@ -29,7 +31,8 @@ export class Snapshot {
   }
 
   /** @internal */
-  assertOpen(): void {
+  assertOpen(client: Client): void {
+    if (this.#client !== client) throw new TypeError("the snapshot is another engine's");
     if (this.#hold.held) return;
     throw new TidemarkError('TIDEMARK_CLOSED', 'the snapshot is closed');
   }

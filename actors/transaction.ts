@@ -31,6 +31,7 @@ export class Transaction {
 
   put<K, V>(collection: Collection<K, V>, key: K, value: V): this {
     this.#assertOpen();
+    collection.assertOf(this.#client);
     collection.assertThere();
     this.#set.put(collection.id, collection.keyCodec, key, collection.valueCodec, value);
     return this;
@@ -38,6 +39,7 @@ export class Transaction {
 
   delete<K, V>(collection: Collection<K, V>, key: K): this {
     this.#assertOpen();
+    collection.assertOf(this.#client);
     collection.assertThere();
     this.#set.delete(collection.id, collection.keyCodec, key);
     return this;
