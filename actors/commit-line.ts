@@ -36,7 +36,7 @@ import {
   getWide,
 } from './messages.ts';
 import { tooLarge } from './encodings.ts';
-import { writeBudgetBytes } from './options.ts';
+import { commitOperationsMax, writeBudgetBytes } from './options.ts';
 import { THREAD_WRITE } from './topology.ts';
 import { WriteSet } from './write-set.ts';
 
@@ -83,6 +83,7 @@ export class CommitLine {
   readonly #onPending: () => void;
   /** Bytes of the largest transaction: it must fit memory beside what is being flushed. */
   readonly #commitBytesMax: number;
+  readonly #commitOperationsMax: number;
   readonly #outstandingMax: number;
   readonly #stage: WriteSet = new WriteSet(pageBytes + 4 * KiB);
   #staged: PendingRecord | undefined;
@@ -116,6 +117,7 @@ export class CommitLine {
       commitBytesMax,
       writeBudgetBytes(context.config.memtableBytes) / 4,
     );
+    this.#commitOperationsMax = commitOperationsMax(context.config.memtableBytes);
     this.#records = new Outbox(context, place.records, context.threadBells[THREAD_WRITE]);
     this.#receipts = inboxOf(context, place.receipts);
     this.#outstandingMax = place.receipts.slots;
@@ -178,6 +180,9 @@ export class CommitLine {
   commitSet(set: WriteSet, sync: boolean): Promise<Receipt> {
     this.#checkRoom();
     if (set.end > this.#commitBytesMax) throw tooLarge('commit', set.end, this.#commitBytesMax);
+    if (set.operations > this.#commitOperationsMax) {
+      throw tooManyOperations(set.operations, this.#commitOperationsMax);
+    }
     set.finish();
     const staged = this.#staged;
     if (
@@ -496,6 +501,14 @@ function settle(records: PendingRecord[], upper: number, bytesMax: number): Pend
     done++;
   }
   return done === 0 ? records : records.slice(done);
+}
+
+function tooManyOperations(count: number, limit: number): TidemarkError {
+  return new TidemarkError(
+    'TIDEMARK_TOO_LARGE',
+    `a commit has ${count} operations, and ${limit} fit the memory`,
+    { what: 'operations', count, limit },
+  );
 }
 
 function isSettled(record: PendingRecord | undefined, upper: number): boolean {

@@ -276,7 +276,15 @@ export class Durability implements Actor {
     if (this.#replay.ring.room(2) < 2) return false;
     const address = this.#lay(source, offset, length, record.txCount);
     if (address === 0) {
-      const { config, control } = this.#context;
+      const { config, control, pool } = this.#context;
+      // One page stays in use, the others come free: more than that there will never be.
+      if (length > pageBytes && pagesFor(length) >= pool.limitPages(KIND_RECORD)) {
+        throw new TidemarkError(
+          'TIDEMARK_TOO_LARGE',
+          'a commit in the log needs more memory than there is; raise memoryBytes or memtableBytes',
+          { limit: 'memtableBytes', offset: record.minTxOffset, bytes: length },
+        );
+      }
       // All that was fed is applied and nothing is ever flushed: no page will come free.
       if (config.readOnly && control.applied() >= record.minTxOffset) {
         throw new TidemarkError(

@@ -22,7 +22,7 @@ import { CLIENT_SLOT_BYTES } from '../core/shared/epoch.ts';
 import { resetRing } from '../core/shared/ring.ts';
 import type { Clock, Storage } from '../core/storage/storage.ts';
 import type { Actor, ActorContext, EngineConfig } from './actor.ts';
-import { writeBudgetBytes } from './options.ts';
+import { memtablePagesMax, writeBudgetBytes } from './options.ts';
 import { COUNTERS_BYTES, ringsOf, topologyOf } from './topology.ts';
 
 /** Characters of a failure's message or stack that are kept: it must fit the control block. */
@@ -70,7 +70,7 @@ export function resetArena(context: ActorContext): void {
   const limits: number[] = Array.from({ length: POOL_KINDS }, () => 0);
   // Payloads and the nodes over them share the write budget in any proportion: neither may take all.
   limits[KIND_RECORD] = Math.ceil((writePages * 3) / 4);
-  limits[KIND_MEMTABLE] = Math.ceil((writePages * 3) / 4);
+  limits[KIND_MEMTABLE] = memtablePagesMax(config.memtableBytes);
   limits[KIND_VIEW] = Math.ceil(pages / 4);
   limits[KIND_CACHE] = Math.max(
     0,

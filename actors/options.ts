@@ -19,6 +19,7 @@ import {
   writeBudgetBytesMin,
 } from '../core/base/limits.ts';
 import { alignUp } from '../core/base/bytes.ts';
+import { NODE_BYTES } from '../core/memtable/layout.ts';
 import type { Clock, Storage } from '../core/storage/storage.ts';
 import type { EngineConfig } from './actor.ts';
 
@@ -176,6 +177,32 @@ export function checkHistory(given: unknown): number {
 /** Bytes that generations may take together: open, spare and two sealed ones. */
 export function writeBudgetBytes(memtableBytes: number): number {
   return Math.max(generationsPlanned * memtableBytes, writeBudgetBytesMin);
+}
+
+/** Rows are rarely smaller than this, operation header and node included; an index is made for so many. */
+const ROW_BYTES_LIKELY = 128;
+const ROWS_MIN = 1_024;
+
+/** Rows that a generation's index is made for. */
+export function generationRows(memtableBytes: number): number {
+  return Math.max(ROWS_MIN, Math.floor(memtableBytes / ROW_BYTES_LIKELY));
+}
+
+/** Pages that all generations may take together. */
+export function memtablePagesMax(memtableBytes: number): number {
+  return Math.ceil((Math.ceil(writeBudgetBytes(memtableBytes) / pageBytes) * 3) / 4);
+}
+
+/**
+ * Operations that one commit may have: an empty generation, beside which there is but a spare, has
+ * room for each to be a new key, and for each to be a new version of one.
+ */
+export function commitOperationsMax(memtableBytes: number): number {
+  const bucketPages = Math.ceil((2 * generationRows(memtableBytes) * 4) / pageBytes);
+  // Header, buckets, a page begun of nodes of either sort and of runs; twice.
+  const fixedPages = 2 * (4 + bucketPages);
+  const pages = Math.floor((memtablePagesMax(memtableBytes) - fixedPages) / 2);
+  return pages * Math.floor(pageBytes / NODE_BYTES);
 }
 
 function defaultMemory(): number {

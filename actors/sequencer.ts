@@ -48,14 +48,11 @@ import {
   getWide,
   setWide,
 } from './messages.ts';
+import { generationRows } from './options.ts';
 import { THREAD_BACKGROUND, THREAD_WRITE } from './topology.ts';
 
 /** Records taken from one ring before the next has its turn, and in one tick. */
 const RECORDS_PER_TICK = 64;
-
-/** Rows are rarely smaller than this, operation header and node included; the index is made for so many. */
-const ROW_BYTES_LIKELY = 128;
-const ROWS_MIN = 1_024;
 
 const RECORDS: number = indexIn(SEQUENCER_COUNTERS, 'records');
 const TRANSACTIONS: number = indexIn(SEQUENCER_COUNTERS, 'transactions');
@@ -122,10 +119,7 @@ export class Sequencer implements Actor {
     );
     this.#walker = new OperationWalker(context.arena, context.pool);
     const bytes = context.config.memtableBytes;
-    this.#generationOptions = {
-      bytes,
-      rows: Math.max(ROWS_MIN, Math.floor(bytes / ROW_BYTES_LIKELY)),
-    };
+    this.#generationOptions = { bytes, rows: generationRows(bytes) };
   }
 
   tick(): boolean {
@@ -397,6 +391,8 @@ export class Sequencer implements Actor {
           if (!this.#makeRoom(operations, u32[slot + RECORD.PAYLOAD_BYTES])) {
             // A read-only engine flushes nothing: there will never be more room.
             if (this.#context.config.readOnly && this.#spare === undefined) throw replayTooLarge();
+            // Nor when nothing is held that could be given back.
+            if (this.#open!.rows === 0 && this.#sealed.size === 0) throw recordTooLarge(first);
             return taken > 0;
           }
           this.#insert(u32[slot + RECORD.ADDRESS], u32[slot + RECORD.TX_COUNT], first);
@@ -433,6 +429,14 @@ export class Sequencer implements Actor {
     this.#tellKeeper(MSG_OPENED, open.header, next, next);
     return true;
   }
+}
+
+function recordTooLarge(offset: number): TidemarkError {
+  return new TidemarkError(
+    'TIDEMARK_TOO_LARGE',
+    'a commit in the log needs more memory than there is; raise memoryBytes or memtableBytes',
+    { limit: 'memtableBytes', offset },
+  );
 }
 
 function replayTooLarge(): TidemarkError {
