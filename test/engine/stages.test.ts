@@ -16,7 +16,7 @@ import type {
   TidemarkError,
   Transaction,
 } from '../../actors/index.ts';
-import { HOSTS, Home, coded, inBothHosts, until } from './world.ts';
+import { HOSTS, Home, coded, inBothHosts, misuse, until } from './world.ts';
 
 /** What a caller has in hand when the stage changes. */
 type Hands = {
@@ -309,6 +309,29 @@ inBothHosts('poisoned: the directory is free though nobody has closed the engine
   await told;
   const next = await home.open();
   assert.equal((await next.collection('words')).getSync('a'), '1');
+});
+
+inBothHosts("another engine's handles are misuse", async (home) => {
+  const other = new Home(home.host);
+  try {
+    const [mine, theirs] = [await home.open(), await other.open()];
+    const words = await mine.collection('words', {});
+    const strange = await theirs.collection('strange', {});
+    await words.put('a', '1');
+    await strange.put('a', '1');
+    const snapshot = theirs.snapshot();
+    const isOther = misuse(/another engine/);
+    assert.throws(() => mine.transaction().put(strange, 'a', '2'), isOther);
+    assert.throws(() => mine.transaction().delete(strange, 'a'), isOther);
+    assert.throws(() => words.getSync('a', { snapshot }), isOther);
+    assert.throws(() => words.entries({ snapshot }), isOther);
+    await assert.rejects(words.get('a', { snapshot }), isOther);
+    await assert.rejects(mine.drop(strange), isOther);
+    await assert.rejects(mine.compact(strange), isOther);
+    assert.equal(words.getSync('a'), '1');
+  } finally {
+    await other.end();
+  }
 });
 
 test('two engines that live at once do not know each other', async () => {
