@@ -828,12 +828,14 @@ export class SpineKeeper implements Actor {
     while (drop + 1 < this.#views.segments.length && this.#views.segments[drop + 1].base <= floor)
       drop++;
     if (drop === 0) return;
-    const gone = this.#views.segments.slice(0, drop);
     const first = this.#views.segments[drop];
     if (first.seq <= this.#startLogSeq) return;
     this.#startLogSeq = first.seq;
     this.#propose({ logStart: { seq: first.seq, offset: first.base, atMs: first.atMs } }, () => {
-      this.#views.segments = this.#views.segments.slice(drop);
+      // As it is now: a drop before this one may not have been shown when this one was proposed.
+      const { segments } = this.#views;
+      const gone = segments.filter(({ seq }) => seq < first.seq);
+      this.#views.segments = segments.filter(({ seq }) => seq >= first.seq);
       this.#views.stale = true;
       const calls = gone.map(({ seq }): StorageCall => ({
         call: 'unlink',
