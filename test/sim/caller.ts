@@ -138,6 +138,7 @@ export class Caller {
       chosen = name;
       break;
     }
+    if (this.#live().length === 0 && prng.chance(0.5)) chosen = 'catalog';
     this.acts++;
     trace.say(`${this.#parts.number}:${chosen}`);
     if (readOnly && WRITES.has(chosen)) {
@@ -150,13 +151,16 @@ export class Caller {
   #expectReadOnly(): void {
     const live = this.#live();
     if (live.length === 0) return;
-    try {
-      void this.#handle(live[0]!.id).put(Buffer.alloc(1), Buffer.alloc(1));
-    } catch (error) {
-      if (isCode(error, 'TIDEMARK_READ_ONLY')) return;
-      throw error;
-    }
-    throw new SimFailure('a read-only engine took a commit');
+    this.#await(
+      this.#handle(live[0]!.id).put(Buffer.alloc(1), Buffer.alloc(1)),
+      'a commit to a read-only engine',
+      () => {
+        throw new SimFailure('a read-only engine took a commit');
+      },
+      (error) => {
+        if (!isCode(error, 'TIDEMARK_READ_ONLY')) throw error;
+      },
+    );
   }
 
   // ---------------------------------------------------------------- writing

@@ -6,14 +6,12 @@
  *   --seeds=N     how many seeds; default 1
  *   --minutes=N   instead: as many as fit
  *   --keep-going  a failure is told and the next seed is run
- *   --trace       keeps every step in words and shows the last ones before a failure
+ *   --trace=N     keeps every step in words and shows the last N before a failure
  */
 import { execFileSync } from 'node:child_process';
 import { parseArgs } from 'node:util';
 import { describeFailure, simulate } from './run.ts';
 import { readSeeds } from './seeds.ts';
-
-const LINES_SHOWN = 200;
 
 const { values } = parseArgs({
   options: {
@@ -22,11 +20,12 @@ const { values } = parseArgs({
     seeds: { type: 'string', default: '1' },
     minutes: { type: 'string' },
     'keep-going': { type: 'boolean', default: false },
-    trace: { type: 'boolean', default: false },
+    trace: { type: 'string', default: '0' },
   },
 });
 
 const ticks = count('ticks', values.ticks);
+const linesShown = count('trace', values.trace);
 const until = values.minutes === undefined ? undefined : Date.now() + Number(values.minutes) * 60e3;
 
 function count(name: string, text: string): number {
@@ -59,7 +58,7 @@ const totals: Record<string, number> = {};
 const startedAt = Date.now();
 for (const run of wanted()) {
   if (until !== undefined && Date.now() > until) break;
-  const lines: string[] | undefined = values.trace ? [] : undefined;
+  const lines: string[] | undefined = linesShown > 0 ? [] : undefined;
   const began = Date.now();
   const report = await simulate({ ...run, ...(lines === undefined ? {} : { lines }) });
   const seconds = (Date.now() - began) / 1000;
@@ -74,7 +73,7 @@ for (const run of wanted()) {
     continue;
   }
   failures++;
-  if (lines !== undefined) console.error(lines.slice(-LINES_SHOWN).join('\n'));
+  if (lines !== undefined) console.error(lines.slice(-linesShown).join('\n'));
   console.error(describeFailure(report.failure));
   console.error(`npm run sim -- --seed=${run.seed} --ticks=${run.ticks}   (commit ${commit()})`);
   if (!values['keep-going']) break;

@@ -21,7 +21,7 @@ import type { Job } from '../../actors/jobs.ts';
 import { auditClosed, auditQuiet } from './audit.ts';
 import { Caller } from './caller.ts';
 import { SimClock } from './clock.ts';
-import { SimDisk } from './disk.ts';
+import { SimCrash, SimDisk } from './disk.ts';
 import type { SimCall, SimFault } from './disk.ts';
 import { Model } from './model.ts';
 import type { JobFate } from './pool.ts';
@@ -166,28 +166,40 @@ class Simulation {
     const ticks = Math.ceil(settings.lifeTicksMax * disaster.unit() ** 2);
     this.#planDisaster(end, ticks);
     const mutationsBefore = this.#disk.mutations;
+    this.#disk.record = this.#trace.lines;
     trace.say(`life ${this.counts['lives']} ${end}${this.#readOnly ? ' read-only' : ''}`);
     this.#world = this.#makeWorld();
     this.#callers = [];
-    if (!(await this.#open())) return this.#crash(end);
+    let inOrder = false;
+    try {
+      inOrder = await this.#untilEnd(end, last ? 0 : ticks, last);
+    } catch (error) {
+      if (!this.#died || !(error instanceof SimCrash)) throw error;
+    }
+    if (!inOrder) await this.#crash(end);
+    else if (this.#readOnly && this.#disk.mutations !== mutationsBefore) {
+      throw new SimFailure('a read-only engine has changed the disk');
+    }
+  }
+
+  /** True: closed in order. False: it is over, and what is left is on the disk. */
+  async #untilEnd(end: End, ticks: number, last: boolean): Promise<boolean> {
+    if (!(await this.#open())) return false;
     this.#onOpen();
-    const until = last ? this.#tick : this.#tick + ticks;
+    const until = this.#tick + ticks;
     while (this.#tick < until) {
       this.#tick++;
       await this.#step(true);
-      if (this.#isOver()) return this.#crash(end);
+      if (this.#isOver()) return false;
     }
-    if (end === 'crash') return this.#crash(end);
+    if (end === 'crash') return false;
     // What was to happen in some call has not: the life ends in order.
     this.#disk.fault = undefined;
     if (this.#readOnly) this.counts['readOnly']!++;
-    else await this.#quiet(last || disaster.chance(0.5));
-    if (this.#isOver()) return this.#crash(end);
+    else await this.#quiet(last || this.#disaster.chance(0.5));
+    if (this.#isOver()) return false;
     await this.#close();
-    if (this.#readOnly && this.#disk.mutations !== mutationsBefore) {
-      throw new SimFailure('a read-only engine has changed the disk');
-    }
-    return undefined;
+    return true;
   }
 
   #makeWorld(): World {
@@ -410,13 +422,13 @@ class Simulation {
     }
     this.counts['closes']!++;
     this.#endLife();
+    world.endJobs();
     auditClosed(world);
-    if (this.#disaster.chance(0.3)) {
-      // What a closed store holds is on the disk.
-      const mode = this.#disaster.pick(this.#settings.crashModes);
-      if (this.#readOnly && mode !== 'process') this.#writtenFloor = this.#durableFloor;
-      this.#disk = this.#disk.crash(this.#disaster, mode);
-    }
+    // What a closed store holds is on the disk: the process ends, and perhaps the power goes.
+    const isLost = this.#disaster.chance(0.3);
+    const mode = isLost ? this.#disaster.pick(this.#settings.crashModes) : 'process';
+    if (this.#readOnly && mode !== 'process') this.#writtenFloor = this.#durableFloor;
+    this.#disk = this.#disk.crash(this.#disaster, mode);
   }
 
   // ---------------------------------------------------------------- quiet
@@ -448,7 +460,8 @@ class Simulation {
         continue;
       }
       const unsettled = this.#callers.reduce((sum, caller) => sum + caller.unsettled, 0);
-      if (unsettled === 0 && idle >= 3 && world.keeperWork === 0) return;
+      const work = this.#readOnly ? 0 : world.keeperWork;
+      if (unsettled === 0 && idle >= 3 && work === 0) return;
       idle++;
       if (this.#life.hosted) {
         const { nextDeadline } = world;
@@ -462,9 +475,7 @@ class Simulation {
       }
       worked = idle < 2_000;
       if (!worked) {
-        throw new SimFailure(
-          `${unsettled} promises wait, the keeper has ${world.keeperWork} to do`,
-        );
+        throw new SimFailure(`${unsettled} promises wait, the keeper has ${work} to do`);
       }
     }
     throw new SimFailure('the engine never comes to rest');
@@ -473,15 +484,14 @@ class Simulation {
   /** A turn of everybody. */
   async #round(): Promise<boolean> {
     const world = this.#world;
-    let worked = false;
+    const before = world.worked;
     if (this.#life.hosted) {
-      for (const thread of [0, 1]) {
-        for (let i = 0; i < 50 && world.stepThread(thread); i++) worked = true;
-      }
+      for (const thread of [0, 1]) for (let i = 0; i < 50 && world.stepThread(thread); i++);
     } else {
-      for (let actor = 0; actor < 5; actor++) worked = world.tickActor(actor) || worked;
+      for (let actor = 0; actor < 5; actor++) world.tickActor(actor);
     }
     if (this.#isOver()) return true;
+    let worked = world.worked > before;
     for (let i = 0; i < 20 && world.stepPool(undefined, 4_096); i++) worked = true;
     while (!this.#isOver() && world.stepQueue(undefined)) worked = true;
     while (!this.#died && world.storage.answerLater(this.#schedule)) worked = true;
@@ -507,8 +517,8 @@ class Simulation {
       queue: weight(10),
       later: weight(3),
       clock: weight(4),
-      clients: Array.from({ length: this.#settings.clients }, () => weight(15)),
-      acting: prng.pick([0.1, 0.5, 0.5, 0.8]),
+      clients: Array.from({ length: this.#settings.clients }, () => weight(30)),
+      acting: prng.pick([0.1, 0.5, 0.7, 0.9]),
       turning: prng.pick([0.3, 1, 1]),
     };
   }

@@ -155,6 +155,8 @@ export class World {
   readonly #onLine: Map<number, number> = new Map();
   /** Of the first actor that threw. */
   failure: { readonly actor: string; readonly error: unknown } | undefined;
+  /** Ticks of actors that did something. */
+  worked = 0;
   #closed = false;
   #frontiers: number[] = [0, 0, 0];
 
@@ -283,6 +285,7 @@ export class World {
     } catch (error) {
       this.#fail(ACTOR_NAMES[number]!, error);
     }
+    if (worked) this.worked++;
     this.#parts.trace.mix(number * 2 + (worked ? 1 : 0));
     this.#afterStep();
     return worked;
@@ -478,6 +481,11 @@ export class World {
     this.#control.moveState(STATE_OPEN, STATE_CLOSING);
     owner.line.close();
     this.#afterStep();
+  }
+
+  /** Workers do not stop because the engine did: jobs that were asked to stop do so now. */
+  endJobs(): void {
+    while (this.pool.stepOne(undefined, 512));
   }
 
   /** The handles let go; the arena may be used again. */
