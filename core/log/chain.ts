@@ -164,7 +164,9 @@ function* readHeader(
   const block = new Uint8Array(SEGMENT_BLOCK_BYTES);
   const got = storage.read(fd, block, 0, block.length, 0);
   yield;
-  const { header, damaged } = decodeSegmentBlock(block, path);
+  const { header: decoded, damaged } = decodeSegmentBlock(block, path);
+  // Cut inside its block: the write that made it was the last one, and failed.
+  const header = got < block.length ? undefined : decoded;
   if (header === undefined) {
     found.unused.push({ seq, zero: isZero(block, 0, got), bytes: storage.size(fd) });
     yield;
