@@ -5,10 +5,11 @@
 import { randomBytes } from 'node:crypto';
 import { EventEmitter } from 'node:events';
 import { TidemarkError } from '../core/base/errors.ts';
-import { collectionsMax } from '../core/base/limits.ts';
+import { clientsMax, collectionsMax } from '../core/base/limits.ts';
 import { KIND_KEYED, CATALOG_ID } from '../core/base/update.ts';
 import { Arena } from '../core/shared/arena.ts';
 import { STATE_CLOSED, STATE_CLOSING, STATE_OPEN, STATE_POISONED } from '../core/shared/control.ts';
+import { readersInside } from '../core/shared/epoch.ts';
 import { releaseLock } from '../core/storage/lock.ts';
 import type { ActorContext, EngineConfig } from './actor.ts';
 import {
@@ -437,8 +438,9 @@ export class Engine extends EventEmitter {
   }
 
   async #end(): Promise<void> {
-    const { control } = this.#context;
+    const { arena, control, topology } = this.#context;
     const isPoisoned = control.state() === STATE_POISONED;
+    let isSpent = false;
     this.#client.poll();
     // Commits settle a slice a turn; no turn is to come.
     while (this.#client.line.hasMoreToSettle) this.#client.poll();
@@ -446,13 +448,15 @@ export class Engine extends EventEmitter {
       // The kit's threads keep no process alive, and this promise must settle.
       const keepAlive = setInterval(() => {}, 0x7fff_ffff);
       await this.#run;
-      if (isPoisoned) await this.#kit.end();
+      // A file read that outlasted the close will still say in the arena that it has ended.
+      isSpent = isPoisoned || readersInside(arena, topology.slots, clientsMax);
+      if (isSpent) await this.#kit.end();
       clearInterval(keepAlive);
     }
     this.#client.dispose();
     this.#ended = { state: control.state(), upper: this.upper, durableUpper: this.durableUpper };
     // From here on the arena may be another engine's.
-    if (this.#kit !== undefined && !isPoisoned) returnKit(this.#kit);
+    if (this.#kit !== undefined && !isSpent) returnKit(this.#kit);
     if (isPoisoned) this.#onPoisoned();
   }
 

@@ -14,6 +14,7 @@ import { GenerationCursor, VERSIONS_NEWEST } from '../core/memtable/cursor.ts';
 import { keyHash } from '../core/memtable/layout.ts';
 import { GenerationReader } from '../core/memtable/reader.ts';
 import type { Counters } from '../core/shared/counters.ts';
+import { STATE_CLOSED, STATE_POISONED } from '../core/shared/control.ts';
 import { ReaderSlot } from '../core/shared/epoch.ts';
 import { gatherValue, isContiguous } from '../core/shared/record-pages.ts';
 import { RingProducer } from '../core/shared/ring.ts';
@@ -26,6 +27,7 @@ import type { PartPlace, RunParts } from '../core/spine/run-cursor.ts';
 import { ViewReader } from '../core/spine/view.ts';
 import { partPath } from '../core/storage/names.ts';
 import type { ActorContext } from './actor.ts';
+import { poisonedError } from './commit-line.ts';
 import { CLIENT_COUNTERS, indexIn, makeCounters } from './counters.ts';
 import { THREAD_BACKGROUND } from './topology.ts';
 
@@ -142,6 +144,7 @@ export class Reader {
   enter(collection: number, asOf: number): number {
     this.slot.enter();
     try {
+      this.#assertAlive();
       for (;;) {
         // T before the view: a view loaded after T is complete up to T (row-cache.md O5).
         const upper = this.visible();
@@ -158,6 +161,16 @@ export class Reader {
       this.slot.leave();
       throw error;
     }
+  }
+
+  /**
+   * Once inside: either the keeper sees us and leaves its descriptors open, or we see that the engine
+   * failed before it closed them.
+   */
+  #assertAlive(): void {
+    const state = this.#context.control.state();
+    if (state === STATE_POISONED) throw poisonedError(this.#context);
+    if (state === STATE_CLOSED) throw new TidemarkError('TIDEMARK_CLOSED', 'the engine is closed');
   }
 
   /** The lowest time that may be read: promised to all, or kept for those who hold it. */
