@@ -164,14 +164,24 @@ export class NodeStorage implements Storage {
 
   async #run(ticket: number, fd: number, calls: readonly StorageCall[]): Promise<void> {
     let current = fd;
+    let isOwn = false;
     let failure: unknown;
     try {
       for (const call of calls) {
-        if (call.call === 'open') current = await later.open(this.#at(call.path), FLAGS[call.how]);
-        else await this.#step(current, call);
+        if (call.call === 'close') isOwn = false;
+        if (call.call === 'open') {
+          current = await later.open(this.#at(call.path), FLAGS[call.how]);
+          isOwn = true;
+        } else {
+          await this.#step(current, call);
+        }
       }
     } catch (error) {
       failure = error;
+      if (isOwn) {
+        await later.close(current).catch(() => {});
+        current = -1;
+      }
     }
     this.#answers.push({ ticket, fd: current, failure });
     this.#wake();

@@ -37,16 +37,17 @@ type Load = {
   /** Given from the manifest: no footer need be read. */
   readonly known: boolean;
   next: number;
+  /** Opened, and not yet on the list of files; -1 = none. */
   fd: number;
   tails: Uint8Array[];
   indexes: Uint8Array[];
   filters: Uint8Array[];
-  stage: 'open' | 'footers' | 'tables';
   readonly done: (infos: PartInfo[] | undefined, failure: unknown) => void;
 };
 
 export class PartStore {
   readonly #context: ActorContext;
+  readonly #loads: Set<Load> = new Set();
   readonly #slab: Slab;
   readonly #retired: RetireList;
   readonly #submit: (
@@ -109,7 +110,7 @@ export class PartStore {
   }
 
   #start(refs: readonly PartRef[], infos: PartInfo[], known: boolean, done: Load['done']): void {
-    this.#nextFile({
+    const load: Load = {
       refs,
       infos,
       known,
@@ -118,9 +119,10 @@ export class PartStore {
       tails: [],
       indexes: [],
       filters: [],
-      stage: 'open',
       done,
-    });
+    };
+    this.#loads.add(load);
+    this.#nextFile(load);
   }
 
   /** Parts of one file stand together in the list. */
@@ -134,6 +136,7 @@ export class PartStore {
 
   #nextFile(load: Load): void {
     if (load.next === load.refs.length) {
+      this.#loads.delete(load);
       load.done(load.infos, undefined);
       return;
     }
@@ -145,7 +148,6 @@ export class PartStore {
       calls.push({ call: 'open', path: partPath(file), how: 'read' });
     }
     load.tails = [];
-    load.stage = 'footers';
     if (load.known) {
       this.#readTables(load, group, calls, known?.fd ?? -1);
       return;
@@ -160,9 +162,10 @@ export class PartStore {
 
   #onFooters(load: Load, group: readonly PartRef[], answer: StorageAnswer): void {
     if (answer.failure !== undefined) {
-      load.done(undefined, answer.failure);
+      this.#giveUp(load, answer.failure);
       return;
     }
+    this.#keepOpen(load, group, answer.fd);
     try {
       // A footer with long keys is longer than what was read of it: read those again, whole.
       const again: StorageCall[] = [];
@@ -186,7 +189,7 @@ export class PartStore {
         load.infos.push(parseFooter(tail, 0, tail.length, ref));
       });
     } catch (error) {
-      load.done(undefined, error);
+      this.#giveUp(load, error);
       return;
     }
     this.#readTables(load, group, [], answer.fd);
@@ -209,10 +212,11 @@ export class PartStore {
 
   #onTables(load: Load, group: readonly PartRef[], answer: StorageAnswer): void {
     if (answer.failure !== undefined) {
-      load.done(undefined, answer.failure);
+      this.#giveUp(load, answer.failure);
       return;
     }
     try {
+      load.fd = -1;
       this.#addFile(group[0].file, answer.fd);
       for (let i = 0; i < group.length; i++) {
         const info = load.infos[load.next + i];
@@ -221,11 +225,24 @@ export class PartStore {
         this.#addPart(info, load.indexes[i], load.filters[i]);
       }
     } catch (error) {
-      load.done(undefined, error);
+      this.#giveUp(load, error);
       return;
     }
     load.next += group.length;
     this.#nextFile(load);
+  }
+
+  /** Until the file is on the list its descriptor is known here only. */
+  #keepOpen(load: Load, group: readonly PartRef[], fd: number): void {
+    const known = this.#files.get(group[0].file);
+    if (known === undefined || known.fd < 0) load.fd = fd;
+  }
+
+  #giveUp(load: Load, failure: unknown): void {
+    if (load.fd >= 0) this.#context.storage.close(load.fd);
+    load.fd = -1;
+    this.#loads.delete(load);
+    load.done(undefined, failure);
   }
 
   #addFile(file: number, fd: number): void {
@@ -335,6 +352,10 @@ export class PartStore {
     for (const file of this.#files.values()) {
       if (file.fd >= 0) this.#context.storage.close(file.fd);
       file.fd = -1;
+    }
+    for (const load of this.#loads) {
+      if (load.fd >= 0) this.#context.storage.close(load.fd);
+      load.fd = -1;
     }
   }
 }

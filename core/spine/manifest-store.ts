@@ -372,9 +372,12 @@ export class ManifestStore {
     }
     // The next edits are written and synced through this one.
     calls.push({ call: 'open', path: editsPath(next), how: 'write' });
-    if (this.#fd >= 0) calls.unshift({ call: 'close' });
+    const fd = this.#fd;
+    if (fd >= 0) calls.unshift({ call: 'close' });
     this.#flight = FLIGHT_SWITCH;
-    return { fd: this.#fd, calls };
+    // From here on it is the program's: closed twice it could be another's.
+    this.#fd = -1;
+    return { fd, calls };
   }
 
   #headAfter(): Head {

@@ -26,7 +26,10 @@ export type StorageCall =
   | { readonly call: 'unlink'; readonly path: string }
   | { readonly call: 'syncDir'; readonly path: string };
 
-/** The answer to a program: `failure` is undefined when every step succeeded. */
+/**
+ * The answer to a program: `failure` is undefined when every step succeeded. One that failed has closed
+ * what it had opened itself, and `fd` is then -1.
+ */
 export type StorageAnswer = {
   readonly ticket: number;
   readonly fd: number;

@@ -109,6 +109,8 @@ type Descriptor = { readonly file: SimFile; readonly how: OpenHow; readonly path
 type Program = {
   readonly ticket: number;
   fd: number;
+  /** It opened `fd` and has not closed it. */
+  isOwn: boolean;
   readonly calls: readonly StorageCall[];
   at: number;
 };
@@ -331,7 +333,7 @@ export class SimDisk implements Storage {
   }
 
   submit(ticket: number, fd: number, calls: readonly StorageCall[]): void {
-    this.#programs.push({ ticket, fd, calls, at: 0 });
+    this.#programs.push({ ticket, fd, isOwn: false, calls, at: 0 });
     if (this.answerAtOnce) while (this.runQueued());
   }
 
@@ -351,6 +353,7 @@ export class SimDisk implements Storage {
       program.at++;
     } catch (error) {
       failure = error;
+      this.#abandon(program);
     }
     if (failure !== undefined || program.at >= program.calls.length) {
       this.#programs.splice(this.#programs.indexOf(program), 1);
@@ -735,12 +738,26 @@ export class SimDisk implements Storage {
     if (bytes !== old) file.sizes.push(bytes);
   }
 
+  /** What a program that failed had opened itself is closed for it. */
+  #abandon(program: Program): void {
+    if (!program.isOwn) return;
+    const { fd } = program;
+    program.fd = -1;
+    try {
+      this.close(fd);
+    } catch {
+      // The one failure is enough.
+    }
+  }
+
   #runStep(program: Program, call: StorageCall): void {
     switch (call.call) {
       case 'open':
         program.fd = this.open(call.path, call.how);
+        program.isOwn = true;
         return;
       case 'close':
+        program.isOwn = false;
         return this.close(program.fd);
       case 'write': {
         const n = this.write(program.fd, call.bytes, 0, call.bytes.length, call.position);
