@@ -232,18 +232,26 @@ export class Client {
     this.assertUsable();
     signal?.throwIfAborted();
     return new Promise((resolve, reject) => {
-      const waiter: Waiter = { upper, durable, resolve, reject };
-      this.#waiters.push(waiter);
-      signal?.addEventListener(
-        'abort',
-        () => {
-          const at = this.#waiters.indexOf(waiter);
-          if (at < 0) return;
-          this.#waiters.splice(at, 1);
-          reject(signal.reason as Error);
+      const onAbort = (): void => {
+        this.#waiters.splice(this.#waiters.indexOf(waiter), 1);
+        reject(signal!.reason as Error);
+      };
+      // A signal outlives many waits: each takes its listener along.
+      const settled = (): void => signal?.removeEventListener('abort', onAbort);
+      const waiter: Waiter = {
+        upper,
+        durable,
+        resolve: () => {
+          settled();
+          resolve();
         },
-        { once: true },
-      );
+        reject: (error) => {
+          settled();
+          reject(error);
+        },
+      };
+      this.#waiters.push(waiter);
+      signal?.addEventListener('abort', onAbort, { once: true });
       this.wake();
     });
   }

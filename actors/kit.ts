@@ -111,7 +111,10 @@ export function leaseKit(memoryBytes: number, workerUrl: URL | undefined): Kit {
 
 /** Takes a kit back whose engine closed in order; one is kept, for a while. */
 export function returnKit(kit: Kit): void {
-  if (kit.dead) return;
+  if (kit.dead) {
+    void kit.end();
+    return;
+  }
   const former = idle;
   idle = kit;
   clearTimeout(idleTimer);

@@ -4,6 +4,7 @@
  */
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
+import { getEventListeners } from 'node:events';
 import type { TidemarkError } from '../../actors/index.ts';
 import { commitOperationsMax } from '../../actors/options.ts';
 import { MiB } from '../../core/base/limits.ts';
@@ -117,4 +118,15 @@ inBothHosts('a log whose commits memory can never hold is refused at open', asyn
   await assert.rejects(home.open(), coded('TIDEMARK_TOO_LARGE', { limit: 'memtableBytes' }));
   const again = await home.open({ memoryBytes: 512 * MiB });
   assert.equal((await again.collection('words')).getSync('k')?.length, 20 * MiB);
+});
+
+inBothHosts('a signal that outlives many waits keeps no listener of theirs', async (home) => {
+  const engine = await home.open();
+  const words = await engine.collection('words', {});
+  const { signal } = new AbortController();
+  for (let i = 0; i < 20; i++) {
+    const { offset } = await words.put('k', `${i}`);
+    await engine.reached(offset, { signal });
+  }
+  assert.equal(getEventListeners(signal, 'abort').length, 0);
 });
