@@ -263,6 +263,8 @@ export class SpineKeeper implements Actor {
   // Queued storage calls.
   #nextTicket = 1;
   readonly #waiting: Map<number, (answer: StorageAnswer) => void> = new Map();
+  /** Those among them that end with a descriptor of their own open. */
+  readonly #opening: Set<number> = new Set();
   #manifestTicket = 0;
   #stalledSince = -1;
 
@@ -347,6 +349,12 @@ export class SpineKeeper implements Actor {
     // After poison files are left as they are; the LOCK too, for other threads may still be at the disk.
     const { storage, arena, topology } = this.#context;
     if (!readersInside(arena, topology.slots, clientsMax)) this.#parts.closeAll();
+    // What programs have opened that nobody hears of any more is known nowhere else.
+    for (let answer = storage.poll(); answer !== undefined; answer = storage.poll()) {
+      if (answer.ticket === this.#manifestTicket) this.#manifestTicket = 0;
+      const leavesOpen = this.#opening.has(answer.ticket) && answer.failure === undefined;
+      if (leavesOpen) storage.close(answer.fd);
+    }
     // A queued program has the descriptor: closed under it, the number may be somebody else's file.
     if (this.#store !== undefined && this.#manifestTicket === 0) this.#store.close(storage);
   }
@@ -515,6 +523,8 @@ export class SpineKeeper implements Actor {
   #submit(fd: number, calls: readonly StorageCall[], done: (answer: StorageAnswer) => void): void {
     const ticket = this.#nextTicket++;
     this.#waiting.set(ticket, done);
+    const last = (call: string): number => calls.findLastIndex((step) => step.call === call);
+    if (last('open') > last('close')) this.#opening.add(ticket);
     this.#context.storage.submit(ticket, fd, calls);
   }
 
@@ -525,6 +535,7 @@ export class SpineKeeper implements Actor {
       const done = this.#waiting.get(answer.ticket);
       invariant(done !== undefined, 'an answer to a call of ours', answer.ticket);
       this.#waiting.delete(answer.ticket);
+      this.#opening.delete(answer.ticket);
       done(answer);
       worked = true;
     }
