@@ -1161,6 +1161,8 @@ export class SpineKeeper implements Actor {
     for (const [id, collection] of this.#collections) {
       if (!this.#isGone(id) || collection.unshown > 0 || this.#hasMerge(collection)) continue;
       this.#collections.delete(id);
+      // Who wished it compact is answered: there is nothing left to merge.
+      collection.compactWanted = false;
       this.#propose({ spinesRemoved: [id] }, () => {
         this.#views.remove(id);
         return true;
