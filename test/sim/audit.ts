@@ -3,28 +3,31 @@
  * or file is anybody's that nobody needs; the structures are sound; the manifest on the disk says what
  * readers are shown. Used by run.ts between two steps.
  */
-import { KIND_CACHE, KIND_RECORD } from '../../core/shared/buffer-pool.ts';
+import { KIND_CACHE, KIND_MEMTABLE, KIND_RECORD } from '../../core/shared/buffer-pool.ts';
 import { KIND_KEYED } from '../../core/base/update.ts';
 import { loadManifest } from '../../core/spine/manifest-store.ts';
 import { Spine } from '../../core/spine/spine.ts';
 import { ViewReader } from '../../core/spine/view.ts';
-import { LOG_DIR, PARTS_DIR, TMP_DIR, numberOf } from '../../core/storage/names.ts';
+import { LOG_DIR, PARTS_DIR, TMP_DIR, numberOf, segmentPath } from '../../core/storage/names.ts';
 import { SimFailure } from './world.ts';
 import type { World } from './world.ts';
 
-/** Requires: everything is settled, nobody holds or reads anything. */
-export function auditQuiet(world: World, { flushed }: { flushed: boolean }): void {
+/** What one quiet engine is compared with the next in. */
+export type Baseline = { memtablePages: number | undefined };
+
+/** Requires: everything is settled, nobody holds or reads anything; `flushed`: all is in parts. */
+export function auditQuiet(world: World, flushed: boolean, baseline: Baseline): void {
   world.evictor.cache.check();
   const shown = shownFiles(world);
   auditManifest(world, shown.files);
   const { disk } = world.storage;
   const segments = disk.list(LOG_DIR).flatMap((name) => numberOf(name, '.seg') ?? []);
-  // One that is not begun may lie ready.
-  const last = Math.max(0, ...shown.segments);
-  const begun = segments.filter((seq) => seq <= last);
-  expectSame('segments', begun, shown.segments);
-  if (segments.length > begun.length + 1) {
-    throw new SimFailure(`segments ${segments.join()}, of which ${last} is the last one`);
+  const spares = segments.filter((seq) => !shown.segments.includes(seq));
+  expectSame('segments', [...shown.segments, ...spares], segments);
+  // One may lie ready, or have come too late for its number.
+  const isSpare = spares.every((seq) => disk.bytesOf(segmentPath(seq))?.every((b) => b === 0));
+  if (spares.length > 1 || !isSpare) {
+    throw new SimFailure(`segments ${segments.join()}, the view has ${shown.segments.join()}`);
   }
   const tmp = disk.list(TMP_DIR);
   if (tmp.length > 0) throw new SimFailure(`left in tmp: ${tmp.join()}`);
@@ -34,6 +37,12 @@ export function auditQuiet(world: World, { flushed }: { flushed: boolean }): voi
   const records = pool.usedPages(KIND_RECORD);
   if (records > world.clients.length) {
     throw new SimFailure(`${records} record pages are held by ${world.clients.length} clients`);
+  }
+  // Two empty generations are the same size, however many were filled before.
+  const memtable = pool.usedPages(KIND_MEMTABLE);
+  baseline.memtablePages ??= memtable;
+  if (memtable !== baseline.memtablePages) {
+    throw new SimFailure(`empty memtables take ${memtable} pages, ${baseline.memtablePages} before`);
   }
 }
 

@@ -84,8 +84,9 @@ export class Caller {
   readonly #snapshots: HeldSnapshot[] = [];
   readonly #iterators: OpenIterator[] = [];
   #catalogBusy = false;
-  /** Promises that have not settled. */
-  unsettled = 0;
+  /** Promises that have not settled, by number. */
+  readonly #waiting: Map<number, string> = new Map();
+  #nextPromise = 0;
   /** First offset above everything that was promised to be durable, and to be written. */
   durablePromised = 0;
   writtenPromised = 0;
@@ -102,6 +103,15 @@ export class Caller {
       CATALOG_VALUES,
       () => Promise.reject(new TypeError('not here')),
     );
+  }
+
+  get unsettled(): number {
+    return this.#waiting.size;
+  }
+
+  /** What is waited for, for people. */
+  get waitsFor(): string {
+    return [...this.#waiting.values()].slice(0, 5).join('; ');
   }
 
   get #visible(): number {
@@ -257,10 +267,11 @@ export class Caller {
     const { world, settings } = this.#parts;
     const commit: Commit = { tx, sync, offset: -1 };
     this.#line.push(commit);
-    this.unsettled++;
+    const number = this.#nextPromise++;
+    this.#waiting.set(number, 'a commit');
     if (tx.catalog !== undefined) this.#catalogBusy = true;
     const done = (): void => {
-      this.unsettled--;
+      this.#waiting.delete(number);
       if (tx.catalog !== undefined) this.#catalogBusy = false;
     };
     promise
@@ -381,8 +392,10 @@ export class Caller {
     const expected = model.versionAt(id, key, when.T);
     const what = `point ${id}/${key} at ${when.T}`;
     try {
-      const kind = prng.below(3);
-      if (kind === 0) {
+      const kind = prng.below(4);
+      if (kind === 3) {
+        this.#pointCached(handle, bytes, when, expected?.value, what);
+      } else if (kind === 0) {
         const found = handle.getEntrySync(bytes, when.options);
         this.#compare(what, found?.value, expected?.value);
         if (found !== undefined && found.offset !== expected!.offset) {
@@ -398,6 +411,23 @@ export class Caller {
       this.#checkLost(error, id, when, this.#visible);
     }
     this.#notYet(handle, bytes);
+  }
+
+  /** From memory, or not at all. */
+  #pointCached(
+    handle: Rows,
+    key: Buffer,
+    when: When,
+    expected: Buffer | undefined,
+    what: string,
+  ): void {
+    try {
+      const found = handle.getSync(key, { ...when.options, cachedOnly: true });
+      this.#compare(`cached ${what}`, found, expected);
+    } catch (error) {
+      if (!isCode(error, 'TIDEMARK_NOT_CACHED')) throw error;
+      this.#note(`not cached: ${what}`, 0);
+    }
   }
 
   /** What is not there yet says so. */
@@ -809,16 +839,17 @@ export class Caller {
     refused?: (error: unknown) => void,
   ): void {
     const { world } = this.#parts;
-    this.unsettled++;
+    const number = this.#nextPromise++;
+    this.#waiting.set(number, what);
     promise
       .then(
         (result) => {
-          this.unsettled--;
+          this.#waiting.delete(number);
           this.#note(what, 1);
           check(result);
         },
         (error: unknown) => {
-          this.unsettled--;
+          this.#waiting.delete(number);
           this.#note(`${what}: ${codeOf(error)}`, 0);
           const isOver = isCode(error, 'TIDEMARK_POISONED') || isCode(error, 'TIDEMARK_CLOSED');
           if (isOver && !world.isOpen) return;

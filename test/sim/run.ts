@@ -19,6 +19,7 @@ import { MiB } from '../../core/base/limits.ts';
 import type { EngineConfig } from '../../actors/actor.ts';
 import type { Job } from '../../actors/jobs.ts';
 import { auditClosed, auditQuiet } from './audit.ts';
+import type { Baseline } from './audit.ts';
 import { Caller } from './caller.ts';
 import { SimClock } from './clock.ts';
 import { SimCrash, SimDisk } from './disk.ts';
@@ -100,6 +101,7 @@ class Simulation {
   #durableFloor = 0;
   #writtenFloor = 0;
   #everOpened = false;
+  readonly #baseline: Baseline = { memtablePages: undefined };
   #mood: Mood;
   #moodUntil = 0;
 
@@ -444,7 +446,7 @@ class Simulation {
     if (this.#isOver()) return;
     if (this.#faulted || this.#world.pool.deaths > 0) return;
     this.counts['audits']!++;
-    auditQuiet(this.#world, { flushed });
+    auditQuiet(this.#world, flushed, this.#baseline);
   }
 
   /** Runs everybody in turn, the clock too, until every promise is settled and nothing is left to do. */
@@ -467,7 +469,7 @@ class Simulation {
         const { nextDeadline } = world;
         if (nextDeadline === Infinity) {
           if (unsettled === 0) return;
-          throw new SimFailure(`everybody sleeps, ${unsettled} promises wait: nobody was rung`);
+          throw new SimFailure(`everybody sleeps, nobody was rung; ${this.#waits()}`);
         }
         clock.advance(Math.max(0.01, nextDeadline - clock.ticksMs()));
       } else {
@@ -475,10 +477,15 @@ class Simulation {
       }
       worked = idle < 2_000;
       if (!worked) {
-        throw new SimFailure(`${unsettled} promises wait, the keeper has ${work} to do`);
+        throw new SimFailure(`the keeper has ${work} to do; ${this.#waits()}`);
       }
     }
     throw new SimFailure('the engine never comes to rest');
+  }
+
+  #waits(): string {
+    const waits = this.#callers.map(({ unsettled, waitsFor }) => `${unsettled} wait (${waitsFor})`);
+    return waits.join(', ');
   }
 
   /** A turn of everybody. */
