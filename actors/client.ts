@@ -259,8 +259,11 @@ export class Client {
   // ---------------------------------------------------------------- requests
 
   /** Everything committed so far goes into parts. */
-  flush(): Promise<void> {
-    return this.#request(MSG_FLUSH, 0, false);
+  async flush(): Promise<void> {
+    this.assertUsable();
+    // Requests go by another ring than records, and would overtake them.
+    await this.line.sequenced();
+    await this.#request(MSG_FLUSH, 0, false);
   }
 
   compact(collection: number | undefined): Promise<void> {

@@ -67,6 +67,8 @@ class PendingRecord {
   sync = false;
   /** First offset, once the receipt is there. */
   first = -1;
+  /** Called when the record has its place in the order, or is refused. */
+  readonly onReceipt: (() => void)[] = [];
   transactions = 0;
   operations = 0;
   /** Payload of a record that waits for room; undefined once it lies in pages. */
@@ -377,6 +379,7 @@ export class CommitLine {
         u32[slot + RECEIPT.NUMBER],
       );
       const refusal = u32[slot + RECEIPT.REFUSAL];
+      for (const run of record.onReceipt) run();
       record.first = getWide(u32, slot + RECEIPT.OFFSET);
       this.#receipts.pop();
       const page = record.page;
@@ -401,6 +404,17 @@ export class CommitLine {
     }
     if (pushed > 0) this.#waiting.splice(0, pushed);
     return pushed > 0;
+  }
+
+  /** Resolves when everything committed so far has its place in the order. */
+  sequenced(): Promise<void> {
+    this.#flush();
+    const last = this.#waiting.at(-1) ?? this.#outstanding.at(-1);
+    if (last === undefined) return Promise.resolve();
+    return new Promise((resolve) => {
+      last.onReceipt.push(resolve);
+      this.#onPending();
+    });
   }
 
   /** Resolves when commits go straight through. */
@@ -521,6 +535,7 @@ function refuse(record: PendingRecord, refusal: number): void {
 }
 
 function rejectAll(record: PendingRecord, error: unknown): void {
+  for (const run of record.onReceipt) run();
   for (let i = 0; i < record.rejects.length; i++) {
     // A commit that nobody awaits must not end the process when it fails.
     record.promises[i].catch(ignore);
