@@ -42,7 +42,9 @@ export function auditQuiet(world: World, flushed: boolean, baseline: Baseline): 
   const memtable = pool.usedPages(KIND_MEMTABLE);
   baseline.memtablePages ??= memtable;
   if (memtable !== baseline.memtablePages) {
-    throw new SimFailure(`empty memtables take ${memtable} pages, ${baseline.memtablePages} before`);
+    throw new SimFailure(
+      `empty memtables take ${memtable} pages, ${baseline.memtablePages} before`,
+    );
   }
 }
 

@@ -1,0 +1,50 @@
+/**
+ * The whole engine on one thread, beside a naive model (test/sim/): the seeds that once found something,
+ * a handful of others, and the promise that a seed is the same run every time.
+ */
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { test } from 'node:test';
+import { describeFailure, simulate } from './sim/run.ts';
+import type { SimReport } from './sim/run.ts';
+import { readSeeds } from './sim/seeds.ts';
+
+const FRESH_SEEDS: readonly number[] = [1, 2, 3, 5, 8, 13, 21, 34, 55, 89];
+const FRESH_TICKS = 6_000;
+
+function expectSound(report: SimReport): void {
+  if (report.failure === undefined) return;
+  const replay = `npm run sim -- --seed=${report.seed} --ticks=${report.ticks}`;
+  assert.fail(`${describeFailure(report.failure)}\n${replay}`);
+}
+
+test('seeds that once found something find nothing now', async () => {
+  for (const { seed, ticks } of readSeeds()) expectSound(await simulate({ seed, ticks }));
+});
+
+test('other seeds find nothing', async () => {
+  const counts: Record<string, number> = {};
+  for (const seed of FRESH_SEEDS) {
+    const report = await simulate({ seed, ticks: FRESH_TICKS });
+    expectSound(report);
+    for (const [name, n] of Object.entries(report.counts)) counts[name] = (counts[name] ?? 0) + n;
+  }
+  // A schedule under which nothing happens would find nothing either.
+  for (const [name, n] of Object.entries(counts)) assert.ok(n > 0, `${name} never happened`);
+});
+
+test('the same seed is the same run, another seed another one', async () => {
+  const first = await simulate({ seed: 4, ticks: 3_000 });
+  const second = await simulate({ seed: 4, ticks: 3_000 });
+  const other = await simulate({ seed: 6, ticks: 3_000 });
+  expectSound(first);
+  assert.equal(first.hash, second.hash);
+  assert.notEqual(first.hash, other.hash);
+});
+
+test('npm run sim runs one seed in a process of its own, with the same result', async () => {
+  const args = ['--import', 'tsx', 'test/sim/main.ts', '--seed=7', '--ticks=2000'];
+  const output = execFileSync(process.execPath, args, { encoding: 'utf8' });
+  const { hash } = await simulate({ seed: 7, ticks: 2_000 });
+  assert.match(output, new RegExp(`^seed 7: ${hash} `, 'm'));
+});
