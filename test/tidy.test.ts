@@ -31,7 +31,7 @@ function codeOf(text: string): string {
 function importsOf(path: string, text: string): string[] {
   const found: string[] = [];
   for (const match of text.matchAll(/(?:from|import)\s+'([^']+)'/g)) {
-    const name = match[1]!;
+    const name = match[1];
     found.push(name.startsWith('.') ? normalize(join(dirname(path), name)) : name);
   }
   return found;
@@ -40,7 +40,7 @@ function importsOf(path: string, text: string): string[] {
 /** The room of a file: 'core/log', 'actors', 'bench', ... */
 function roomOf(path: string): string {
   const [first, second] = path.split('/');
-  return first === 'core' ? `core/${second}` : first!;
+  return first === 'core' ? `core/${second}` : first;
 }
 
 const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
@@ -111,7 +111,7 @@ test('core knows no time, chance, timers, process or disk', () => {
 test('node:fs is imported by actors/node-storage.ts alone', () => {
   each((path, text) => {
     if (!/^(core|actors)\//.test(path) || path === 'actors/node-storage.ts') return undefined;
-    return importsOf(path, text).some((name) => /^node:fs/.test(name))
+    return importsOf(path, text).some((name) => name.startsWith('node:fs'))
       ? `${path} imports node:fs: ask storage.ts`
       : undefined;
   });

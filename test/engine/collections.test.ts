@@ -80,15 +80,15 @@ inBothHosts('another encoding is a mismatch, and changes nothing', async (home) 
 });
 
 /** So many bytes in UTF-8. */
-function name(bytes: number): string {
+function nameOf(bytes: number): string {
   return 'ü'.repeat(bytes / 2) + 'x'.repeat(bytes % 2);
 }
 
 inBothHosts('names and options that cannot be are misuse', async (home) => {
   const engine = await home.open();
-  await engine.collection(name(1), {});
-  await engine.collection(name(255), {});
-  for (const bad of ['', name(256), 7, null, undefined, {}]) {
+  await engine.collection(nameOf(1), {});
+  await engine.collection(nameOf(255), {});
+  for (const bad of ['', nameOf(256), 7, null, undefined, {}]) {
     await assert.rejects(engine.collection(bad as string, {}), misuse(/collection name/));
     await assert.rejects(engine.drop(bad as string), TypeError);
   }

@@ -162,7 +162,7 @@ export class Caller {
     const live = this.#live();
     if (live.length === 0) return;
     this.#await(
-      this.#handle(live[0]!.id).put(Buffer.alloc(1), Buffer.alloc(1)),
+      this.#handle(live[0].id).put(Buffer.alloc(1), Buffer.alloc(1)),
       'a commit to a read-only engine',
       () => {
         throw new SimFailure('a read-only engine took a commit');
@@ -205,7 +205,7 @@ export class Caller {
     const key = this.#key(collection);
     const value = this.#value();
     const { sync, options } = this.#sync();
-    const promise = this.#handle(collection.id).put(collection.slot.keys[key]!, value, options);
+    const promise = this.#handle(collection.id).put(collection.slot.keys[key], value, options);
     this.#submit({ ops: [{ id: collection.id, key, value }] }, sync, promise);
   }
 
@@ -216,7 +216,7 @@ export class Caller {
     const collection = prng.pick(live);
     const key = this.#key(collection);
     const { sync, options } = this.#sync();
-    const promise = this.#handle(collection.id).delete(collection.slot.keys[key]!, options);
+    const promise = this.#handle(collection.id).delete(collection.slot.keys[key], options);
     this.#submit({ ops: [{ id: collection.id, key, value: undefined }] }, sync, promise);
   }
 
@@ -230,7 +230,7 @@ export class Caller {
     for (let i = 0; i < count; i++) {
       const collection = prng.pick(live);
       const key = this.#key(collection);
-      const bytes = collection.slot.keys[key]!;
+      const bytes = collection.slot.keys[key];
       if (prng.chance(0.3)) {
         tx.delete(this.#handle(collection.id), bytes);
         ops.push({ id: collection.id, key, value: undefined });
@@ -387,7 +387,7 @@ export class Caller {
     const collection = prng.pick(readable);
     const { id } = collection;
     const key = this.#key(collection);
-    const bytes = collection.slot.keys[key]!;
+    const bytes = collection.slot.keys[key];
     const handle = this.#handle(id);
     const expected = model.versionAt(id, key, when.T);
     const what = `point ${id}/${key} at ${when.T}`;
@@ -457,7 +457,7 @@ export class Caller {
     const what = `later point ${id}/${key} at ${when.T}`;
     const visible = this.#visible;
     this.#await(
-      this.#handle(id).get(collection.slot.keys[key]!, when.options),
+      this.#handle(id).get(collection.slot.keys[key], when.options),
       what,
       (found) => {
         this.#compare(what, found, expected);
@@ -475,7 +475,7 @@ export class Caller {
     const collection = prng.pick(readable);
     const { id } = collection;
     const keys = Array.from({ length: prng.below(8) }, () => this.#key(collection));
-    const bytes = keys.map((key) => collection.slot.keys[key]!);
+    const bytes = keys.map((key) => collection.slot.keys[key]);
     const expected = keys.map((key) => model.versionAt(id, key, when.T)?.value);
     const what = `many of ${id} at ${when.T}`;
     const visible = this.#visible;
@@ -601,7 +601,7 @@ export class Caller {
     const { prng } = this.#parts;
     if (this.#iterators.length > 0 && prng.chance(0.75)) {
       const at = prng.below(this.#iterators.length);
-      const open = this.#iterators[at]!;
+      const open = this.#iterators[at];
       const isDropped = prng.chance(0.1);
       if (isDropped) open.rows.return();
       else if (this.#pull(open, prng.between(1, 40))) return;
@@ -622,7 +622,7 @@ export class Caller {
     const { prng, model } = this.#parts;
     if (this.#snapshots.length > 0 && prng.chance(0.4)) {
       const at = prng.below(this.#snapshots.length);
-      this.#snapshots[at]!.snapshot.close();
+      this.#snapshots[at].snapshot.close();
       this.#snapshots.splice(at, 1);
       return;
     }
@@ -648,10 +648,10 @@ export class Caller {
       'flush',
       () => {
         const { context, actors } = this.#parts.world;
-        actors[2]!.publish();
+        actors[2].publish();
         const { arena, topology } = context;
-        const { flushedUpper } = readCounters(arena, topology.counters[2]!, KEEPER_COUNTERS);
-        if (flushedUpper! < below) {
+        const { flushedUpper } = readCounters(arena, topology.counters[2], KEEPER_COUNTERS);
+        if (flushedUpper < below) {
           throw new SimFailure(`flush has ended at ${flushedUpper}, below ${below}`);
         }
       },
@@ -756,7 +756,7 @@ export class Caller {
         const { history } = histories.findLast((entry) => entry.offset < visible)!;
         return `${slot.name} ${id} ${history}`;
       })
-      .sort()
+      .toSorted()
       .join();
     const found = Array.from(
       this.#catalog.entries({ gte: Buffer.from(ROWS_LOWER), lt: Buffer.from(ROWS_UPPER) }),
@@ -765,7 +765,7 @@ export class Caller {
         return `${nameOfCatalogKey(key)} ${id} ${history.offsets ?? Infinity}`;
       },
     )
-      .sort()
+      .toSorted()
       .join();
     if (found !== expected) throw new SimFailure(`collections are ${found}, not ${expected}`);
   }
@@ -799,7 +799,7 @@ export class Caller {
       }
       for (let key = 0; key < slot.keys.length; key += Math.max(1, slot.keys.length >> 5)) {
         const version = model.versionAt(id, key, when.T);
-        const found = rows.getEntrySync(slot.keys[key]!);
+        const found = rows.getEntrySync(slot.keys[key]);
         this.#compare(`${what} key ${key}`, found?.value, version?.value);
         if (found !== undefined && found.offset !== version!.offset) {
           throw new SimFailure(
@@ -816,7 +816,7 @@ export class Caller {
     const [collection] = model.collections.values();
     if (collection === undefined) return;
     try {
-      this.#handle(collection.id).getSync(collection.slot.keys[0]!);
+      this.#handle(collection.id).getSync(collection.slot.keys[0]);
     } catch (error) {
       if (isCode(error, code)) return;
       throw error;

@@ -78,7 +78,7 @@ export class Model {
     }
     for (const { id, key, value } of tx.ops) {
       const collection = this.#get(id);
-      const versions = collection.versions[key]!;
+      const versions = collection.versions[key];
       if (versions.at(-1)?.offset === offset) versions.pop();
       versions.push({ offset, value });
       if (collection.touches.at(-1) !== offset) collection.touches.push(offset);
@@ -120,12 +120,12 @@ export class Model {
 
   /** The newest version of a key as of T, deletions included. */
   versionAt(id: number, key: number, T: number): Version | undefined {
-    const versions = this.#get(id).versions[key]!;
+    const versions = this.#get(id).versions[key];
     let low = 0;
     let high = versions.length;
     while (low < high) {
       const middle = (low + high) >>> 1;
-      if (versions[middle]!.offset <= T) low = middle + 1;
+      if (versions[middle].offset <= T) low = middle + 1;
       else high = middle;
     }
     return versions[low - 1];
@@ -136,7 +136,7 @@ export class Model {
     const rows: ModelRow[] = [];
     const { keys } = this.#get(id).slot;
     for (let i = 0; i < keys.length; i++) {
-      const key = keys[i]!;
+      const key = keys[i];
       if (lower !== undefined && Buffer.compare(key, lower) < 0) continue;
       if (upper !== undefined && Buffer.compare(key, upper) >= 0) break;
       const version = this.versionAt(id, i, T);
@@ -150,7 +150,7 @@ export class Model {
   /** 1 + offset of the last transaction below `upper` that changed the collection. */
   touched(id: number, upper: number): number {
     const { touches } = this.#get(id);
-    for (let i = touches.length - 1; i >= 0; i--) if (touches[i]! < upper) return touches[i]! + 1;
+    for (let i = touches.length - 1; i >= 0; i--) if (touches[i] < upper) return touches[i] + 1;
     return 0;
   }
 

@@ -65,7 +65,7 @@ export class SimPool implements JobPool {
   stepOne(prng: Prng | undefined, fuel: number): boolean {
     if (this.#queue.length === 0) return false;
     const running = Math.min(this.#queue.length, this.workers);
-    const entry = this.#queue[prng === undefined ? 0 : prng.below(running)]!;
+    const entry = this.#queue[prng === undefined ? 0 : prng.below(running)];
     const fate = this.#fate(entry.job);
     try {
       if (fate === 'dies') {

@@ -153,7 +153,7 @@ class Simulation {
   async #live(last: boolean): Promise<void> {
     const { trace, disaster } = { trace: this.#trace, disaster: this.#disaster };
     const settings = this.#settings;
-    this.counts['lives']!++;
+    this.counts['lives']++;
     // A store may be opened otherwise than before.
     this.#life = disaster.chance(0.1) ? { ...settings, synced: !settings.synced } : settings;
     this.#readOnly = !last && this.#everOpened && disaster.chance(settings.readOnly);
@@ -197,7 +197,7 @@ class Simulation {
     if (end === 'crash') return false;
     // What was to happen in some call has not: the life ends in order.
     this.#disk.fault = undefined;
-    if (this.#readOnly) this.counts['readOnly']!++;
+    if (this.#readOnly) this.counts['readOnly']++;
     else await this.#quiet(last || this.#disaster.chance(0.5));
     if (this.#isOver()) return false;
     await this.#close();
@@ -232,7 +232,7 @@ class Simulation {
       config,
       jobFate: (job) => this.#fate(job),
       onReceipt: (client, first, count, refusal) => {
-        this.#callers[client]!.onReceipt(first, count, refusal);
+        this.#callers[client].onReceipt(first, count, refusal);
       },
     });
   }
@@ -259,7 +259,7 @@ class Simulation {
       if (kind === 'short' && !(isWrite && call.length > 1)) return undefined;
       if (kind === 'failedSync' && call.call !== 'fdatasync') return undefined;
       this.#faulted = true;
-      this.counts['faults']!++;
+      this.counts['faults']++;
       this.#trace.note(() => `  fault ${kind} in ${call.call} ${call.path}`);
       if (kind === 'short') return { kind: 'short', bytes: disaster.below(call.length) };
       return kind === 'failedSync' ? { kind, manner } : { kind: 'throw', code };
@@ -301,7 +301,7 @@ class Simulation {
       throw new SimFailure(`the store has ${upper} transactions, ${model.upper} were ordered`);
     }
     if (!model.isRecordEnd(upper)) throw new SimFailure(`the store ends inside a record: ${upper}`);
-    this.counts['lost']! += model.upper - upper;
+    this.counts['lost'] += model.upper - upper;
     model.truncate(upper);
     this.#writtenFloor = upper;
     if (!this.#readOnly) this.#durableFloor = upper;
@@ -318,7 +318,7 @@ class Simulation {
           readOnly: this.#readOnly,
         }),
     );
-    this.#callers[0]!.checkAll();
+    this.#callers[0].checkAll();
     this.#world.afterAct();
   }
 
@@ -350,7 +350,9 @@ class Simulation {
     const world = this.#world;
     const disaster = this.#disaster;
     const { control } = world.context;
-    this.#durableFloor = Math.max(this.#durableFloor, control.durable());
+    // Read-only, nothing is synced: what it shows may be in the page cache alone.
+    const durable = this.#readOnly ? 0 : control.durable();
+    this.#durableFloor = Math.max(this.#durableFloor, durable);
     this.#writtenFloor = Math.max(this.#writtenFloor, control.written(), this.#durableFloor);
     for (const { durablePromised, writtenPromised } of this.#callers) {
       if (durablePromised > this.#durableFloor)
@@ -361,8 +363,8 @@ class Simulation {
     if (world.isPoisoned && !this.#died) await this.#afterPoison();
     this.#endLife();
     const mode = disaster.pick(this.#settings.crashModes);
-    this.counts[mode === 'process' ? 'processCrashes' : 'powerLosses']!++;
-    if (end === 'death' && this.#died) this.counts['deaths']!++;
+    this.counts[mode === 'process' ? 'processCrashes' : 'powerLosses']++;
+    if (end === 'death' && this.#died) this.counts['deaths']++;
     this.#trace.say(`${end} ${mode} ${this.#durableFloor} ${this.#writtenFloor}`);
     // A call that failed has made nothing of what was only written.
     if (mode !== 'process' || this.#faulted) this.#writtenFloor = this.#durableFloor;
@@ -373,26 +375,31 @@ class Simulation {
 
   /** Whoever waits is told, and nobody is answered any more. */
   async #afterPoison(): Promise<void> {
-    this.counts['poisons']!++;
-    while (this.#world.storage.answerLater(this.#schedule));
+    this.counts['poisons']++;
+    // An answer may be followed by another question: reads look into one block after the other.
+    while (this.#world.storage.answerLater(this.#schedule)) await settle();
     this.#callers.forEach((caller, number) => {
       this.#world.endTurn(number);
       this.#world.poll(number);
       caller.expectRefusal('TIDEMARK_POISONED');
     });
     await settle();
+    this.#expectSettled('a poisoned engine');
+  }
+
+  #expectSettled(what: string): void {
     for (const { broken, unsettled } of this.#callers) {
       if (broken !== undefined) throw broken;
-      if (unsettled > 0) throw new SimFailure(`${unsettled} promises outlive a poisoned engine`);
+      if (unsettled > 0) throw new SimFailure(`promises outlive ${what}: ${this.#waits()}`);
     }
   }
 
   #endLife(): void {
     for (const caller of this.#callers) {
       caller.letGo();
-      this.counts['acts']! += caller.acts;
+      this.counts['acts'] += caller.acts;
     }
-    this.counts['jobs']! += this.#world.pool.started;
+    this.counts['jobs'] += this.#world.pool.started;
     this.#world.dispose();
   }
 
@@ -401,7 +408,7 @@ class Simulation {
     // The handles of other threads go first; what they wait for is answered.
     await this.#settleAll();
     if (this.#isOver()) throw new SimFailure('an engine without faults is over');
-    if (!this.#readOnly) for (let i = this.#schedule.below(3); i > 0; i--) this.#callers[0]!.put();
+    if (!this.#readOnly) for (let i = this.#schedule.below(3); i > 0; i--) this.#callers[0].put();
     const letsGo = this.#schedule.chance(0.7);
     if (letsGo) for (const caller of this.#callers) caller.letGo();
     this.#trace.say('close');
@@ -413,16 +420,13 @@ class Simulation {
     }
     for (let number = 0; number < this.#callers.length; number++) world.poll(number);
     await settle();
-    for (const { broken, unsettled } of this.#callers) {
-      if (broken !== undefined) throw broken;
-      if (unsettled > 0) throw new SimFailure(`${unsettled} promises outlive a closed engine`);
-    }
-    this.#callers[0]!.expectRefusal('TIDEMARK_CLOSED');
+    this.#expectSettled('a closed engine');
+    this.#callers[0].expectRefusal('TIDEMARK_CLOSED');
     if (!this.#readOnly) {
       this.#durableFloor = this.#model.upper;
       this.#writtenFloor = this.#model.upper;
     }
-    this.counts['closes']!++;
+    this.counts['closes']++;
     this.#endLife();
     world.endJobs();
     auditClosed(world);
@@ -438,14 +442,14 @@ class Simulation {
   /** Lets everything end that is under way, and looks at what there is then. */
   async #quiet(flushed: boolean): Promise<void> {
     for (const caller of this.#callers) caller.letGo();
-    if (flushed) this.#callers[0]!.flush();
+    if (flushed) this.#callers[0].flush();
     await this.#settleAll();
     if (this.#isOver()) return;
-    this.#callers[0]!.checkAll();
+    this.#callers[0].checkAll();
     await this.#settleAll();
     if (this.#isOver()) return;
     if (this.#faulted || this.#world.pool.deaths > 0) return;
-    this.counts['audits']!++;
+    this.counts['audits']++;
     auditQuiet(this.#world, flushed, this.#baseline);
   }
 
@@ -586,7 +590,7 @@ class Simulation {
   async #stepClient(number: number, acting: boolean): Promise<void> {
     const prng = this.#schedule;
     const world = this.#world;
-    const caller = this.#callers[number]!;
+    const caller = this.#callers[number];
     const mood = this.#mood;
     const { hosted } = this.#life;
     let touched = false;
@@ -610,7 +614,7 @@ function pickIndex(prng: Prng, weights: readonly number[]): number {
   for (const weight of weights) total += weight;
   let at = prng.unit() * total;
   for (let i = 0; i < weights.length; i++) {
-    at -= weights[i]!;
+    at -= weights[i];
     if (at < 0) return i;
   }
   return weights.length - 1;

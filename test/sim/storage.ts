@@ -91,7 +91,7 @@ export class SimStorage implements Storage {
         try {
           resolve(this.read(fd, target, at, length, position));
         } catch (error) {
-          reject(error as Error);
+          reject(error);
         }
       });
     });
@@ -106,7 +106,7 @@ export class SimStorage implements Storage {
   answerLater(prng: Prng): boolean {
     if (this.#later.length === 0) return false;
     const [answer] = this.#later.splice(prng.below(this.#later.length), 1);
-    answer!();
+    answer();
     return true;
   }
 

@@ -172,7 +172,7 @@ export class World {
     if (settings.cachePages !== undefined) {
       this.context.pool.setLimitPages(KIND_CACHE, settings.cachePages);
     }
-    const background = this.context.threadBells[1]!;
+    const background = this.context.threadBells[1];
     this.pool = new SimPool(
       settings.workers,
       (job) => makeMachine(job, this.storage, this.context.arena),
@@ -191,8 +191,8 @@ export class World {
     );
     this.#clientSeen = this.clients.map(() => -1);
     this.#threads = [
-      this.#makeThread([0, 1], this.context.topology.threadBells[0]!),
-      this.#makeThread([2, 3, 4], this.context.topology.threadBells[1]!),
+      this.#makeThread([0, 1], this.context.topology.threadBells[0]),
+      this.#makeThread([2, 3, 4], this.context.topology.threadBells[1]),
     ];
     const { topology } = this.context;
     const tap = (place: RingPlace): RingTap => new RingTap(this.context.arena, place);
@@ -201,7 +201,7 @@ export class World {
     this.#recordTaps = places.map((client) => tap(client.records));
     this.#receiptTaps = places.map((client) => tap(client.receipts));
     this.#pushed = places.map(() => []);
-    const keeper = topology.clients[KEEPER_CLIENT]!;
+    const keeper = topology.clients[KEEPER_CLIENT];
     this.#taps = [
       topology.replay,
       topology.sequencerToKeeper,
@@ -259,14 +259,14 @@ export class World {
   }
 
   get visible(): number {
-    return this.clients[0]!.reader.visible();
+    return this.clients[0].reader.visible();
   }
 
   /** Work that the keeper knows of: 0 is quiet. */
   get keeperWork(): number {
-    this.actors[2]!.publish();
+    this.actors[2].publish();
     const { arena, topology } = this.context;
-    return readCounters(arena, topology.counters[2]!, KEEPER_COUNTERS)['workWaiting']!;
+    return readCounters(arena, topology.counters[2], KEEPER_COUNTERS)['workWaiting'];
   }
 
   get evictor(): Evictor {
@@ -281,9 +281,9 @@ export class World {
     this.#control.looks = 0;
     let worked = false;
     try {
-      worked = this.actors[number]!.tick();
+      worked = this.actors[number].tick();
     } catch (error) {
-      this.#fail(ACTOR_NAMES[number]!, error);
+      this.#fail(ACTOR_NAMES[number], error);
     }
     if (worked) this.worked++;
     this.#parts.trace.mix(number * 2 + (worked ? 1 : 0));
@@ -293,7 +293,7 @@ export class World {
 
   /** One actor's turn on a thread of the host; false: it sleeps. */
   stepThread(number: number): boolean {
-    const thread = this.#threads[number]!;
+    const thread = this.#threads[number];
     const { clock } = this.#parts;
     if (thread.parked) {
       const rung = Atomics.load(this.context.arena.i32, thread.word) !== thread.seen;
@@ -303,7 +303,7 @@ export class World {
       thread.next = 0;
       thread.worked = false;
     }
-    thread.worked = this.tickActor(thread.actors[thread.next]!) || thread.worked;
+    thread.worked = this.tickActor(thread.actors[thread.next]) || thread.worked;
     if (++thread.next < thread.actors.length || this.#closed) return true;
     thread.next = 0;
     if (thread.worked) {
@@ -315,8 +315,8 @@ export class World {
       // Without the host's longest sleep: who is never rung must be noticed here.
       let ms = Infinity;
       for (const actor of thread.actors) {
-        this.actors[actor]!.publish();
-        ms = Math.min(ms, this.actors[actor]!.idle());
+        this.actors[actor].publish();
+        ms = Math.min(ms, this.actors[actor].idle());
       }
       thread.deadline = clock.ticksMs() + Math.max(0, ms);
     } else {
@@ -347,14 +347,14 @@ export class World {
   stepQueue(prng: Parameters<SimDisk['runQueued']>[0]): boolean {
     const before = this.storage.disk.queued;
     const worked = this.storage.disk.runQueued(prng);
-    if (this.storage.disk.queued < before) this.context.threadBells[1]!.ring();
+    if (this.storage.disk.queued < before) this.context.threadBells[1].ring();
     this.#parts.trace.mix(worked ? 13 : 12);
     return worked;
   }
 
   /** The client's turn of its event loop ends: what it committed becomes a record. */
   endTurn(client: number): boolean {
-    const queue = this.#endOfTurn[client]!;
+    const queue = this.#endOfTurn[client];
     if (queue.length === 0) return false;
     for (const run of queue.splice(0)) run();
     this.#afterStep();
@@ -364,14 +364,14 @@ export class World {
   /** The client looks at what has come, as its `#wait` does. */
   poll(client: number): void {
     this.#control.looks = 0;
-    this.#clientSeen[client] = this.context.clientBells[client]!.park();
-    this.clients[client]!.poll();
+    this.#clientSeen[client] = this.context.clientBells[client].park();
+    this.clients[client].poll();
     this.#afterStep();
   }
 
   /** True when somebody rang for the client since its last poll. */
   isRung(client: number): boolean {
-    const word = this.context.topology.clients[client]!.bell >>> 2;
+    const word = this.context.topology.clients[client].bell >>> 2;
     return Atomics.load(this.context.arena.i32, word) !== this.#clientSeen[client];
   }
 
@@ -397,14 +397,14 @@ export class World {
         try {
           actor.onClose();
         } catch (error) {
-          this.failure ??= { actor: `${ACTOR_NAMES[actor.number]!} at its end`, error };
+          this.failure ??= { actor: `${ACTOR_NAMES[actor.number]} at its end`, error };
         }
       }
     }
     const frontiers = [control.applied(), control.written(), control.durable()];
     for (let i = 0; i < 3; i++) {
-      if (frontiers[i]! < this.#frontiers[i]!) throw new SimFailure('a frontier went back');
-      this.#parts.trace.mix(frontiers[i]!);
+      if (frontiers[i] < this.#frontiers[i]) throw new SimFailure('a frontier went back');
+      this.#parts.trace.mix(frontiers[i]);
     }
     this.#frontiers = frontiers;
     this.#parts.trace.mix(control.view());
@@ -420,15 +420,15 @@ export class World {
     const { trace, model, onReceipt } = this.#parts;
     const { u32 } = this.context.arena;
     const mix = (slot: number): void => {
-      for (let word = 0; word < SLOT_WORDS; word++) trace.mix(u32[slot + word]!);
+      for (let word = 0; word < SLOT_WORDS; word++) trace.mix(u32[slot + word]);
     };
     for (const tap of this.#taps) tap.take(mix);
     this.#recordTaps.forEach((tap, client) => {
       tap.take((slot) => {
         mix(slot);
         if (u32[slot + KIND_WORD] !== MSG_RECORD) return;
-        const number = u32[slot + RECORD.NUMBER]!;
-        this.#pushed[client]!.push({ number, count: u32[slot + RECORD.TX_COUNT]! });
+        const number = u32[slot + RECORD.NUMBER];
+        this.#pushed[client].push({ number, count: u32[slot + RECORD.TX_COUNT] });
       });
     });
     let next = model.upper;
@@ -436,7 +436,7 @@ export class World {
       mix(slot);
       if (u32[slot + KIND_WORD] !== MSG_RECORD) return;
       const first = getWide(u32, slot + RECORD.OFFSET);
-      const count = u32[slot + RECORD.TX_COUNT]!;
+      const count = u32[slot + RECORD.TX_COUNT];
       if (first !== next) throw new SimFailure(`offset ${first} was given where ${next} is next`);
       this.#onLine.set(first, count);
       next += count;
@@ -446,11 +446,11 @@ export class World {
       tap.take((slot) => {
         mix(slot);
         invariant(u32[slot + KIND_WORD] === MSG_RECEIPT, 'a receipt');
-        const record = this.#pushed[client]!.shift();
+        const record = this.#pushed[client].shift();
         if (record?.number !== u32[slot + RECEIPT.NUMBER]) {
           throw new SimFailure('a receipt of a record that was not sent');
         }
-        const refusal = u32[slot + RECEIPT.REFUSAL]!;
+        const refusal = u32[slot + RECEIPT.REFUSAL];
         const first = getWide(u32, slot + RECEIPT.OFFSET);
         if (refusal !== 0) {
           onReceipt(client, -1, record.count, refusal);
