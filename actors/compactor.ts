@@ -232,6 +232,7 @@ export class Compactor implements Actor {
     setWide(u32, slot + PREPARE.FROM, prepare.from);
     setWide(u32, slot + PREPARE.TO, prepare.to);
     u32[slot + PREPARE.OK] = answer.failure === undefined ? 1 : 0;
+    u32[slot + PREPARE.NO_SPACE] = answer.failure?.detail['errno'] === 'ENOSPC' ? 1 : 0;
     this.#durability.send();
     return true;
   }

@@ -13,7 +13,7 @@
 import { invariant } from '../core/base/assert.ts';
 import { getU32 } from '../core/base/bytes.ts';
 import { TidemarkError } from '../core/base/errors.ts';
-import { idleWatermarkMs, pageBytes, unsyncedBytesMax } from '../core/base/limits.ts';
+import { MiB, idleWatermarkMs, pageBytes, unsyncedBytesMax } from '../core/base/limits.ts';
 import { TX_BYTES_OFFSET, TX_COUNT_OFFSET } from '../core/base/update.ts';
 import type { SpareJob, ZeroJob } from '../core/log/prepare.ts';
 import type { RecordHeader } from '../core/log/record.ts';
@@ -77,6 +77,11 @@ export const CALL_NONE = 0;
 export const CALL_LOG_STEP = 1;
 export const CALL_RECOVERY = 2;
 
+/** Preparing that failed is tried again after this. */
+const PREPARE_RETRY_MS = 1_000;
+/** A disk with so much to spare is not full: twice the least that is prepared at once. */
+const SPACE_BYTES_MIN: number = 4 * MiB;
+
 const PHASE_WAITING = 0;
 const PHASE_RECOVERING = 1;
 const PHASE_REPORTING = 2;
@@ -132,6 +137,8 @@ export class Durability implements Actor {
   #syncWanted = false;
   #unsyncedSince = -1;
   #lastInput = 0;
+  /** When room in the log may be asked for again. */
+  #retryAt = 0;
   #closeSeen = false;
 
   constructor(context: ActorContext) {
@@ -185,7 +192,7 @@ export class Durability implements Actor {
       return this.#unsyncedSince + this.#context.config.syncIntervalMs - now;
     }
     if (writer.claimed < writer.durable) return this.#lastInput + idleWatermarkMs - now;
-    return Infinity;
+    return writer.prepareFailed ? this.#retryAt - now : Infinity;
   }
 
   publish(): void {
@@ -593,6 +600,16 @@ export class Durability implements Actor {
 
   #askForRoom(writer: LogWriter): void {
     if (this.#compactor.ring.room(2) < 2) return;
+    if (writer.prepareFailed) {
+      const { clock, control, storage } = this.#context;
+      if (clock.ticksMs() < this.#retryAt) return;
+      this.#retryAt = clock.ticksMs() + PREPARE_RETRY_MS;
+      if (!control.hasSpace()) {
+        if (storage.freeBytes() < SPACE_BYTES_MIN) return;
+        control.setHasSpace(true);
+      }
+      writer.retryPreparing();
+    }
     const zero: ZeroJob | undefined = writer.zeroWanted();
     if (zero !== undefined) this.#prepare(PREPARE_ZERO, zero.seq, zero.from, zero.to);
     const spare: SpareJob | undefined = writer.spareWanted();
@@ -631,7 +648,11 @@ export class Durability implements Actor {
     const ok = u32[slot + PREPARE.OK] === 1;
     const seq = u32[slot + PREPARE.SEQ];
     const to = getWide(u32, slot + PREPARE.TO);
+    const { control, clock } = this.#context;
+    if (!ok) this.#retryAt = clock.ticksMs() + PREPARE_RETRY_MS;
     if (u32[slot + PREPARE.WHAT] === PREPARE_ZERO) {
+      // A full disk shows itself here, ahead of the log: from now on commits are refused, with no offset.
+      if (ok || u32[slot + PREPARE.NO_SPACE] === 1) control.setHasSpace(ok);
       this.#writer?.zeroed(seq, to, ok);
       if (ok) this.#counters.add(ZEROED_BYTES, to - getWide(u32, slot + PREPARE.FROM));
     } else {

@@ -99,7 +99,11 @@ class Preparation implements JobMachine {
   }
 
   cancel(): void {
-    this.#machine.release();
+    try {
+      this.#machine.abandon();
+    } catch {
+      // What could not be given back goes at the next open, or is filled after all.
+    }
   }
 
   result(): unknown {

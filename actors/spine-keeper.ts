@@ -1037,7 +1037,8 @@ export class SpineKeeper implements Actor {
   #onFailure(target: Collection | Flushing, failure: TidemarkError, isFlush: boolean): void {
     if (this.#closing) return;
     this.#counters.add(JOBS_FAILED, 1);
-    this.#failuresInRow++;
+    // A full disk heals; until then commits are refused.
+    if (failure.detail['errno'] !== 'ENOSPC') this.#failuresInRow++;
     // A flush that cannot happen ends the engine sooner or later: better with its cause.
     if (this.#failuresInRow >= FAILURES_MAX && isFlush) throw failure;
     target.failures++;

@@ -68,6 +68,12 @@ export class ZeroFill {
     if (this.#fd !== -1) this.#storage.close(this.#fd);
     this.#fd = -1;
   }
+
+  /** The job has failed: its range, which is nobody else's yet, must not keep a full disk full. */
+  abandon(): void {
+    if (this.#fd !== -1) this.#storage.truncate(this.#fd, this.#job.from);
+    this.release();
+  }
 }
 
 /** Makes a spare segment: filled and synced under a name of its own, then renamed and the directory synced. */
@@ -134,6 +140,13 @@ export class SpareMaker {
   release(): void {
     if (this.#fd !== -1) this.#storage.close(this.#fd);
     this.#fd = -1;
+  }
+
+  /** The job is given up: what it has filled must not keep a full disk full. */
+  abandon(): void {
+    const isUnderWay = this.#fd !== -1;
+    this.release();
+    if (isUnderWay) this.#storage.unlink(this.#tmp);
   }
 }
 

@@ -113,7 +113,11 @@ export class LogRoom {
   }
 
   zeroed(seq: number, to: number, ok: boolean, liveSeq: number): void {
-    if (!ok) this.failed = true;
+    if (!ok) {
+      this.failed = true;
+      // Whoever has little room is asked for little.
+      this.#chunkBytes = this.#gapBytes;
+    }
     // The answer of a job for a segment that is full by now changes nothing.
     if (seq !== this.#zeroSeq) return;
     invariant(to === this.#zeroTo, 'an answer belongs to its job', to, this.#zeroTo);
