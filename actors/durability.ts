@@ -82,6 +82,9 @@ const PREPARE_RETRY_MS = 1_000;
 /** A disk with so much to spare is not full: twice the least that is prepared at once. */
 const SPACE_BYTES_MIN: number = 4 * MiB;
 
+/** How soon to look again for room in the keeper's ring. */
+const TELL_AGAIN_MS = 1;
+
 const PHASE_WAITING = 0;
 const PHASE_RECOVERING = 1;
 const PHASE_REPORTING = 2;
@@ -185,6 +188,7 @@ export class Durability implements Actor {
   }
 
   idle(): number {
+    if (this.#hasToTell) return TELL_AGAIN_MS;
     const writer = this.#writer;
     if (writer === undefined) return Infinity;
     const now = this.#context.clock.ticksMs();
@@ -193,6 +197,13 @@ export class Durability implements Actor {
     }
     if (writer.claimed < writer.durable) return this.#lastInput + idleWatermarkMs - now;
     return writer.prepareFailed ? this.#retryAt - now : Infinity;
+  }
+
+  /** Something for the keeper that its ring may have had no room for: who takes from a ring rings no bell. */
+  get #hasToTell(): boolean {
+    if (this.#phase === PHASE_REPORTING || this.#phase === PHASE_ENDING) return true;
+    if (this.#rotations.length > 0) return true;
+    return this.#bounds.length > 0 && this.#bounds[0].upper <= this.#context.control.durable();
   }
 
   publish(): void {
