@@ -5,7 +5,7 @@ import assert from 'node:assert/strict';
 import type { Collection, Engine, Receipt } from '../../actors/index.ts';
 import { MiB, keyBytesMax, valueBytesMax } from '../../core/base/limits.ts';
 import { Prng } from '../../core/base/prng.ts';
-import { coded, inBothHosts, inHost, misuse } from './world.ts';
+import { inBothHosts, misuse } from './world.ts';
 import type { Home } from './world.ts';
 
 type Words = Collection<string, string>;
@@ -295,27 +295,4 @@ inBothHosts('a synced commit of a buffered engine waits for the sync', async (ho
   await engine.close();
   const again = await home.open();
   assert.equal((await again.collection('words')).getSync('d'), '4');
-});
-
-inHost('threads', 'more than memory in one turn is taken or refused, never lost', async (home) => {
-  const engine = await home.open();
-  const rows = await engine.collection('rows', { key: 'u64', value: 'buffer' });
-  const value = Buffer.alloc(1_000);
-  const taken: { key: number; put: Promise<Receipt> }[] = [];
-  let refused = 0;
-  for (let key = 0; key < 60_000; key++) {
-    const put = rows.put(key, value);
-    taken.push({ key, put });
-  }
-  const outcomes = await Promise.allSettled(taken.map(({ put }) => put));
-  for (const [key, outcome] of outcomes.entries()) {
-    if (outcome.status === 'rejected') {
-      coded('TIDEMARK_BUSY')(outcome.reason);
-      refused++;
-    }
-    assert.equal(rows.hasSync(key), outcome.status === 'fulfilled', `${key}`);
-  }
-  assert.ok(refused > 0 && refused < 60_000, `${refused} refused`);
-  await engine.room();
-  await rows.put(1, value);
 });
