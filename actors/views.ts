@@ -153,12 +153,14 @@ export class Views {
    * published it, and the holds are read here after `sinceNext` was out (row-cache.md 3.4, O6).
    */
   #moveSince(shown: Shown): void {
-    const { arena, topology, control, config } = this.#context;
+    const { arena, topology, control } = this.#context;
     const held = lowestHold(arena, topology.slots, clientsMax);
     shown.since = join(shown.since, meet(shown.proposed, held));
     if (shown.history === KEEP_ALL) return;
-    const visible = config.synced ? control.durable() : control.applied();
-    shown.sinceNext = join(shown.sinceNext, Math.max(0, visible - 1 - shown.history));
+    // Not from what a buffered engine shows and a loss of power takes back: parts say their since for
+    // ever. At replay the frontiers run ahead of what is applied.
+    const settled = Math.min(control.durable(), control.applied());
+    shown.sinceNext = join(shown.sinceNext, Math.max(0, settled - 1 - shown.history));
   }
 
   /** Runs once the next view is out: nobody new finds what only the former one named. */
