@@ -4,6 +4,7 @@
  */
 import { NO_BYTES } from '../core/base/bytes.ts';
 import { CATALOG_ID } from '../core/base/update.ts';
+import type { Control } from '../core/shared/control.ts';
 import type { ActorContext } from './actor.ts';
 import {
   CATALOG_VALUES,
@@ -13,25 +14,36 @@ import {
   nameOfCatalogKey,
 } from './catalog.ts';
 import { decodeLent } from './encodings.ts';
-import { NEWEST, Reader } from './reader.ts';
+import { BEFORE_ALL, Reader } from './reader.ts';
 import { KEEP_ALL } from './views.ts';
 
 const ROWS_PER_BATCH = 256;
 
 export class CatalogReader {
+  readonly #control: Control;
   readonly #reader: Reader;
+  /** The time of what it knows, -1 of an empty log. */
+  T: number = BEFORE_ALL;
   /** Offsets of history by collection id. */
   readonly #history: Map<number, number> = new Map();
 
   constructor(context: ActorContext, client: number) {
+    this.#control = context.control;
     this.#reader = new Reader(context, client);
   }
 
+  /**
+   * Reads the newest catalog that no crash takes back: who lets go of what was dropped must not do so
+   * for a drop that a loss of power undoes.
+   */
   refresh(): void {
     this.#history.clear();
+    // At replay `durable` runs ahead of what is applied.
+    this.T = Math.min(this.#control.durable(), this.#control.applied()) - 1;
+    if (this.T === BEFORE_ALL) return;
     const range = { lower: ROWS_LOWER, upper: ROWS_UPPER, upperOpen: false, reverse: false };
     for (;;) {
-      const batch = this.#reader.readRange(CATALOG_ID, NEWEST, range, ROWS_PER_BATCH);
+      const batch = this.#reader.readRange(CATALOG_ID, this.T, range, ROWS_PER_BATCH);
       let last: Uint8Array = NO_BYTES;
       for (let i = 0; i < batch.count; i++) {
         const keyStart = batch.places[i * 3];
@@ -45,11 +57,6 @@ export class CatalogReader {
       if (batch.ended) return;
       range.lower = Buffer.concat([last, Buffer.from([0])]);
     }
-  }
-
-  /** The time of what it knows: the catalog's newest state when it was last refreshed. */
-  get T(): number {
-    return this.#reader.T;
   }
 
   has(id: number): boolean {
