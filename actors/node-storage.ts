@@ -4,7 +4,9 @@
  * libuv pool and are answered through `poll`, after `wake` was called.
  */
 import * as fs from 'node:fs';
+import { dirname } from 'node:path';
 import { promisify } from 'node:util';
+import type { DescriptorTable } from '../core/shared/descriptors.ts';
 import type { OpenHow, Storage, StorageAnswer, StorageCall } from '../core/storage/storage.ts';
 
 const FLAGS: Record<OpenHow, number> = {
@@ -38,12 +40,17 @@ const later = {
 export class NodeStorage implements Storage {
   readonly #root: string;
   readonly #wake: () => void;
+  readonly #descriptors: DescriptorTable | undefined;
   readonly #answers: StorageAnswer[] = [];
 
-  /** `root` is the store's directory; `wake` is called when an answer is there to be polled. */
-  constructor(root: string, wake: () => void = () => {}) {
+  /**
+   * `root` is the store's directory; `wake` is called when an answer is there to be polled. What is open
+   * is noted in `descriptors`, for whoever outlives this thread.
+   */
+  constructor(root: string, wake: () => void = () => {}, descriptors?: DescriptorTable) {
     this.#root = root;
     this.#wake = wake;
+    this.#descriptors = descriptors;
   }
 
   #at(path: string): string {
@@ -51,10 +58,13 @@ export class NodeStorage implements Storage {
   }
 
   open(path: string, how: OpenHow): number {
-    return fs.openSync(this.#at(path), FLAGS[how], 0o644);
+    const fd = fs.openSync(this.#at(path), FLAGS[how], 0o644);
+    this.#descriptors?.add(fd);
+    return fd;
   }
 
   close(fd: number): void {
+    this.#descriptors?.remove(fd);
     fs.closeSync(fd);
   }
 
@@ -114,7 +124,7 @@ export class NodeStorage implements Storage {
   }
 
   makeDir(path: string): void {
-    fs.mkdirSync(this.#at(path), { recursive: true });
+    makeDirs(this.#at(path));
   }
 
   syncDir(path: string): void {
@@ -172,6 +182,7 @@ export class NodeStorage implements Storage {
         if (call.call === 'open') {
           current = await later.open(this.#at(call.path), FLAGS[call.how]);
           isOwn = true;
+          this.#descriptors?.add(current);
         } else {
           await this.#step(current, call);
         }
@@ -179,6 +190,7 @@ export class NodeStorage implements Storage {
     } catch (error) {
       failure = error;
       if (isOwn) {
+        this.#descriptors?.remove(current);
         await later.close(current).catch(() => {});
         current = -1;
       }
@@ -192,6 +204,7 @@ export class NodeStorage implements Storage {
       case 'open':
         break;
       case 'close':
+        this.#descriptors?.remove(fd);
         return later.close(fd);
       case 'write': {
         const length = call.bytes.length;
@@ -247,4 +260,29 @@ export function linkTarget(path: string): string | undefined {
 
 function isMissing(error: unknown): boolean {
   return (error as { code?: unknown } | null)?.code === 'ENOENT';
+}
+
+/**
+ * With its parents. Node's own `recursive` asks for ever where a parent is there and takes no entry,
+ * as below /proc.
+ */
+function makeDirs(path: string): void {
+  if (tryMakeDir(path)) return;
+  const parent = dirname(path);
+  if (parent !== path) makeDirs(parent);
+  fs.mkdirSync(path);
+}
+
+/** False: the parent is not there. */
+function tryMakeDir(path: string): boolean {
+  try {
+    fs.mkdirSync(path);
+    return true;
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === 'ENOENT') return false;
+    // Some systems name another reason first where the directory is there.
+    if (fs.statSync(path, { throwIfNoEntry: false })?.isDirectory() === true) return true;
+    throw error;
+  }
 }
