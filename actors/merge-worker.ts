@@ -5,16 +5,20 @@
 import { TidemarkError } from '../core/base/errors.ts';
 import { Arena } from '../core/shared/arena.ts';
 import { CancelFlag } from '../core/shared/cancel.ts';
+import { DescriptorTable } from '../core/shared/descriptors.ts';
 import { makeMachine } from './jobs.ts';
 import type { WorkerTask } from './job-pool.ts';
 import { NodeStorage } from './node-storage.ts';
+import { standBack } from './thread-priority.ts';
+
+standBack();
 
 /** Rows between two looks at the cancel flag. */
 const STEP_FUEL = 4_096;
 
 export default function run(task: WorkerTask): unknown {
   const flag = new CancelFlag(task.cancel);
-  const storage = new NodeStorage(task.directory);
+  const storage = new NodeStorage(task.directory, () => {}, new DescriptorTable(task.descriptors));
   const machine = makeMachine(task.job, storage, new Arena(task.arena));
   while (machine.step(STEP_FUEL)) {
     if (!flag.cancelled) continue;

@@ -1,0 +1,21 @@
+/**
+ * Lets a thread stand back: where there are fewer cores than busy threads, the event loop and the write
+ * line run before flushes and merges. Linux gives each thread a nice value of its own, and
+ * os.setPriority takes a thread's id there; elsewhere it would change the whole process, so nothing is
+ * done. Called once by each thread of the compute pool.
+ */
+import { constants, setPriority } from 'node:os';
+import { linkTarget } from './node-storage.ts';
+
+/** Lowers the priority of the calling thread, for good. */
+export function standBack(): void {
+  if (process.platform !== 'linux') return;
+  // "<pid>/task/<tid>"
+  const tid = Number(linkTarget('/proc/thread-self')?.split('/').at(-1));
+  if (!Number.isSafeInteger(tid) || tid === process.pid) return;
+  try {
+    setPriority(tid, constants.priority.PRIORITY_BELOW_NORMAL);
+  } catch {
+    // A sandbox may forbid it: jobs then compete as equals.
+  }
+}
