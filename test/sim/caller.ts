@@ -70,6 +70,11 @@ export type CallerParts = {
   readonly model: Model;
   readonly settings: Settings;
   readonly readOnly: boolean;
+  /** A disk that said it is full explains a refusal. */
+  readonly mayBeFull: () => boolean;
+  /** A call that failed explains a read without an answer. */
+  readonly mayFailToRead: () => boolean;
+  readonly onRefusal: () => void;
 };
 
 const HELD_MAX = 6;
@@ -155,7 +160,11 @@ export class Caller {
       this.#expectReadOnly();
       return;
     }
-    this[chosen]();
+    try {
+      this[chosen]();
+    } catch (error) {
+      if (!this.#isFailedRead(error)) throw error;
+    }
   }
 
   #expectReadOnly(): void {
@@ -309,6 +318,7 @@ export class Caller {
       this.#line.splice(at, 1);
       return;
     }
+    if (isCode(error, 'TIDEMARK_NO_SPACE') && commit.offset < 0) return;
     const isUnknown =
       isCode(error, 'TIDEMARK_OUTCOME_UNKNOWN') || isCode(error, 'TIDEMARK_POISONED');
     if (!isUnknown || !world.isPoisoned) throw error;
@@ -319,8 +329,16 @@ export class Caller {
 
   /** The sequencer has given offsets to the next `count` transactions, or has refused them. */
   onReceipt(first: number, count: number, refusal: number): void {
-    const { model } = this.#parts;
-    if (refusal !== 0) throw new SimFailure(`a record was refused: ${codeOfNumber(refusal)}`);
+    const { model, mayBeFull } = this.#parts;
+    if (refusal !== 0) {
+      const code = codeOfNumber(refusal);
+      if (code !== 'TIDEMARK_NO_SPACE' || !mayBeFull()) {
+        throw new SimFailure(`a record was refused: ${code}`);
+      }
+      this.#line.splice(0, count);
+      this.#parts.onRefusal();
+      return;
+    }
     for (let i = 0; i < count; i++) {
       const commit = this.#line.shift();
       if (commit === undefined) throw new SimFailure('a record holds more than was committed');
@@ -361,8 +379,14 @@ export class Caller {
     return model.liveAt(when.T).filter((collection) => then.includes(collection));
   }
 
-  /** Throws unless history may be lost there. */
+  /** The disk failed a read, as it had been told to: whoever asked is told so. */
+  #isFailedRead(error: unknown): boolean {
+    return (error as { code?: unknown }).code === 'EIO' && this.#parts.mayFailToRead();
+  }
+
+  /** Throws unless history may be lost there, or the disk failed. */
   #checkLost(error: unknown, id: number, when: When, visible: number): void {
+    if (this.#isFailedRead(error)) return;
     if (!isCode(error, 'TIDEMARK_HISTORY_LOST')) throw error;
     const { model } = this.#parts;
     const { held, T } = when;
@@ -557,7 +581,14 @@ export class Caller {
   /** Takes up to `count` rows; true while there are more. */
   #pull(open: OpenIterator, count: number): boolean {
     for (let i = 0; i < count; i++) {
-      const next = open.rows.next();
+      let next: IteratorResult<[Buffer, Buffer]>;
+      try {
+        next = open.rows.next();
+      } catch (error) {
+        if (!this.#isFailedRead(error)) throw error;
+        open.rows.return();
+        return false;
+      }
       const expected = open.expected[open.at];
       if (next.done === true) {
         if (expected === undefined) {
@@ -772,6 +803,14 @@ export class Caller {
 
   /** Everything that readers see now, and some of what they saw. */
   checkAll(): void {
+    try {
+      this.#checkAll();
+    } catch (error) {
+      if (!this.#isFailedRead(error)) throw error;
+    }
+  }
+
+  #checkAll(): void {
     const { model } = this.#parts;
     const visible = this.#visible;
     this.#checkCatalog(visible);

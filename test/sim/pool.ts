@@ -25,6 +25,8 @@ export class SimPool implements JobPool {
   failure: unknown = undefined;
   /** Workers that died: their files are nobody's until the next open. */
   deaths = 0;
+  /** Jobs that ended before their time: what they made may lie about until the next open. */
+  failures = 0;
   started = 0;
 
   constructor(
@@ -68,6 +70,7 @@ export class SimPool implements JobPool {
     const entry = this.#queue[prng === undefined ? 0 : prng.below(running)];
     const fate = this.#fate(entry.job);
     try {
+      if (fate !== 'lives') this.failures++;
       if (fate === 'dies') {
         this.deaths++;
         this.#answer(entry, { id: entry.id, failure: toPlainError(new Error('worker died')) });

@@ -15,7 +15,7 @@ import { AssertionFailure, setVerify } from '../../core/base/assert.ts';
 import { TidemarkError } from '../../core/base/errors.ts';
 import { Prng } from '../../core/base/prng.ts';
 import { Arena } from '../../core/shared/arena.ts';
-import { MiB } from '../../core/base/limits.ts';
+import { KiB, MiB } from '../../core/base/limits.ts';
 import type { EngineConfig } from '../../actors/actor.ts';
 import type { Job } from '../../actors/jobs.ts';
 import { auditClosed, auditQuiet } from './audit.ts';
@@ -31,6 +31,7 @@ import type { Settings } from './settings.ts';
 import { Trace } from './trace.ts';
 import { SimFailure, World } from './world.ts';
 
+const YEAR_MS = 31_536_000_000;
 const ARENA_BYTES: number = 32 * MiB;
 /** Rounds of everything that a quiet engine needs at the most to settle what it promised. */
 const QUIET_ROUNDS_MAX = 400_000;
@@ -55,7 +56,7 @@ export type SimReport = {
 };
 
 /** How a life ends. */
-type End = 'close' | 'crash' | 'death' | 'fault';
+type End = 'close' | 'crash' | 'death' | 'fault' | 'full';
 
 /** Weights of the schedule, drawn anew now and then: everybody is slow sometimes. */
 type Mood = {
@@ -89,6 +90,10 @@ class Simulation {
     powerLosses: 0,
     deaths: 0,
     faults: 0,
+    lookFaults: 0,
+    fullDisks: 0,
+    refusals: 0,
+    slowSyncs: 0,
     poisons: 0,
     readOnly: 0,
     lost: 0,
@@ -112,6 +117,8 @@ class Simulation {
   #readOnly = false;
   #died = false;
   #faulted = false;
+  /** The call that failed said that the disk is full: commits may be refused. */
+  #isFull = false;
   #failuresInRow = 0;
 
   constructor(options: SimOptions) {
@@ -159,11 +166,13 @@ class Simulation {
     this.#readOnly = !last && this.#everOpened && disaster.chance(settings.readOnly);
     this.#died = false;
     this.#faulted = false;
+    this.#isFull = false;
     this.#failuresInRow = 0;
     let end: End = 'close';
     if (!last && !disaster.chance(settings.closes)) {
       end = disaster.chance(settings.faults) ? 'fault' : disaster.pick(['crash', 'death']);
     }
+    if (!last && disaster.chance(settings.fullDisk)) end = 'full';
     // So a crash soon after another, or inside an open, is as likely as one late in life.
     const ticks = Math.ceil(settings.lifeTicksMax * disaster.unit() ** 2);
     this.#planDisaster(end, ticks);
@@ -195,13 +204,13 @@ class Simulation {
       if (this.#isOver()) return false;
     }
     if (end === 'crash') return false;
-    // What was to happen in some call has not: the life ends in order.
-    this.#disk.fault = undefined;
+    // What was to happen in some call has not, or the engine has lived on: the life ends in order.
+    this.#disk.capacityBytes = Number.MAX_SAFE_INTEGER;
+    this.#disk.fault = (call) => this.#slow(call);
     if (this.#readOnly) this.counts['readOnly']++;
     else await this.#quiet(last || this.#disaster.chance(0.5));
     if (this.#isOver()) return false;
-    await this.#close();
-    return true;
+    return this.#close();
   }
 
   #makeWorld(): World {
@@ -237,33 +246,60 @@ class Simulation {
     });
   }
 
-  /** The call in which the process will die, or that will fail. */
+  /** The call in which the process will die, or that will fail; or how much room the disk has. */
   #planDisaster(end: End, ticks: number): void {
     const disaster = this.#disaster;
-    this.#disk.fault = undefined;
+    this.#disk.fault = (call) => this.#slow(call);
+    if (end === 'full') this.#fill();
     if (end !== 'death' && end !== 'fault') return;
     const start = this.#disk.calls;
     // Many calls are made at open, then one in a few ticks.
     const at = start + disaster.below(disaster.pick([30, 60, 60 + Math.ceil(ticks / 4)]));
     const kind = disaster.pick(['throw', 'throw', 'short', 'failedSync']);
-    const code = disaster.pick(['EIO', 'ENOSPC']);
+    const looks = kind === 'throw' && disaster.chance(this.#settings.lookFaults);
+    const code = looks ? 'EIO' : disaster.pick(['EIO', 'ENOSPC', 'EDQUOT', 'EROFS']);
     const manner = disaster.pick(['ext4', 'btrfs'] as const);
     this.#disk.fault = (call: SimCall): SimFault | undefined => {
+      this.#slow(call);
       if (call.index < at || this.#died) return undefined;
       if (end === 'death') {
         this.#died = true;
         return { kind: 'crash' };
       }
-      if (call.mutation < 0 || this.#faulted) return undefined;
+      if (looks !== call.mutation < 0 || this.#faulted) return undefined;
+      // Nobody can do anything about a descriptor that does not close, and the space is only asked for.
+      if (call.call === 'close' || call.call === 'statfs') return undefined;
       const isWrite = call.call === 'write' || call.call === 'writev';
       if (kind === 'short' && !(isWrite && call.length > 1)) return undefined;
       if (kind === 'failedSync' && call.call !== 'fdatasync') return undefined;
       this.#faulted = true;
-      this.counts['faults']++;
-      this.#trace.note(() => `  fault ${kind} in ${call.call} ${call.path}`);
+      this.counts[looks ? 'lookFaults' : 'faults']++;
+      if (kind === 'throw' && code === 'ENOSPC') this.#isFull = true;
+      this.#trace.note(() => `  fault ${kind} ${code} in ${call.call} ${call.path}`);
       if (kind === 'short') return { kind: 'short', bytes: disaster.below(call.length) };
       return kind === 'failedSync' ? { kind, manner } : { kind: 'throw', code };
     };
+  }
+
+  /** A disk with hardly any room left, for the whole of this life. */
+  #fill(): void {
+    const disaster = this.#disaster;
+    const used = this.#disk.capacityBytes - this.#disk.freeBytes();
+    const room = disaster.below(disaster.pick([64, 1_024, 8 * 1_024]) * KiB);
+    this.#disk.capacityBytes = used + room;
+    this.#faulted = true;
+    this.#isFull = true;
+    this.counts['fullDisks']++;
+    this.#trace.note(() => `  room for ${room} bytes`);
+  }
+
+  /** A disk that takes its time: the clock has moved when the call returns. */
+  #slow(call: SimCall): undefined {
+    const { slowSyncs, slowSyncMsMax } = this.#settings;
+    if (call.call !== 'fdatasync' || slowSyncs === 0) return;
+    if (!this.#disaster.chance(slowSyncs)) return;
+    this.counts['slowSyncs']++;
+    this.#clock.advance(this.#disaster.unit() * slowSyncMsMax);
   }
 
   #fate(job: Job): JobFate {
@@ -316,6 +352,11 @@ class Simulation {
           model,
           settings: this.#life,
           readOnly: this.#readOnly,
+          mayBeFull: () => this.#isFull,
+          mayFailToRead: () => this.#faulted,
+          onRefusal: () => {
+            this.counts['refusals']++;
+          },
         }),
     );
     this.#callers[0].checkAll();
@@ -369,6 +410,7 @@ class Simulation {
     // A call that failed has made nothing of what was only written.
     if (mode !== 'process' || this.#faulted) this.#writtenFloor = this.#durableFloor;
     const before = this.#disk;
+    before.capacityBytes = Number.MAX_SAFE_INTEGER;
     this.#disk = before.crash(disaster, mode);
     if (this.#faulted && disaster.chance(0.3)) this.#disk.dropCache();
   }
@@ -403,20 +445,22 @@ class Simulation {
     this.#world.dispose();
   }
 
-  async #close(): Promise<void> {
+  /** False: what failed before has come out only now, and the engine is poisoned. */
+  async #close(): Promise<boolean> {
     const world = this.#world;
     // The handles of other threads go first; what they wait for is answered.
     await this.#settleAll();
-    if (this.#isOver()) throw new SimFailure('an engine without faults is over');
+    if (this.#isOverInOrder()) return false;
     if (!this.#readOnly) for (let i = this.#schedule.below(3); i > 0; i--) this.#callers[0].put();
     const letsGo = this.#schedule.chance(0.7);
     if (letsGo) for (const caller of this.#callers) caller.letGo();
     this.#trace.say('close');
     world.beginClose();
+    world.poll(0);
     for (let i = 0; !world.isOver; i++) {
       if (i > QUIET_ROUNDS_MAX) throw new SimFailure('the engine does not close');
       await this.#step(false);
-      if (this.#isOver()) throw new SimFailure('an engine without faults is over');
+      if (this.#isOverInOrder()) return false;
     }
     for (let number = 0; number < this.#callers.length; number++) world.poll(number);
     await settle();
@@ -435,6 +479,13 @@ class Simulation {
     const mode = isLost ? this.#disaster.pick(this.#settings.crashModes) : 'process';
     if (this.#readOnly && mode !== 'process') this.#writtenFloor = this.#durableFloor;
     this.#disk = this.#disk.crash(this.#disaster, mode);
+    return true;
+  }
+
+  #isOverInOrder(): boolean {
+    if (!this.#isOver()) return false;
+    if (!this.#faulted) throw new SimFailure('an engine without faults is over');
+    return true;
   }
 
   // ---------------------------------------------------------------- quiet
@@ -448,7 +499,7 @@ class Simulation {
     this.#callers[0].checkAll();
     await this.#settleAll();
     if (this.#isOver()) return;
-    if (this.#faulted || this.#world.pool.deaths > 0) return;
+    if (this.#faulted || this.#world.pool.failures > 0) return;
     this.counts['audits']++;
     auditQuiet(this.#world, flushed, this.#baseline);
   }
@@ -469,6 +520,8 @@ class Simulation {
       const work = this.#readOnly ? 0 : world.keeperWork;
       if (unsettled === 0 && idle >= 3 && work === 0) return;
       idle++;
+      // Somebody may have been rung after it had its turn.
+      if (idle < 3) continue;
       if (this.#life.hosted) {
         const { nextDeadline } = world;
         if (nextDeadline === Infinity) {
@@ -520,7 +573,9 @@ class Simulation {
 
   #drawMood(): Mood {
     const prng = this.#schedule;
-    const weight = (usual: number): number => usual * prng.pick([0.02, 0.3, 1, 1, 1, 4]);
+    const speeds = [0.02, 0.3, 1, 1, 1, 4];
+    if (this.#settings.stalls) speeds.push(0);
+    const weight = (usual: number): number => usual * prng.pick(speeds);
     return {
       actors: [0, 1, 2, 3, 4].map(() => weight(10)),
       threads: [weight(20), weight(30)],
@@ -584,7 +639,11 @@ class Simulation {
     const prng = this.#schedule;
     const { clockStepMs, clockJumps } = this.#settings;
     this.#clock.advance(clockStepMs * prng.unit() * 2);
-    if (clockJumps && prng.chance(0.05)) this.#clock.jump(prng.between(-100_000, 100_000));
+    if (!clockJumps || !prng.chance(0.05)) return;
+    const far = prng.pick([100_000, 100_000, YEAR_MS]);
+    if (prng.chance(0.8)) this.#clock.jump(prng.between(-far, far));
+    // The machine slept: all clocks have moved on.
+    else this.#clock.advance(prng.between(1, 4 * 3_600_000));
   }
 
   async #stepClient(number: number, acting: boolean): Promise<void> {

@@ -52,6 +52,15 @@ export type Settings = {
   /** Chance that a call in an incarnation's life fails: a sync, a write, a job. */
   readonly faults: number;
   readonly jobFaults: number;
+  /** Chance that a failing call is one that only looks: a read, an open, a stat. */
+  readonly lookFaults: number;
+  /** Chance that a life has a disk with hardly any room. */
+  readonly fullDisk: number;
+  /** Chance that a sync takes its time, and the longest that it takes. */
+  readonly slowSyncs: number;
+  readonly slowSyncMsMax: number;
+  /** Now and then somebody gets no turn at all for a while. */
+  readonly stalls: boolean;
   readonly clockJumps: boolean;
   /** Mean milliseconds that the clock moves when it does. */
   readonly clockStepMs: number;
@@ -141,10 +150,10 @@ export function drawSettings(prng: Prng): Settings {
   return {
     synced: prng.chance(0.6),
     syncIntervalMs: prng.pick([1, 10, 50, 1_000]),
-    memtableBytes: prng.pick([64, 64, 64, 64, 128, 256, 1_024, 4_096]) * KiB,
+    memtableBytes: prng.pick([16, 32, 64, 64, 64, 128, 256, 1_024, 4_096]) * KiB,
     segmentBytes: prng.pick([16, 16, 32, 64, 256, 1_024]) * KiB,
-    history: prng.pick([0, 0, 5, 100, Infinity]),
-    clients: prng.pick([1, 1, 2, 3]),
+    history: prng.pick([0, 0, 1, 5, 100, 2_000, Infinity]),
+    clients: prng.pick([1, 1, 2, 3, 5]),
     workers: prng.pick([1, 1, 2, 3]),
     hosted: prng.chance(0.4),
     slots,
@@ -158,6 +167,11 @@ export function drawSettings(prng: Prng): Settings {
     readOnly: prng.pick([0, 0.15]),
     faults: prng.pick([0, 0, 0.3]),
     jobFaults: prng.pick([0, 0, 0, 0.0005, 0.01]),
+    lookFaults: prng.pick([0, 0.3, 0.7]),
+    fullDisk: prng.pick([0, 0, 0, 0.2]),
+    slowSyncs: prng.pick([0, 0, 0.01, 0.3]),
+    slowSyncMsMax: prng.pick([5, 200, 60_000]),
+    stalls: prng.chance(0.3),
     clockJumps: prng.chance(0.2),
     clockStepMs: prng.pick([0.05, 1, 1, 20, 200]),
     moodTicks: prng.pick([50, 400, 3_000]),

@@ -1,0 +1,43 @@
+/**
+ * Goal: a process may be killed at any moment, and nothing that it acknowledged is lost. A small slice of
+ * `npm run crash`, and a look whether those rounds would notice.
+ */
+import assert from 'node:assert/strict';
+import { existsSync, rmSync, rmdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { after, test } from 'node:test';
+import { killRounds } from './rounds.ts';
+
+const BASE = join(import.meta.dirname, '..', '..', '.tidemark-kill');
+
+after(() => {
+  try {
+    rmdirSync(BASE);
+  } catch {
+    // Somebody else's run is there too, or there never was one.
+  }
+});
+
+test('processes killed at random lose nothing that they acknowledged', async () => {
+  const directory = join(BASE, `test-${process.pid}`);
+  const report = await killRounds({ seed: 7, rounds: 14, lanes: 2, directory });
+  assert.equal(report.failure, undefined, JSON.stringify(report.failure));
+  assert.equal(report.lost, 0, `${report.lost} lost`);
+  assert.equal(report.rounds, 14, `${report.rounds} rounds`);
+  assert.ok(report.kills > 0, 'somebody was killed');
+  assert.ok(report.acknowledged > 0, 'something was acknowledged');
+  assert.ok(!existsSync(directory), 'the directory is gone');
+});
+
+test('a promise that the store does not keep is noticed, and the store is kept', async () => {
+  const directory = join(BASE, `test-${process.pid}-claim`);
+  const claim = (promised: number): number => promised + 1_000_000;
+  const report = await killRounds({ seed: 8, rounds: 20, lanes: 1, directory, claim });
+  try {
+    assert.match(report.failure?.text ?? '', /ends at \d+, \d+ was promised/);
+    assert.ok(report.lost > 0, `${report.lost} lost`);
+    assert.ok(existsSync(report.failure?.directory ?? ''), 'the store is there');
+  } finally {
+    rmSync(directory, { recursive: true, force: true });
+  }
+});
