@@ -105,13 +105,13 @@ async function checkStore(engine: Engine): Promise<void> {
   if (count > 0) {
     contents.advance(1 + prng.below(count));
     const asOf = FIRST_OFFSET + contents.count - 1;
-    checkRows(COLLECTIONS[last]!.name, handles[last]!, contents.rows[last]!, asOf);
+    checkRows(COLLECTIONS[last].name, handles[last], contents.rows[last], asOf);
   }
   contents.advance(count);
   COLLECTIONS.forEach(({ name }, i) => {
-    const rows = handles[i]!;
-    checkRows(name, rows, contents.rows[i]!);
-    for (const [key, { n }] of contents.rows[i]!) {
+    const rows = handles[i];
+    checkRows(name, rows, contents.rows[i]);
+    for (const [key, { n }] of contents.rows[i]) {
       if (!prng.chance(0.2)) continue;
       const entry = rows.getEntrySync(keyOf(key));
       const offset = entry?.offset;
@@ -134,11 +134,11 @@ function watch(engine: Engine): NodeJS.Timeout {
     const { sealed, keeper, durability } = engine.stats();
     let flags = 0;
     if (sealed > 0) flags |= BUSY_FLUSH;
-    if (keeper['jobsRunning']! > (sealed > 0 ? 1 : 0)) flags |= BUSY_MERGE;
-    if (durability['rotations']! > rotations) flags |= BUSY_ROTATION;
-    if (keeper['editBatches']! > edits) flags |= BUSY_EDIT;
-    rotations = durability['rotations']!;
-    edits = keeper['editBatches']!;
+    if (keeper['jobsRunning'] > (sealed > 0 ? 1 : 0)) flags |= BUSY_MERGE;
+    if (durability['rotations'] > rotations) flags |= BUSY_ROTATION;
+    if (keeper['editBatches'] > edits) flags |= BUSY_EDIT;
+    rotations = durability['rotations'];
+    edits = keeper['editBatches'];
     if (flags !== said) say(SAYS_BUSY, rotations, flags);
     said = flags;
   }, BUSY_EVERY_MS);
@@ -159,8 +159,8 @@ async function write(engine: Engine): Promise<void> {
       const n = next++;
       const tx = engine.transaction();
       operationsOf(plan, n).forEach(({ collection, key, bytes }, index) => {
-        if (bytes < 0) tx.delete(handles[collection]!, keyOf(key));
-        else tx.put(handles[collection]!, keyOf(key), valueOf(n, index, bytes));
+        if (bytes < 0) tx.delete(handles[collection], keyOf(key));
+        else tx.put(handles[collection], keyOf(key), valueOf(n, index, bytes));
       });
       const asked = !plan.synced && prng.chance(0.05);
       const { offset } = await tx.commit(asked ? { durability: 'synced' } : {});
