@@ -60,8 +60,10 @@ export class Client {
   /** Times held, with how many hold each. */
   readonly #holds: Map<number, number> = new Map();
   #lowestHold = -1;
-  /** Ids of the collections that were dropped through this client. */
-  readonly dropped: Set<number> = new Set();
+  /** Collections that were dropped through this client, each with the number of its drop. */
+  readonly dropped: Map<number, number> = new Map();
+  /** Number of the last drop. */
+  drops = 0;
   readonly #keyScratch: KeyScratch = new KeyScratch();
   /** The state in which the handle ended; undefined while it is in use. */
   #ended: number | undefined;
@@ -333,6 +335,10 @@ export class Client {
     if (this.#ended !== undefined) return;
     const { arena, topology } = this.context;
     storeHold(arena, topology.clients[this.number].slot, this.#lowestHold);
+  }
+
+  isHeld(T: number): boolean {
+    return this.#holds.has(T);
   }
 
   get holdCount(): number {

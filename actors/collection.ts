@@ -9,7 +9,7 @@ import { refusedNow } from './commit-line.ts';
 import type { Receipt } from './commit-line.ts';
 import { decodeLent, isOurs } from './encodings.ts';
 import type { Codec } from './encodings.ts';
-import { checkHistory } from './options.ts';
+import { checkFields, checkHistory, checkSignal } from './options.ts';
 import type { History } from './options.ts';
 import { NEWEST, ROW_ABSENT, ROW_ON_DISK, historyLost } from './reader.ts';
 import { RangeIterable, checkRange } from './range.ts';
@@ -32,6 +32,9 @@ export interface CommitOptions {
   /** Checked before anything happens; a commit that is under way cannot be aborted. */
   readonly signal?: AbortSignal;
 }
+
+const READ_OPTIONS: ReadonlySet<string> = new Set(['asOf', 'snapshot', 'cachedOnly']);
+const COMMIT_OPTIONS: ReadonlySet<string> = new Set(['durability', 'signal']);
 
 /** What a collection is, as `engine.collections()` lists it. */
 export type CollectionInfo = {
@@ -276,7 +279,7 @@ export class Collection<K, V> {
   ): RangeIterable<K, V, T> {
     this.#client.assertUsable();
     const checked = checkRange(range, this.keyCodec);
-    const asOf = this.#timeOf(range);
+    const asOf = range === undefined ? this.#newest() : this.#timeAt(range.asOf, range.snapshot);
     return new RangeIterable(
       this.#client,
       this.id,
@@ -290,9 +293,13 @@ export class Collection<K, V> {
 
   // ---------------------------------------------------------------- time
 
-  #timeOf(options: ReadOptions | RangeOptions<K> | undefined): number {
+  #timeOf(options: ReadOptions | undefined): number {
     if (options === undefined) return this.#newest();
-    const { asOf, snapshot } = options;
+    checkRead(options);
+    return this.#timeAt(options.asOf, options.snapshot);
+  }
+
+  #timeAt(asOf: number | undefined, snapshot: Snapshot | undefined): number {
     if (snapshot !== undefined) {
       if (asOf !== undefined) throw new TypeError('give asOf or a snapshot, not both');
       snapshot.assertOpen(this.#client);
@@ -302,6 +309,10 @@ export class Collection<K, V> {
     if (asOf === undefined) return this.#newest();
     if (!Number.isSafeInteger(asOf) || asOf < 0) {
       throw new TypeError(`asOf is an offset from 0, not ${String(asOf)}`);
+    }
+    // What was dropped goes in parts, and is kept for those alone who held the time.
+    if (this.#client.dropped.has(this.id) && !this.#client.isHeld(asOf)) {
+      throw historyLost(asOf, this.#client.reader.visible());
     }
     return asOf;
   }
@@ -315,6 +326,7 @@ export class Collection<K, V> {
     options: ReadOptions | undefined,
     read: (options: ReadOptions | undefined) => R,
   ): R {
+    if (options !== undefined) checkRead(options);
     if (options?.asOf !== undefined || options?.snapshot !== undefined) return read(options);
     const client = this.#client;
     client.assertUsable();
@@ -328,6 +340,13 @@ export class Collection<K, V> {
   }
 }
 
+function checkRead(options: ReadOptions): void {
+  checkFields(options, READ_OPTIONS, 'read option');
+  const { cachedOnly } = options;
+  if (cachedOnly === undefined || typeof cachedOnly === 'boolean') return;
+  throw new TypeError('cachedOnly is true or false');
+}
+
 /** True when the commit must wait for the sync. Throws before anything happens. */
 export function checkCommit(client: Client, options: CommitOptions | undefined): boolean {
   const { config } = client.context;
@@ -335,7 +354,8 @@ export function checkCommit(client: Client, options: CommitOptions | undefined):
     throw new TidemarkError('TIDEMARK_READ_ONLY', 'the engine was opened read-only');
   }
   if (options === undefined) return config.synced;
-  options.signal?.throwIfAborted();
+  checkFields(options, COMMIT_OPTIONS, 'commit option');
+  checkSignal(options.signal)?.throwIfAborted();
   const { durability } = options;
   if (durability === undefined) return config.synced;
   if (durability === 'synced') return true;

@@ -38,10 +38,11 @@ import { makeMachine } from './jobs.ts';
 import { leaseKit, returnKit } from './kit.ts';
 import type { Kit } from './kit.ts';
 import { NodeStorage } from './node-storage.ts';
-import { checkHistory, checkOptions, show } from './options.ts';
+import { checkFields, checkHistory, checkOptions, checkSignal, show } from './options.ts';
 import type { CheckedOptions, History, OpenOptions } from './options.ts';
 import { identify, markReleased } from './process-identity.ts';
 import { Snapshot } from './snapshot.ts';
+import { KEEPER_CLIENT } from './spine-keeper.ts';
 import { NEWEST } from './reader.ts';
 import { gatherStats } from './stats.ts';
 import type { EngineStats } from './stats.ts';
@@ -61,7 +62,14 @@ export interface CollectionOptions<KE, VE> {
 }
 
 const OWNER_CLIENT = 0;
+
+/** So long a thread of an engine that failed may be in a call to the disk before it is left to itself. */
+const HANG_MS = 5_000;
+const READ_WAIT_MS = 5;
+
 const COLLECTION_OPTIONS: ReadonlySet<string> = new Set(['kind', 'key', 'value', 'history']);
+const SNAPSHOT_OPTIONS: ReadonlySet<string> = new Set(['asOf']);
+const WAIT_OPTIONS: ReadonlySet<string> = new Set(['signal']);
 
 /** Opens a store, making it where there is none. */
 export async function open(directory: string, options: OpenOptions = {}): Promise<Engine> {
@@ -87,6 +95,7 @@ export class Engine extends EventEmitter {
   #changing: Promise<unknown> = Promise.resolve();
   #closed: Promise<void> | undefined;
   #poisonTold = false;
+  #isOver: Promise<void> | undefined;
   /** What the engine says of itself once its arena is no longer its own. */
   #ended: { state: number; upper: number; durableUpper: number } | undefined;
   #isOpened = false;
@@ -113,7 +122,9 @@ export class Engine extends EventEmitter {
         () => pool.step(),
         () => {
           this.#client.poll();
-          if (context.control.state() === STATE_POISONED) this.#onPoisoned();
+          if (context.control.state() !== STATE_POISONED || this.#poisonTold) return;
+          this.#releaseDirectory();
+          this.#tellPoisoned();
         },
       );
       this.#kit = undefined;
@@ -141,10 +152,20 @@ export class Engine extends EventEmitter {
 
   /** @internal Resolves when the engine is open; rejects with what went wrong. */
   async opened(signal: AbortSignal | undefined): Promise<void> {
+    const { control } = this.#context;
+    const onAbort = (): void => {
+      if (control.state() >= STATE_OPEN) return;
+      // Nothing was committed: ending as after a failure is as good as any end, and the soonest.
+      poison(this.#context, new TidemarkError('TIDEMARK_CLOSED', 'the opening was aborted'));
+      this.#client.wake();
+    };
+    signal?.addEventListener('abort', onAbort, { once: true });
     await this.#client.stateReached(STATE_OPEN);
-    if (this.#context.control.state() === STATE_POISONED) {
+    signal?.removeEventListener('abort', onAbort);
+    if (control.state() === STATE_POISONED) {
       const { cause } = poisonedError(this.#context);
       await this.#end();
+      signal?.throwIfAborted();
       throw cause as TidemarkError;
     }
     if (signal?.aborted === true) {
@@ -159,24 +180,58 @@ export class Engine extends EventEmitter {
   async #watch(): Promise<void> {
     await this.#run;
     if (this.#context.control.state() !== STATE_POISONED || this.#kit === undefined) return;
-    await this.#kit.end();
+    await Promise.race([this.#over(this.#kit), after(HANG_MS)]);
     this.#client.poll();
-    this.#onPoisoned();
+    this.#tellPoisoned();
   }
 
-  /** The engine is over: the directory is free for another, and whoever listens is told. */
-  #onPoisoned(): void {
-    if (this.#poisonTold) return;
-    this.#poisonTold = true;
-    const { config, storage } = this.#context;
-    if (config.holder !== undefined) {
-      markReleased(config.holder);
+  /**
+   * Resolves when the threads of an engine that failed are gone, their files closed and the directory
+   * free. A thread that hangs in a call to the disk may still write: as long as it does, it is locked.
+   */
+  #over(kit: Kit): Promise<void> {
+    const run = async (): Promise<void> => {
+      await this.#run;
+      await kit.end();
+      await this.#closeFiles(kit);
+      this.#releaseDirectory();
+    };
+    this.#isOver ??= run();
+    return this.#isOver;
+  }
+
+  /** What was killed has closed nothing. Reads of ours that are at the disk come first. */
+  async #closeFiles(kit: Kit): Promise<void> {
+    const { arena, topology, storage } = this.#context;
+    const deadline = performance.now() + HANG_MS;
+    while (readersInside(arena, topology.slots, KEEPER_CLIENT)) {
+      // Closed under it, the number may be somebody else's file: better left open.
+      if (performance.now() > deadline) return;
+      await after(READ_WAIT_MS);
+    }
+    for (const fd of kit.descriptors.take()) {
       try {
-        releaseLock(storage, config.holder);
+        storage.close(fd);
       } catch {
-        // A disk that takes no more: this process knows that the LOCK is nobody's.
+        // Closed in the very moment in which its thread was killed.
       }
     }
+  }
+
+  #releaseDirectory(): void {
+    const { config, storage } = this.#context;
+    if (config.holder === undefined) return;
+    markReleased(config.holder);
+    try {
+      releaseLock(storage, config.holder);
+    } catch {
+      // A disk that takes no more: this process knows that the LOCK is nobody's.
+    }
+  }
+
+  #tellPoisoned(): void {
+    if (this.#poisonTold) return;
+    this.#poisonTold = true;
     if (this.#isOpened) this.emit('poisoned', this.failure);
   }
 
@@ -213,12 +268,12 @@ export class Engine extends EventEmitter {
 
   /** Resolves when the offset is durable. */
   async durable(offset: number, options?: { readonly signal?: AbortSignal }): Promise<void> {
-    return this.#client.frontierReached(checkOffset(offset) + 1, true, options?.signal);
+    return this.#client.frontierReached(checkOffset(offset) + 1, true, signalOf(options));
   }
 
   /** Resolves when readers see the offset. */
   async reached(offset: number, options?: { readonly signal?: AbortSignal }): Promise<void> {
-    return this.#client.frontierReached(checkOffset(offset) + 1, false, options?.signal);
+    return this.#client.frontierReached(checkOffset(offset) + 1, false, signalOf(options));
   }
 
   /** Resolves when commits go straight through, without waiting on this side. */
@@ -372,7 +427,7 @@ export class Engine extends EventEmitter {
     return this.#inTurn(async () => {
       const { id } = await this.#catalogRow(name, key, isName ? undefined : collection.id);
       // From here on nothing is written to it that could not be kept.
-      this.#client.dropped.add(id);
+      this.#client.dropped.set(id, ++this.#client.drops);
       try {
         return await this.#catalog.delete(key);
       } catch (error) {
@@ -392,6 +447,7 @@ export class Engine extends EventEmitter {
   /** One offset of all collections, held until closed: the newest, or `asOf`. */
   snapshot(options?: { readonly asOf?: number }): Snapshot {
     this.#client.assertUsable();
+    if (options !== undefined) checkFields(options, SNAPSHOT_OPTIONS, 'snapshot option');
     const asOf = options?.asOf;
     return new Snapshot(this.#client, asOf === undefined ? NEWEST : checkOffset(asOf));
   }
@@ -447,17 +503,22 @@ export class Engine extends EventEmitter {
     if (this.#kit !== undefined) {
       // The kit's threads keep no process alive, and this promise must settle.
       const keepAlive = setInterval(() => {}, 0x7fff_ffff);
-      await this.#run;
-      // A file read that outlasted the close will still say in the arena that it has ended.
-      isSpent = isPoisoned || readersInside(arena, topology.slots, clientsMax);
-      if (isSpent) await this.#kit.end();
+      if (isPoisoned) {
+        isSpent = true;
+        await Promise.race([this.#over(this.#kit), after(HANG_MS)]);
+      } else {
+        await this.#run;
+        // A file read that outlasted the close will still say in the arena that it has ended.
+        isSpent = readersInside(arena, topology.slots, clientsMax);
+        if (isSpent) await this.#kit.end();
+      }
       clearInterval(keepAlive);
     }
     this.#client.dispose();
     this.#ended = { state: control.state(), upper: this.upper, durableUpper: this.durableUpper };
     // From here on the arena may be another engine's.
     if (this.#kit !== undefined && !isSpent) returnKit(this.#kit);
-    if (isPoisoned) this.#onPoisoned();
+    if (isPoisoned) this.#tellPoisoned();
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -476,12 +537,7 @@ function checkCollectionOptions(options: unknown): WantedCollection {
   if (options === undefined) {
     return { given: false, key: undefined, value: undefined, history: undefined };
   }
-  if (typeof options !== 'object' || options === null) {
-    throw new TypeError('collection options are an object');
-  }
-  for (const name of Object.keys(options)) {
-    if (!COLLECTION_OPTIONS.has(name)) throw new TypeError(`unknown collection option ${name}`);
-  }
+  checkFields(options, COLLECTION_OPTIONS, 'collection option');
   const { kind, key, value, history } = options as Record<string, unknown>;
   if (kind !== undefined && kind !== 'keyed') {
     throw new TypeError(`kind is 'keyed', not ${show(kind)}`);
@@ -494,9 +550,20 @@ function checkCollectionOptions(options: unknown): WantedCollection {
   };
 }
 
+function signalOf(options: unknown): AbortSignal | undefined {
+  if (options === undefined) return undefined;
+  checkFields(options, WAIT_OPTIONS, 'wait option');
+  return checkSignal((options as { signal?: unknown }).signal);
+}
+
 function checkOffset(offset: unknown): number {
   if (typeof offset === 'number' && Number.isSafeInteger(offset) && offset >= 0) return offset;
   throw new TypeError(`an offset is an integer from 0, not ${String(offset)}`);
+}
+
+/** Keeps no process alive. */
+function after(ms: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, ms).unref());
 }
 
 function nextTurn(run: () => void): void {

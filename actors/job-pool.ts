@@ -33,11 +33,13 @@ export type WorkerTask = {
   readonly arena: SharedArrayBuffer;
   readonly directory: string;
   readonly cancel: SharedArrayBuffer;
+  /** Where it notes what it has open. */
+  readonly descriptors: SharedArrayBuffer;
 };
 
 /** The threads of one kit's pool; outlives engines, as the kit does. */
 export function makeWorkers(workerUrl: URL, count: number): Piscina<WorkerTask, unknown> {
-  return new Piscina<WorkerTask, unknown>({
+  const workers = new Piscina<WorkerTask, unknown>({
     filename: workerUrl.href,
     minThreads: 0,
     maxThreads: count,
@@ -48,6 +50,15 @@ export function makeWorkers(workerUrl: URL, count: number): Piscina<WorkerTask, 
     // Descriptors are shared by number among threads; a dying worker must not close a namesake.
     trackUnmanagedFds: false,
   });
+  // Said of a worker that died without a job: nobody's failure, the next job gets another.
+  workers.on('error', () => {});
+  // But jobs that wait while the last worker goes would wait for ever: they fail instead.
+  workers.on('workerDestroy', () =>
+    queueMicrotask(() => {
+      if (workers.threads.length === 0 && workers.queueSize > 0) void workers.destroy();
+    }),
+  );
+  return workers;
 }
 
 export class PiscinaPool implements JobPool {
@@ -55,6 +66,7 @@ export class PiscinaPool implements JobPool {
   readonly #piscina: Piscina<WorkerTask, unknown>;
   readonly #arena: SharedArrayBuffer;
   readonly #directory: string;
+  readonly #descriptors: SharedArrayBuffer;
   readonly #wake: () => void;
   readonly #cancels: Map<number, CancelFlag> = new Map();
   readonly #answers: JobAnswer[] = [];
@@ -63,12 +75,14 @@ export class PiscinaPool implements JobPool {
     piscina: Piscina<WorkerTask, unknown>,
     arena: SharedArrayBuffer,
     directory: string,
+    descriptors: SharedArrayBuffer,
     wake: () => void,
   ) {
     this.workers = piscina.options.maxThreads;
     this.#piscina = piscina;
     this.#arena = arena;
     this.#directory = directory;
+    this.#descriptors = descriptors;
     this.#wake = wake;
   }
 
@@ -80,6 +94,7 @@ export class PiscinaPool implements JobPool {
       arena: this.#arena,
       directory: this.#directory,
       cancel: flag.buffer,
+      descriptors: this.#descriptors,
     };
     this.#piscina.run(task).then(
       (value) => this.#answer({ id, value }),

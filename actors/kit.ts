@@ -8,6 +8,7 @@ import { wrap } from 'comlink';
 import type { Remote } from 'comlink';
 import nodeEndpoint from 'comlink/dist/esm/node-adapter.mjs';
 import { Arena } from '../core/shared/arena.ts';
+import { DescriptorTable } from '../core/shared/descriptors.ts';
 import type { EngineConfig } from './actor.ts';
 import { THREADS } from './topology.ts';
 import type { KitThread } from './worker.ts';
@@ -25,6 +26,8 @@ type Thread = { readonly worker: Worker; readonly remote: Remote<KitThread> };
 
 export class Kit {
   readonly arena: Arena;
+  /** What the threads and their pool have open. */
+  readonly descriptors: DescriptorTable = new DescriptorTable();
   readonly #url: URL;
   readonly #threads: Thread[];
   #dead = false;
@@ -79,7 +82,7 @@ export class Kit {
       };
     });
     const runs = this.#threads.map((thread, i) => {
-      const run = thread.remote.run(i, this.arena.buffer, config);
+      const run = thread.remote.run(i, this.arena.buffer, config, this.descriptors.buffer);
       // Asking re-refs the port (nodejs/node#53036); what is pending keeps the process alive, not this.
       thread.worker.unref();
       return run;
@@ -88,6 +91,7 @@ export class Kit {
     this.#onDeath = undefined;
   }
 
+  /** Resolves when the threads are gone: one in a call to the disk goes when that returns. */
   async end(): Promise<void> {
     this.#dead = true;
     await Promise.all(this.#threads.map((thread) => thread.worker.terminate()));

@@ -54,7 +54,10 @@ export interface OpenOptions {
   readonly errorIfExists?: boolean;
   /** Treat every torn tail of the log as an error instead of setting it aside. Default false. */
   readonly strictTail?: boolean;
-  /** Take the directory from a holder that cannot be shown to be gone. Default false. */
+  /**
+   * Take the directory from a holder that cannot be shown to be gone: of another host name or pid
+   * namespace, as a container that was started anew, or a thread that was terminated. Default false.
+   */
   readonly breakLock?: boolean;
   /** Where the compiled worker entry lies, for bundlers that moved it. */
   readonly workerUrl?: URL | string;
@@ -100,12 +103,10 @@ export function checkOptions(directory: unknown, given: unknown): CheckedOptions
   if (typeof directory !== 'string' || directory === '') {
     throw new TypeError('open takes the path of a directory');
   }
-  if (typeof given !== 'object' || given === null) throw new TypeError('options are an object');
+  checkFields(given, KNOWN, 'option');
   const options = given as Record<string, unknown>;
-  for (const name of Object.keys(options)) {
-    if (!KNOWN.has(name)) throw new TypeError(`unknown option ${name}`);
-  }
-  const durability = options['durability'] ?? 'synced';
+  // Not ??: null is no way to leave an option out.
+  const { durability = 'synced', history = 0 } = options;
   if (durability !== 'synced' && durability !== 'buffered') {
     throw new TypeError(`durability is 'synced' or 'buffered', not ${show(durability)}`);
   }
@@ -127,7 +128,7 @@ export function checkOptions(directory: unknown, given: unknown): CheckedOptions
   }
   const readOnly = flag(options, 'readOnly', false);
   const threads = integer(options, 'threads', 1, 0, 64);
-  const seam = options['storage'] as CheckedOptions['seam'];
+  const seam = checkSeam(options['storage']);
   if (seam !== undefined && threads !== 0) {
     throw new TypeError('another storage needs threads: 0');
   }
@@ -145,7 +146,7 @@ export function checkOptions(directory: unknown, given: unknown): CheckedOptions
         segmentBytesMax,
       ),
       mergeThreads: integer(options, 'mergeThreads', defaultMergeThreads(), 1, 64),
-      history: checkHistory(options['history'] ?? 0),
+      history: checkHistory(history),
       readOnly,
       createIfMissing: flag(options, 'createIfMissing', true) && !readOnly,
       errorIfExists: flag(options, 'errorIfExists', false),
@@ -162,12 +163,29 @@ export function checkOptions(directory: unknown, given: unknown): CheckedOptions
   };
 }
 
+/**
+ * Throws TypeError for what is no object or has a field that nobody knows. Allocates nothing: reads that
+ * are given options come through here.
+ */
+export function checkFields(given: unknown, known: ReadonlySet<string>, what: string): void {
+  if (typeof given !== 'object' || given === null) throw new TypeError(`${what}s are an object`);
+  for (const name in given) {
+    if (!known.has(name)) throw new TypeError(`unknown ${what} ${name}`);
+  }
+}
+
+const HISTORY_FIELDS: ReadonlySet<string> = new Set(['offsets', 'ms']);
+
 /** The history option as offsets behind the newest; -1 keeps all. */
 export function checkHistory(given: unknown): number {
-  const history = given as { offsets?: unknown; ms?: unknown } | number;
-  const offsets = typeof history === 'object' && history !== null ? history.offsets : history;
-  if (typeof history === 'object' && history !== null && history.ms !== undefined) {
-    throw new TypeError('history by time is not available yet; give offsets');
+  let offsets = given;
+  if (typeof given === 'object' && given !== null) {
+    checkFields(given, HISTORY_FIELDS, 'history option');
+    const history = given as { offsets?: unknown; ms?: unknown };
+    if (history.ms !== undefined) {
+      throw new TypeError('history by time is not available yet; give offsets');
+    }
+    offsets = history.offsets;
   }
   if (offsets === Infinity) return -1;
   if (typeof offsets === 'number' && Number.isSafeInteger(offsets) && offsets >= 0) return offsets;
@@ -225,7 +243,7 @@ function integer(
   min: number,
   max: number,
 ): number {
-  const value = options[name] ?? fallback;
+  const { [name]: value = fallback } = options;
   if (typeof value !== 'number' || !Number.isSafeInteger(value) || value < min || value > max) {
     throw new TypeError(`${name} is an integer from ${min} to ${max}, not ${show(value)}`);
   }
@@ -233,7 +251,7 @@ function integer(
 }
 
 function flag(options: Record<string, unknown>, name: string, fallback: boolean): boolean {
-  const value = options[name] ?? fallback;
+  const { [name]: value = fallback } = options;
   if (typeof value !== 'boolean') throw new TypeError(`${name} is true or false`);
   return value;
 }
@@ -241,16 +259,27 @@ function flag(options: Record<string, unknown>, name: string, fallback: boolean)
 function checkUrl(value: unknown): URL | undefined {
   if (value === undefined) return undefined;
   if (value instanceof URL) return value;
-  if (typeof value === 'string') return new URL(value);
+  if (typeof value === 'string' && URL.canParse(value)) return new URL(value);
   throw new TypeError('workerUrl is a URL');
 }
 
-function checkSignal(value: unknown): AbortSignal | undefined {
+export function checkSignal(value: unknown): AbortSignal | undefined {
   if (value === undefined) return undefined;
+  // Not instanceof: a signal of another realm is as good.
   if (typeof value === 'object' && value !== null && 'aborted' in value) {
-    return value as AbortSignal;
+    const signal = value as AbortSignal;
+    const isWhole =
+      typeof signal.throwIfAborted === 'function' && typeof signal.addEventListener === 'function';
+    if (isWhole) return signal;
   }
   throw new TypeError('signal is an AbortSignal');
+}
+
+function checkSeam(value: unknown): CheckedOptions['seam'] {
+  if (value === undefined) return undefined;
+  const seam = value as NonNullable<CheckedOptions['seam']> | null;
+  if (typeof seam?.storage === 'object' && typeof seam.clock === 'object') return seam;
+  throw new TypeError('storage is a test seam: { storage, clock }');
 }
 
 /** A caller's value in a message. */

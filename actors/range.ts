@@ -8,6 +8,7 @@ import { keyBytesMax } from '../core/base/limits.ts';
 import type { Client } from './client.ts';
 import { decodeLent, encodedBy, tooLarge } from './encodings.ts';
 import type { Codec } from './encodings.ts';
+import { checkFields } from './options.ts';
 import type { RangeBounds, RowBatch } from './reader.ts';
 import type { Snapshot } from './snapshot.ts';
 
@@ -50,10 +51,7 @@ export function checkRange<K>(range: RangeOptions<K> | undefined, keys: Codec<K>
     reverse: false,
   };
   if (range === undefined) return { bounds, limit: Infinity };
-  if (typeof range !== 'object' || range === null) throw new TypeError('a range is an object');
-  for (const name of Object.keys(range)) {
-    if (!KNOWN.has(name)) throw new TypeError(`unknown range option ${name}`);
-  }
+  checkFields(range, KNOWN, 'range option');
   if (range.gte !== undefined && range.gt !== undefined) throw new TypeError('give gte or gt');
   if (range.lte !== undefined && range.lt !== undefined) throw new TypeError('give lte or lt');
   if (range.gte !== undefined) bounds.lower = encoded(keys, range.gte);
@@ -61,9 +59,9 @@ export function checkRange<K>(range: RangeOptions<K> | undefined, keys: Codec<K>
   if (range.lt !== undefined) bounds.upper = encoded(keys, range.lt);
   if (range.lte !== undefined) bounds.upper = successor(encoded(keys, range.lte));
   bounds.upperOpen = range.lt === undefined && range.lte === undefined;
-  bounds.reverse = range.reverse ?? false;
+  bounds.reverse = range.reverse === undefined ? false : range.reverse;
   if (typeof bounds.reverse !== 'boolean') throw new TypeError('reverse is true or false');
-  const limit = range.limit ?? Infinity;
+  const { limit = Infinity } = range;
   if (limit !== Infinity && (!Number.isSafeInteger(limit) || limit < 0)) {
     throw new TypeError('limit is a count from 0');
   }

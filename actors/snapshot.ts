@@ -14,10 +14,13 @@ export class Snapshot {
   readonly #hold: Hold;
   /** Collections whose history at the offset could not be kept any more. */
   readonly #lost: ReadonlySet<number>;
+  /** Number of the last drop before it. */
+  readonly #drops: number;
 
   /** @internal */
   constructor(client: Client, asOf: number) {
     this.#client = client;
+    this.#drops = client.drops;
     const held = holdSettled(client, asOf);
     this.offset = held.T;
     this.#lost = held.lost;
@@ -27,7 +30,9 @@ export class Snapshot {
 
   /** @internal */
   isLost(collection: number): boolean {
-    return this.#lost.has(collection);
+    if (this.#lost.has(collection)) return true;
+    const drop = this.#client.dropped.get(collection);
+    return drop !== undefined && drop <= this.#drops;
   }
 
   /** @internal */

@@ -119,6 +119,8 @@ const LARGE_JOB_BYTES: number = 64 * MiB;
 const IDLE_MERGE_MS = 30_000;
 /** How long closing waits for readers before descriptors are left to the process. */
 const CLOSE_WAIT_MS = 5_000;
+/** What a client's ring had no room for is told again after so long: nobody rings when there is room. */
+const ANSWER_RETRY_MS = 1;
 /** Retired things are looked at again after this long when nothing else happens. */
 const SWEEP_MS = 5;
 /** A job that failed is tried again after 1 s, doubling to 5 min. */
@@ -234,6 +236,8 @@ export class SpineKeeper implements Actor {
   /** Sealed generations on their way into parts, oldest first. */
   #sealed: Flushing[] = [];
   readonly #collections: Map<number, Collection> = new Map();
+  /** A client's ring had no room for an answer. */
+  #answersWait = false;
   /** By dropped collection: the time at which the catalog was first seen without it. */
   readonly #droppedAt: Map<number, number> = new Map();
   #shownUpper = 0;
@@ -327,6 +331,7 @@ export class SpineKeeper implements Actor {
   }
 
   idle(): number {
+    if (this.#answersWait) return ANSWER_RETRY_MS;
     if (this.#retired.length > 0) return SWEEP_MS;
     if (this.#closing) return SWEEP_MS;
     // Idle collections and failed jobs come due without a message.
@@ -788,6 +793,7 @@ export class SpineKeeper implements Actor {
   }
 
   #answerWishes(): void {
+    this.#answersWait = false;
     for (let i = 0; i < this.#flushWishes.length; i++) {
       const wish = this.#flushWishes[i];
       if (wish.upper < 0 || wish.upper > this.#shownUpper) continue;
@@ -805,6 +811,7 @@ export class SpineKeeper implements Actor {
   #tellClient(client: number, number: number): boolean {
     const outbox = this.#answers[client];
     const slot = outbox.claim();
+    if (slot < 0) this.#answersWait = true;
     if (slot < 0) return false;
     const { u32 } = outbox.ring;
     u32[slot + KIND_WORD] = MSG_DONE;

@@ -8,6 +8,7 @@ import nodeEndpoint from 'comlink/dist/esm/node-adapter.mjs';
 import type { Piscina } from 'piscina';
 import { invariant } from '../core/base/assert.ts';
 import type { Bell } from '../core/shared/bell.ts';
+import { DescriptorTable } from '../core/shared/descriptors.ts';
 import type { EngineConfig } from './actor.ts';
 import { makeContext, poison, runBlocking, runTurning, systemClock } from './host.ts';
 import { backgroundActors, writeActors } from './house.ts';
@@ -25,10 +26,16 @@ let workerCount = 0;
 
 const kitThread = {
   /** Runs one thread's share of an engine; resolves when the engine is closed or poisoned. */
-  async run(thread: number, arena: SharedArrayBuffer, config: EngineConfig): Promise<void> {
+  async run(
+    thread: number,
+    arena: SharedArrayBuffer,
+    config: EngineConfig,
+    descriptors: SharedArrayBuffer,
+  ): Promise<void> {
     let bell: Bell | undefined;
     const wake = (): void => bell?.ring();
-    const storage = new NodeStorage(config.directory, wake);
+    const table = new DescriptorTable(descriptors);
+    const storage = new NodeStorage(config.directory, wake, table);
     const context = makeContext(arena, config, storage, systemClock);
     bell = context.threadBells[thread];
     invariant(bell !== undefined, 'a thread of the drawing', thread);
@@ -44,7 +51,7 @@ const kitThread = {
         workerCount = config.mergeThreads;
         workers = makeWorkers(MERGE_WORKER_URL, Math.max(2, workerCount));
       }
-      const pool = new PiscinaPool(workers, arena, config.directory, wake);
+      const pool = new PiscinaPool(workers, arena, config.directory, descriptors, wake);
       await runTurning(context, backgroundActors(context, pool), bell);
     } catch (error) {
       poison(context, error);

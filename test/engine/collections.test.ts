@@ -189,6 +189,40 @@ inBothHosts('a snapshot sees what was dropped after it', async (home) => {
   assert.equal(again.getSync('a', { snapshot: snap }), undefined);
 });
 
+inBothHosts('of what was dropped only who held a time sees the past', async (home) => {
+  const engine = await home.open();
+  const words = await engine.collection('words', { history: Infinity });
+  const other = await engine.collection('other', { history: Infinity });
+  const { offset } = await words.put('a', '1');
+  await words.put('a', '2');
+  using early = engine.snapshot();
+  await engine.drop(words);
+  const isLost = coded('TIDEMARK_HISTORY_LOST', { asOf: offset });
+  const check = async (): Promise<void> => {
+    const asOf = { asOf: offset };
+    assert.throws(() => words.getSync('a', asOf), isLost);
+    assert.throws(() => words.hasSync('a', asOf), isLost);
+    assert.throws(() => words.getManySync(['a'], asOf), isLost);
+    assert.throws(() => words.entries(asOf), isLost);
+    await assert.rejects(words.get('a', asOf), isLost);
+    await assert.rejects(words.getMany(['a'], asOf), isLost);
+    using late = engine.snapshot(asOf);
+    assert.throws(() => words.getSync('a', { snapshot: late }), isLost);
+    assert.equal(other.getSync('a', { snapshot: late }), undefined);
+    assert.equal(other.getSync('a', asOf), undefined);
+  };
+  await check();
+  assert.equal(words.getSync('a', { snapshot: early }), '2');
+  await engine.flush();
+  await engine.compact();
+  assert.equal(words.getSync('a', { snapshot: early }), '2');
+  early.close();
+  await other.put('b', '1');
+  await engine.flush();
+  await until('the spine goes', () => engine.stats().collections.every(({ id }) => id !== words.id));
+  await check();
+});
+
 inBothHosts(
   'making, dropping and changing one name at once ends in one of the orders',
   async (home) => {

@@ -1,0 +1,95 @@
+/**
+ * Goal: what befalls a worker of the pool is told of the job it ran, and of nothing else; no job waits
+ * for a worker that never comes.
+ */
+import assert from 'node:assert/strict';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { pathToFileURL } from 'node:url';
+import { PiscinaPool, makeWorkers } from '../../actors/job-pool.ts';
+import type { JobAnswer } from '../../actors/job-pool.ts';
+import type { Job } from '../../actors/jobs.ts';
+import { turn, until } from '../engine/world.ts';
+
+const NO_BYTES = new SharedArrayBuffer(8);
+
+/** A pool whose workers run this instead of jobs. */
+async function withPool(
+  code: string,
+  use: (pool: PiscinaPool, threads: () => number) => Promise<void>,
+): Promise<void> {
+  const directory = mkdtempSync(join(tmpdir(), 'tidemark-'));
+  const file = join(directory, 'worker.mjs');
+  writeFileSync(file, code);
+  const workers = makeWorkers(pathToFileURL(file), 2);
+  try {
+    const pool = new PiscinaPool(workers, NO_BYTES, directory, NO_BYTES, () => {});
+    await use(pool, () => workers.threads.length);
+  } finally {
+    await workers.destroy();
+    rmSync(directory, { recursive: true });
+  }
+}
+
+const job = (kind: string): Job => ({ kind }) as unknown as Job;
+
+async function answerOf(pool: PiscinaPool): Promise<JobAnswer> {
+  let answer: JobAnswer | undefined;
+  await until('an answer', () => (answer = pool.poll()) !== undefined);
+  assert.ok(answer !== undefined, 'until saw it');
+  return answer;
+}
+
+test('a worker that dies idle fails no job, and the next one has another', async () => {
+  const code = `export default ({ job }) => {
+    if (job.kind === 'last') setTimeout(() => { throw new Error('idle'); });
+    return job.kind;
+  }`;
+  await withPool(code, async (pool, threads) => {
+    for (let id = 0; id < 4; id++) {
+      pool.start(id, job('last'));
+      assert.deepEqual(await answerOf(pool), { id, value: 'last' });
+      await until('the worker is gone', () => threads() === 0);
+    }
+  });
+});
+
+test('a worker that dies at work fails its job, and that alone', async () => {
+  const code = `export default ({ job }) => {
+    if (job.kind === 'exit') process.exit(1);
+    return job.kind;
+  }`;
+  await withPool(code, async (pool) => {
+    for (let id = 0; id < 6; id += 2) {
+      pool.start(id, job('exit'));
+      const answer = await answerOf(pool);
+      assert.equal(answer.id, id);
+      assert.match(answer.failure?.message ?? '', /exited/);
+      pool.start(id + 1, job('well'));
+      assert.deepEqual(await answerOf(pool), { id: id + 1, value: 'well' });
+    }
+  });
+});
+
+for (const [how, code] of [
+  ['throw', "throw new Error('no beginning');"],
+  ['exit', 'process.exit(1);'],
+] as const) {
+  test(`jobs fail when workers ${how} before they begin`, async () => {
+    await withPool(code, async (pool) => {
+      for (let round = 0; round < 2; round++) {
+        for (let id = 0; id < 3; id++) pool.start(id, job('never'));
+        const ids = [];
+        for (let i = 0; i < 3; i++) {
+          const { id, failure } = await answerOf(pool);
+          assert.ok(failure !== undefined, `job ${id} cannot have run`);
+          ids.push(id);
+        }
+        assert.deepEqual(ids.toSorted(), [0, 1, 2]);
+        await turn();
+      }
+    });
+  });
+}
