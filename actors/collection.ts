@@ -7,14 +7,16 @@ import type { StoredHistory } from './catalog.ts';
 import type { Client } from './client.ts';
 import { refusedNow } from './commit-line.ts';
 import type { Receipt } from './commit-line.ts';
+import { Conditions } from './conditions.ts';
 import { decodeLent, isOurs } from './encodings.ts';
 import type { Codec } from './encodings.ts';
-import { checkFields, checkHistory, checkSignal } from './options.ts';
+import { checkFields, checkHistory, checkSignal, show } from './options.ts';
 import type { History } from './options.ts';
 import { NEWEST, ROW_ABSENT, ROW_ON_DISK, historyLost } from './reader.ts';
 import { RangeIterable, checkRange } from './range.ts';
 import type { RangeOptions } from './range.ts';
 import type { Snapshot } from './snapshot.ts';
+import { WriteSet } from './write-set.ts';
 
 /** Where in time a read looks; one of the two at most. */
 export interface ReadOptions {
@@ -26,15 +28,41 @@ export interface ReadOptions {
   readonly cachedOnly?: boolean;
 }
 
+/** What must hold when a commit takes its place in the order. Offsets are as getEntrySync and receipts tell them. */
+export type Condition =
+  /** The row's last change is at the offset; null: the row is absent. */
+  | {
+      readonly collection: Collection<any, any>;
+      readonly key: unknown;
+      readonly offset: number | null;
+    }
+  /** Nothing in the collection changed after the offset: its `touched` is at most one more. */
+  | { readonly collection: Collection<any, any>; readonly unchangedSince: number };
+
+/**
+ * How a commit is made. Limits: 64 MiB and a quarter of the write budget, and as many operations as fit
+ * a part of the memory for writes, however small they are; beyond, TIDEMARK_TOO_LARGE with `detail.limit`.
+ */
 export interface CommitOptions {
   /** More durability than the engine gives by default; never less. */
   readonly durability?: 'synced' | 'buffered';
   /** Checked before anything happens; a commit that is under way cannot be aborted. */
   readonly signal?: AbortSignal;
+  /**
+   * Conditions that must all hold, or nothing happens: TIDEMARK_CONFLICT, with the first that does not in
+   * `detail` (collection, key, and the offset of the change that was found, null when the row is absent).
+   * Encoded they take at most 256 KiB.
+   */
+  readonly expect?: readonly Condition[];
 }
 
 const READ_OPTIONS: ReadonlySet<string> = new Set(['asOf', 'snapshot', 'cachedOnly']);
-const COMMIT_OPTIONS: ReadonlySet<string> = new Set(['durability', 'signal']);
+const COMMIT_OPTIONS: ReadonlySet<string> = new Set(['durability', 'signal', 'expect']);
+const ROW_FIELDS: ReadonlySet<string> = new Set(['collection', 'key', 'offset']);
+const COLLECTION_FIELDS: ReadonlySet<string> = new Set(['collection', 'unchangedSince']);
+
+/** First room for a commit with conditions, which is a write set of its own. */
+const ALONE_BYTES = 512;
 
 /** What a collection is, as `engine.collections()` lists it. */
 export type CollectionInfo = {
@@ -104,6 +132,13 @@ export class Collection<K, V> {
     try {
       this.assertThere();
       const sync = checkCommit(this.#client, options);
+      if (options?.expect !== undefined) {
+        const conditions = checkExpect(this.#client, options);
+        const alone = new WriteSet(ALONE_BYTES);
+        alone.begin();
+        alone.put(this.id, this.keyCodec, key, this.valueCodec, value);
+        return line.commitSet(alone, sync, conditions);
+      }
       const set = line.begin();
       try {
         set.put(this.id, this.keyCodec, key, this.valueCodec, value);
@@ -123,6 +158,13 @@ export class Collection<K, V> {
     try {
       this.assertThere();
       const sync = checkCommit(this.#client, options);
+      if (options?.expect !== undefined) {
+        const conditions = checkExpect(this.#client, options);
+        const alone = new WriteSet(ALONE_BYTES);
+        alone.begin();
+        alone.delete(this.id, this.keyCodec, key);
+        return line.commitSet(alone, sync, conditions);
+      }
       const set = line.begin();
       try {
         set.delete(this.id, this.keyCodec, key);
@@ -366,6 +408,54 @@ export function checkCommit(client: Client, options: CommitOptions | undefined):
     );
   }
   return false;
+}
+
+/** The conditions of a commit, encoded; undefined when there are none. Throws before anything happens. */
+export function checkExpect(
+  client: Client,
+  options: CommitOptions | undefined,
+): Conditions | undefined {
+  const expect: unknown = options?.expect;
+  if (expect === undefined) return undefined;
+  if (!Array.isArray(expect)) throw new TypeError('expect is an array of conditions');
+  if (expect.length === 0) return undefined;
+  client.assertUsable();
+  const conditions = new Conditions(client.reader);
+  for (const condition of expect as unknown[]) addCondition(client, conditions, condition);
+  return conditions;
+}
+
+function addCondition(client: Client, conditions: Conditions, condition: unknown): void {
+  if (typeof condition !== 'object' || condition === null) {
+    throw new TypeError('a condition is an object');
+  }
+  const { collection, key, offset, unchangedSince } = condition as Record<string, unknown>;
+  const isOfCollection = 'unchangedSince' in condition;
+  if (isOfCollection && ('key' in condition || 'offset' in condition)) {
+    throw new TypeError('a condition is on a row or on a collection, not both');
+  }
+  checkFields(condition, isOfCollection ? COLLECTION_FIELDS : ROW_FIELDS, 'condition field');
+  if (!(collection instanceof Collection)) throw new TypeError('a condition names a collection');
+  collection.assertOf(client);
+  collection.assertThere();
+  const { id, name, keyCodec } = collection;
+  if (isOfCollection) {
+    const since = checkConditionOffset('unchangedSince', unchangedSince);
+    conditions.addCollection(id, name, since);
+    return;
+  }
+  if (!('key' in condition)) throw new TypeError('a condition has a key, or unchangedSince');
+  const expected = offset === null ? null : checkConditionOffset('offset', offset);
+  const length = client.encodeKey(keyCodec, key);
+  const own = Buffer.from(client.keyBytes.subarray(0, length));
+  conditions.addRow(id, name, key, own, expected);
+}
+
+/** -1 is the newest offset of a store in which nothing has happened. */
+function checkConditionOffset(name: string, offset: unknown): number {
+  if (typeof offset === 'number' && Number.isSafeInteger(offset) && offset >= -1) return offset;
+  const wish = name === 'offset' ? 'an offset, or null for absent' : 'an offset';
+  throw new TypeError(`${name} of a condition is ${wish}, not ${show(offset)}`);
 }
 
 function notCached(name: string): TidemarkError {

@@ -15,6 +15,7 @@ export const SEQUENCER_COUNTERS = [
   'seals',
   'stallsForSpare',
   'stallsForLog',
+  'resent',
 ] as const;
 
 export const DURABILITY_COUNTERS = [

@@ -26,7 +26,7 @@ import {
 import type { CatalogRow, StoredHistory } from './catalog.ts';
 import { Client } from './client.ts';
 import { Collection } from './collection.ts';
-import type { CollectionInfo } from './collection.ts';
+import type { CollectionInfo, CommitOptions } from './collection.ts';
 import { poisonedError } from './commit-line.ts';
 import type { Receipt } from './commit-line.ts';
 import { buffer, codecOf, codecOfStoredName } from './encodings.ts';
@@ -442,6 +442,15 @@ export class Engine extends EventEmitter {
   /** A write set over any collections, committed as a whole. */
   transaction(): Transaction {
     return new Transaction(this.#client);
+  }
+
+  /**
+   * Commits, as `transaction.commit(options)` does; undefined when there is no room, and then the
+   * transaction is as it was: `await engine.room()` and try again.
+   */
+  tryCommit(transaction: Transaction, options?: CommitOptions): Promise<Receipt> | undefined {
+    if (!(transaction instanceof Transaction)) throw new TypeError('tryCommit takes a transaction');
+    return transaction.tryCommit(this.#client, options);
   }
 
   /** One offset of all collections, held until closed: the newest, or `asOf`. */

@@ -4,7 +4,13 @@
 export { open } from './engine.ts';
 export type { CollectionOptions, Engine, EngineState } from './engine.ts';
 export type { Durability, History, OpenOptions } from './options.ts';
-export type { Collection, CollectionInfo, CommitOptions, ReadOptions } from './collection.ts';
+export type {
+  Collection,
+  CollectionInfo,
+  CommitOptions,
+  Condition,
+  ReadOptions,
+} from './collection.ts';
 export type { RangeIterable, RangeOptions } from './range.ts';
 export type { Transaction } from './transaction.ts';
 export type { Snapshot } from './snapshot.ts';

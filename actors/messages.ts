@@ -17,8 +17,9 @@ export const RECORD = {
   TX_COUNT: 4,
   PAYLOAD_CRC: 5,
   OPERATIONS: 6,
-  /** RECORD_SYNC | RECORD_CHAINED */
+  /** RECORD_SYNC | RECORD_CHAINED | RECORD_RESENT */
   FLAGS: 7,
+  /** Address of its conditions (core/memtable/conditions.ts), 0 = none. */
   CONDITIONS: 8,
   OFFSET: 9,
   EPOCH: 11,
@@ -28,11 +29,19 @@ export const RECORD = {
 export const RECORD_SYNC = 1;
 /** The payload runs over pages of its own, chained by next[page]. */
 export const RECORD_CHAINED = 2;
+/** The first record after those that were refused with REFUSAL_AGAIN. */
+export const RECORD_RESENT = 4;
 
 // sequencer -> client
 /** What became of a record: its first offset, or the number of an error code. */
 export const MSG_RECEIPT = 2;
-export const RECEIPT = { NUMBER: 1, OFFSET: 2, REFUSAL: 4 } as const;
+/** After TIDEMARK_CONFLICT: OFFSET is that of the change that broke condition CONDITION, ABSENT 1 if it was a deletion. */
+export const RECEIPT = { NUMBER: 1, OFFSET: 2, REFUSAL: 4, CONDITION: 5, ABSENT: 6 } as const;
+/**
+ * No error code: whether the conditions hold can no longer be told; look and send again. Until a record
+ * with RECORD_RESENT comes, all that follow are refused likewise, and so keep their order.
+ */
+export const REFUSAL_AGAIN = 0xffff_ffff;
 
 // engine -> sequencer -> durability -> keeper: the end of the line
 /** Nothing follows: drain, sync, write CLEAN, finish. */

@@ -194,28 +194,34 @@ export class Reader {
     this.slot.enter();
     try {
       const upper = this.visible();
-      const view = this.reloadView();
-      let newest = -1;
-      const look = (header: number): void => {
-        this.#generation.attach(header);
-        newest = Math.max(newest, this.#generation.newestTimeOf(collection));
-      };
-      if (view.spare !== 0) look(view.spare);
-      look(view.open);
-      for (let i = 0; i < view.sealedCount; i++) look(view.sealed(i));
-      const block = view.collection(collection);
-      if (newest < 0 && block !== 0) {
-        for (let r = 0; r < view.runCount(block); r++) {
-          const run = view.run(block, r);
-          for (let p = 0; p < view.partCount(run); p++) {
-            newest = Math.max(newest, view.maxTime(view.part(run, p)));
-          }
-        }
-      }
-      return Math.min(newest + 1, upper);
+      this.reloadView();
+      return Math.min(this.newestChange(collection) + 1, upper);
     } finally {
       this.slot.leave();
     }
+  }
+
+  /** Offset of the collection's last change, visible or not; -1 when there is none. Requires: entered. */
+  newestChange(collection: number): number {
+    const { view } = this;
+    let newest = -1;
+    const look = (header: number): void => {
+      this.#generation.attach(header);
+      newest = Math.max(newest, this.#generation.newestTimeOf(collection));
+    };
+    if (view.spare !== 0) look(view.spare);
+    look(view.open);
+    for (let i = 0; i < view.sealedCount; i++) look(view.sealed(i));
+    const block = view.collection(collection);
+    if (newest < 0 && block !== 0) {
+      for (let r = 0; r < view.runCount(block); r++) {
+        const run = view.run(block, r);
+        for (let p = 0; p < view.partCount(run); p++) {
+          newest = Math.max(newest, view.maxTime(view.part(run, p)));
+        }
+      }
+    }
+    return newest;
   }
 
   // ---------------------------------------------------------------- points

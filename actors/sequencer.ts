@@ -5,7 +5,8 @@
  * already names, and sealed ones until no reader can see them.
  *
  *   from        kind                 what happens
- *   client      RECORD               stamped, inserted, published, sent down the line; RECEIPT back
+ *   client      RECORD               conditions checked, stamped, inserted, published, sent down the
+ *                                    line; RECEIPT back
  *   client      CLOSE                drained, then sent down the line
  *   durability  REPLAY_BEGIN         generations are made; records come with their offsets
  *   durability  RECORD (replay ring) inserted and published, nothing stamped or answered
@@ -16,6 +17,11 @@
  */
 import { invariant } from '../core/base/assert.ts';
 import { codeNumber, TidemarkError } from '../core/base/errors.ts';
+import {
+  CONDITIONS_MET,
+  CONDITIONS_UNKNOWN,
+  ConditionChecker,
+} from '../core/memtable/conditions.ts';
 import { GenerationWriter, maintainFuel } from '../core/memtable/writer.ts';
 import type { GenerationOptions } from '../core/memtable/writer.ts';
 import { ACTOR_SEQUENCER } from '../core/shared/control.ts';
@@ -44,6 +50,8 @@ import {
   MSG_SPARE_PUBLISHED,
   RECEIPT,
   RECORD,
+  RECORD_RESENT,
+  REFUSAL_AGAIN,
   REPLAY,
   getWide,
   setWide,
@@ -61,6 +69,7 @@ const REFUSED: number = indexIn(SEQUENCER_COUNTERS, 'refused');
 const SEALS: number = indexIn(SEQUENCER_COUNTERS, 'seals');
 const STALLS_FOR_SPARE: number = indexIn(SEQUENCER_COUNTERS, 'stallsForSpare');
 const STALLS_FOR_LOG: number = indexIn(SEQUENCER_COUNTERS, 'stallsForLog');
+const RESENT: number = indexIn(SEQUENCER_COUNTERS, 'resent');
 
 /** What became of one attempt to take a record. */
 const TAKEN = 0;
@@ -77,6 +86,7 @@ export class Sequencer implements Actor {
   readonly #keeper: Outbox;
   readonly #counters: Counters;
   readonly #walker: OperationWalker;
+  readonly #checker: ConditionChecker;
   readonly #generationOptions: GenerationOptions;
 
   /** First offset not given out. */
@@ -95,6 +105,11 @@ export class Sequencer implements Actor {
   /** The keeper's view names the spare. */
   #sparePublished = false;
   readonly #sealed: Map<number, GenerationWriter> = new Map();
+  /** Every change from here on is in a generation that is held. */
+  #heldFrom = 0;
+  /** Clients whose records are refused until they send again what was refused first; and how many. */
+  readonly #isRewound: boolean[];
+  #rewound = 0;
   #turn = 0;
 
   constructor(context: ActorContext) {
@@ -118,6 +133,8 @@ export class Sequencer implements Actor {
       SEQUENCER_COUNTERS,
     );
     this.#walker = new OperationWalker(context.arena, context.pool);
+    this.#checker = new ConditionChecker(context.arena);
+    this.#isRewound = topology.clients.map(() => false);
     const bytes = context.config.memtableBytes;
     this.#generationOptions = { bytes, rows: generationRows(bytes) };
   }
@@ -162,6 +179,7 @@ export class Sequencer implements Actor {
           const generation = this.#sealed.get(address);
           invariant(generation !== undefined, 'a sealed generation is freed once', address);
           this.#sealed.delete(address);
+          this.#heldFrom = Math.max(this.#heldFrom, generation.upper);
           generation.free();
           // Whoever waits for pages may go on.
           this.#ringClients();
@@ -303,6 +321,12 @@ export class Sequencer implements Actor {
     const { control, clock } = this.#context;
     const { u32 } = inbox;
     invariant(u32[slot + KIND_WORD] === MSG_RECORD, 'a client sends records', client);
+    if (
+      (u32[slot + RECORD.CONDITIONS] | this.#rewound) !== 0 &&
+      this.#turnsAway(client, u32, slot)
+    ) {
+      return TAKEN;
+    }
     if (!control.hasSpace()) {
       this.#answer(client, u32[slot + RECORD.NUMBER], 0, codeNumber('TIDEMARK_NO_SPACE'));
       this.#counters.add(REFUSED, 1);
@@ -332,6 +356,41 @@ export class Sequencer implements Actor {
     this.#counters.add(TRANSACTIONS, txCount);
     this.#counters.add(OPERATIONS, operations);
     return TAKEN;
+  }
+
+  /** Answers a record whose conditions do not hold, or that must not overtake one sent again. */
+  #turnsAway(client: number, u32: Uint32Array, slot: number): boolean {
+    const number = u32[slot + RECORD.NUMBER];
+    if (this.#isRewound[client]) {
+      if ((u32[slot + RECORD.FLAGS] & RECORD_RESENT) === 0) {
+        this.#answer(client, number, 0, REFUSAL_AGAIN);
+        this.#counters.add(RESENT, 1);
+        return true;
+      }
+      this.#isRewound[client] = false;
+      this.#rewound--;
+    }
+    const conditions = u32[slot + RECORD.CONDITIONS];
+    if (conditions === 0) return false;
+    const checker = this.#checker;
+    const open = this.#open!.header;
+    const outcome = checker.check(conditions, this.#heldFrom, this.#sealed, open);
+    if (outcome === CONDITIONS_MET) return false;
+    if (outcome === CONDITIONS_UNKNOWN) {
+      this.#isRewound[client] = true;
+      this.#rewound++;
+      this.#answer(client, number, 0, REFUSAL_AGAIN);
+      this.#counters.add(RESENT, 1);
+      return true;
+    }
+    // Into the slot that the answer will claim and send.
+    const receipts = this.#receipts[client];
+    const answer = receipts.claim();
+    receipts.ring.u32[answer + RECEIPT.CONDITION] = checker.index;
+    receipts.ring.u32[answer + RECEIPT.ABSENT] = checker.isDelete ? 1 : 0;
+    this.#answer(client, number, checker.time, codeNumber('TIDEMARK_CONFLICT'));
+    this.#counters.add(REFUSED, 1);
+    return true;
   }
 
   /** The open generation can take the record, sealing it if it must; false = wait. */
@@ -424,6 +483,7 @@ export class Sequencer implements Actor {
     open.open(next);
     this.#open = open;
     this.#next = next;
+    this.#heldFrom = next;
     this.#started = true;
     control.setApplied(next);
     this.#tellKeeper(MSG_OPENED, open.header, next, next);

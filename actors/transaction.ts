@@ -4,8 +4,9 @@
  * lives on its client's thread.
  */
 import type { Client } from './client.ts';
-import { checkCommit } from './collection.ts';
+import { checkCommit, checkExpect } from './collection.ts';
 import type { Collection, CommitOptions } from './collection.ts';
+import { TidemarkError } from '../core/base/errors.ts';
 import { refusedNow } from './commit-line.ts';
 import type { Receipt } from './commit-line.ts';
 import { WriteSet } from './write-set.ts';
@@ -47,7 +48,11 @@ export class Transaction {
 
   /**
    * Commits everything under one offset. An empty transaction resolves with the newest visible offset
-   * and uses none. A transaction commits once; a second call is a TypeError, unless the first was refused.
+   * and uses none. A transaction commits once; a second call is a TypeError, unless the first was refused
+   * before it was sent. What TIDEMARK_CONFLICT says of it is final: read again, and build another.
+   *
+   * Limits: 64 MiB and a quarter of the write budget, and as many operations as fit a part of the memory
+   * for writes, however small they are; beyond, TIDEMARK_TOO_LARGE with `detail.limit`.
    */
   commit(options?: CommitOptions): Promise<Receipt> {
     const { reader, line } = this.#client;
@@ -55,17 +60,31 @@ export class Transaction {
       this.#assertOpen();
       this.#client.assertUsable();
       const sync = checkCommit(this.#client, options);
+      const conditions = checkExpect(this.#client, options);
       if (this.#set.operations === 0) {
+        const conflict = conditions?.check();
+        if (conflict !== undefined) throw conflict;
         this.#committed = true;
         return Promise.resolve({ offset: reader.visible() - 1 });
       }
-      const committed = line.commitSet(this.#set, sync);
+      const committed = line.commitSet(this.#set, sync, conditions);
       this.#committed = true;
       return committed;
     } catch (error) {
-      // Nothing was claimed: the caller may commit it again, after TIDEMARK_BUSY for one.
+      // Wherever it was found, a conflict ends the transaction.
+      if (error instanceof TidemarkError && error.code === 'TIDEMARK_CONFLICT') {
+        this.#committed = true;
+      }
+      // Else nothing was claimed: the caller may commit it again, after TIDEMARK_BUSY for one.
       return refusedNow(error);
     }
+  }
+
+  /** @internal As `commit`; undefined when it would have to wait for room, and then nothing has happened. */
+  tryCommit(client: Client, options?: CommitOptions): Promise<Receipt> | undefined {
+    if (client !== this.#client) throw new TypeError("this is another engine's transaction");
+    const isWaiting = !this.#committed && this.#set.operations > 0 && !client.line.hasRoom;
+    return isWaiting ? undefined : this.commit(options);
   }
 
   #assertOpen(): void {

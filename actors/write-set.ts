@@ -49,7 +49,7 @@ export class WriteSet {
   }
 
   begin(): void {
-    this.#assertNotEncoding();
+    this.assertNotEncoding();
     this.#start = this.end;
     this.operations = 0;
     this.#ensure(TX_HEADER_BYTES);
@@ -71,7 +71,7 @@ export class WriteSet {
   }
 
   put<K, V>(collection: number, keys: Codec<K>, key: K, values: Codec<V>, value: V): void {
-    this.#assertNotEncoding();
+    this.assertNotEncoding();
     const start = this.end;
     this.#encoding = true;
     try {
@@ -90,7 +90,7 @@ export class WriteSet {
   }
 
   delete<K>(collection: number, keys: Codec<K>, key: K): void {
-    this.#assertNotEncoding();
+    this.assertNotEncoding();
     const start = this.end;
     this.#encoding = true;
     try {
@@ -130,7 +130,7 @@ export class WriteSet {
 
   /** Appends a whole transaction that another set holds. */
   append(other: WriteSet): void {
-    this.#assertNotEncoding();
+    this.assertNotEncoding();
     this.#ensure(other.end);
     other.bytes.copy(this.bytes, this.end, 0, other.end);
     this.end += other.end;
@@ -171,7 +171,8 @@ export class WriteSet {
     return encoded.length;
   }
 
-  #assertNotEncoding(): void {
+  /** Throws while a codec runs. */
+  assertNotEncoding(): void {
     if (this.#encoding) throw new TypeError('a codec must not write to the engine');
   }
 
