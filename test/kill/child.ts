@@ -1,6 +1,6 @@
 /**
- * The process that is killed: opens the store, checks what it holds against what was promised and against
- * the plan, then commits on and on. It says what it has reached in the very turn in which it learns it.
+ * The process that is killed: opens its stores, checks what each holds against what was promised and
+ * against its plan, then commits to all of them on and on. It says what it has reached in the very turn in which it learns it.
  * Started by rounds.ts, as plain JavaScript over dist/.
  *
  * Exit code 3: what is there is not what must be there; the reason is on standard error.
@@ -39,12 +39,12 @@ type Rows = Collection<Buffer, Buffer>;
 const BUSY_EVERY_MS = 3;
 const EXIT_WRONG = 3;
 
-const { plan, directory, seed, promised, closeAfter } = JSON.parse(process.argv[2] ?? '') as Task;
-const prng = new Prng(seed);
+const tasks = JSON.parse(process.argv[2] ?? '') as Task[];
 const message = Buffer.alloc(MESSAGE_BYTES);
 
-function say(kind: number, number: number, flags: number = 0): void {
-  message.writeUInt32LE(kind, 0);
+function say(store: number, kind: number, number: number, flags: number = 0): void {
+  message.writeUInt16LE(kind, 0);
+  message.writeUInt16LE(store, 2);
   message.writeUInt32LE(flags, 4);
   message.writeDoubleLE(number, 8);
   for (;;) {
@@ -88,7 +88,7 @@ function checkRows(
 }
 
 /** What is there is what the first transactions made, and at least all that was promised. */
-async function checkStore(engine: Engine): Promise<void> {
+async function checkStore(engine: Engine, { plan, promised }: Task, prng: Prng): Promise<void> {
   const { upper } = engine;
   check(upper >= promised, () => `the store ends at ${upper}, ${promised} was promised`);
   const names = engine.collections().map(({ name }) => name);
@@ -125,7 +125,7 @@ async function checkStore(engine: Engine): Promise<void> {
 }
 
 /** Says now and then what goes on. */
-function watch(engine: Engine): NodeJS.Timeout {
+function watch(engine: Engine, store: number): NodeJS.Timeout {
   let rotations = 0;
   let edits = 0;
   let said = 0;
@@ -139,18 +139,19 @@ function watch(engine: Engine): NodeJS.Timeout {
     if (keeper['editBatches'] > edits) flags |= BUSY_EDIT;
     rotations = durability['rotations'];
     edits = keeper['editBatches'];
-    if (flags !== said) say(SAYS_BUSY, rotations, flags);
+    if (flags !== said) say(store, SAYS_BUSY, rotations, flags);
     said = flags;
   }, BUSY_EVERY_MS);
 }
 
 /** Commits until there are `closeAfter` more transactions than at the start. */
-async function write(engine: Engine): Promise<void> {
+async function write(engine: Engine, task: Task, store: number, prng: Prng): Promise<void> {
+  const { plan, closeAfter } = task;
   const handles: Rows[] = [];
   for (const [i, { name, history }] of COLLECTIONS.entries()) {
     const isNew = engine.upper <= i;
     handles.push(await engine.collection(name, { key: 'buffer', value: 'buffer', history }));
-    if (isNew) say(SAYS_ACKNOWLEDGED, i);
+    if (isNew) say(store, SAYS_ACKNOWLEDGED, i);
   }
   let next = engine.upper - FIRST_OFFSET;
   const end = next + closeAfter;
@@ -165,38 +166,46 @@ async function write(engine: Engine): Promise<void> {
       const asked = !plan.synced && prng.chance(0.05);
       const { offset } = await tx.commit(asked ? { durability: 'synced' } : {});
       check(offset === FIRST_OFFSET + n, () => `transaction ${n} was given offset ${offset}`);
-      say(SAYS_ACKNOWLEDGED, offset);
-      if (asked) say(SAYS_DURABLE, offset);
-      if (prng.chance(0.003)) await besides(engine, handles, offset);
+      say(store, SAYS_ACKNOWLEDGED, offset);
+      if (asked) say(store, SAYS_DURABLE, offset);
+      if (prng.chance(0.003) && (await besides(engine, handles, prng, offset))) {
+        say(store, SAYS_DURABLE, offset);
+      }
     }
   };
   await Promise.all(Array.from({ length: plan.window }, lane));
 }
 
-/** What a service does now and then. */
-async function besides(engine: Engine, handles: readonly Rows[], offset: number): Promise<void> {
+/** What a service does now and then. True: it has heard that the offset is durable. */
+async function besides(
+  engine: Engine,
+  handles: readonly Rows[],
+  prng: Prng,
+  offset: number,
+): Promise<boolean> {
   switch (prng.below(4)) {
     case 0:
       await engine.flush();
-      return;
+      return false;
     case 1:
       await engine.compact(prng.pick(handles)).catch((error: Error & { code?: string }) => {
         if (error.code !== 'TIDEMARK_BUSY') throw error;
       });
-      return;
+      return false;
     case 2: {
       using snap = engine.snapshot();
       await engine.reached(snap.offset);
-      return;
+      return false;
     }
     default:
       await engine.durable(offset);
-      say(SAYS_DURABLE, offset);
+      return true;
   }
 }
 
-try {
-  say(SAYS_STARTED, process.pid);
+async function live(task: Task, store: number): Promise<void> {
+  const { plan, directory, closeAfter } = task;
+  const prng = new Prng(task.seed);
   const engine = await open(directory, {
     memoryBytes: 32 * MiB,
     mergeThreads: 1,
@@ -206,19 +215,29 @@ try {
     syncIntervalMs: plan.syncIntervalMs,
     ...(plan.host === 'inline' ? { threads: 0 } : {}),
   });
-  say(SAYS_OPEN, engine.upper);
-  await checkStore(engine);
-  say(SAYS_CHECKED, engine.upper);
+  say(store, SAYS_OPEN, engine.upper);
+  await checkStore(engine, task, prng);
+  say(store, SAYS_CHECKED, engine.upper);
   if (closeAfter > 0) {
-    const watching = watch(engine);
-    await write(engine);
+    const watching = watch(engine, store);
+    await write(engine, task, store, prng);
     clearInterval(watching);
   }
-  say(SAYS_CLOSING, engine.upper);
+  say(store, SAYS_CLOSING, engine.upper);
   await engine.close();
-  say(SAYS_CLOSED, engine.upper);
-} catch (error) {
-  const text = error instanceof Error ? error.stack : String(error);
-  writeSync(2, `${text}\n${JSON.stringify((error as { detail?: unknown }).detail ?? {})}\n`);
-  process.exit(EXIT_WRONG);
+  say(store, SAYS_CLOSED, engine.upper);
 }
+
+say(0, SAYS_STARTED, process.pid);
+await Promise.all(
+  tasks.map(async (task, store) => {
+    try {
+      await live(task, store);
+    } catch (error) {
+      const text = error instanceof Error ? error.stack : String(error);
+      const detail = JSON.stringify((error as { detail?: unknown }).detail ?? {});
+      writeSync(2, `store ${store}: ${text}\n${detail}\n`);
+      process.exit(EXIT_WRONG);
+    }
+  }),
+);

@@ -2,9 +2,10 @@
  * npm run crash: kills processes that write to a real disk, and looks whether anything acknowledged is
  * missing, or anything is there that should not be (rounds.ts).
  *
- *   --rounds=N     processes killed or closed; default 100
+ *   --rounds=N     stores looked at after a kill; default 100
  *   --seed=N       draws stores, loads and moments; when exactly a kill falls the system decides
- *   --lanes=N      stores side by side; default 4
+ *   --lanes=N      processes side by side; default 2
+ *   --stores=N     stores of each process, the first on threads, the others inline; default 4
  *   --directory=D  on the disk to be tried; default .tidemark-kill/ in the checkout
  */
 import { existsSync, rmdirSync } from 'node:fs';
@@ -18,7 +19,8 @@ const { values } = parseArgs({
   options: {
     rounds: { type: 'string', default: '100' },
     seed: { type: 'string', default: '1' },
-    lanes: { type: 'string', default: '4' },
+    lanes: { type: 'string', default: '2' },
+    stores: { type: 'string', default: '4' },
     directory: { type: 'string', default: join(ROOT, '.tidemark-kill') },
   },
 });
@@ -40,15 +42,17 @@ const seed = count('seed', values.seed);
 const lanes = Math.max(1, count('lanes', values.lanes));
 const startedAt = performance.now();
 const seconds = (): number => (performance.now() - startedAt) / 1000;
+let told = 0;
 const report = await killRounds({
   seed,
   rounds,
   lanes,
+  stores: Math.max(1, count('stores', values.stores)),
   directory: join(values.directory, `run-${process.pid}`),
   onRound: (done) => {
-    if (done % 100 === 0) {
-      console.log(`${done} rounds, ${(done / seconds()).toFixed(1)} per second`);
-    }
+    if (done < told + 100) return;
+    told = done;
+    console.log(`${done} rounds, ${(done / seconds()).toFixed(1)} per second`);
   },
 });
 
@@ -56,7 +60,7 @@ const { failure } = report;
 const perSecond = (report.rounds / seconds()).toFixed(1);
 console.log(`${report.rounds} rounds in ${seconds().toFixed(0)} s, ${perSecond} per second`);
 console.log(
-  `${report.kills} killed, ${report.closes} closed in order, ${report.stores} stores, ` +
+  `${report.processes} processes, ${report.kills} stores killed, ${report.closes} closed in order, ${report.stores} stores, ` +
     `${report.acknowledged} transactions acknowledged, ${report.rotations} rotations`,
 );
 for (const counts of [report.killsByPhase, report.killsByKind]) {
@@ -79,8 +83,8 @@ if (failure === undefined) {
   console.error(`the store before the process that found it: ${show(failure.before)}`);
   console.error(`as that process left it:                    ${show(failure.directory)}`);
   console.error(`to look: npx tidemark inspect ${show(failure.before)}`);
-  const again = JSON.stringify({ ...task, closeAfter: 0 });
-  console.error(`to find it again, on a copy: node child.js '${again}'`);
+  const again = JSON.stringify([{ ...task, closeAfter: 0 }]);
+  console.error(`to find it again, on a copy: node child.js '${again}' 3>/dev/null`);
   console.error(`  (child.js is in ${show(join(failure.directory, '..', 'program/test/kill'))})`);
   console.error(`the same stores and loads: npm run crash -- --seed=${seed} --rounds=${rounds}`);
   process.exitCode = 1;

@@ -119,12 +119,12 @@ export class Contents {
 
 // ---------------------------------------------------------------- what the child says
 
-/** Bytes of a message: u32 kind, u32 flags, f64 number. */
+/** Bytes of a message: u16 kind, u16 which of its stores, u32 flags, f64 number. */
 export const MESSAGE_BYTES = 16;
 /** The descriptor it is written to. */
 export const MESSAGE_FD = 3;
 
-/** The engine's code is loaded; the number is the process's own idea of what it is. */
+/** The engine's code is loaded; the number is the process's own idea of what it is. Of all its stores. */
 export const SAYS_STARTED = 1;
 /** Open; the number is the engine's upper. */
 export const SAYS_OPEN = 2;
@@ -146,7 +146,7 @@ export const BUSY_MERGE = 2;
 export const BUSY_ROTATION = 4;
 export const BUSY_EDIT = 8;
 
-/** What the child is asked, as JSON in its first argument. */
+/** What the child is asked of one store; its first argument is a list of these, as JSON. */
 export type Task = {
   readonly plan: StorePlan;
   readonly directory: string;

@@ -1,11 +1,12 @@
 /**
- * Rounds of kill -9 against a real disk. Each round starts a process over the store that the last one left
- * (child.ts), which checks it and goes on writing, until it is killed at a moment drawn here; what it
- * had said by then is held here, outside of it. Several stores go side by side. Used by main.ts and the
- * test; runs on the main thread, the children are processes of their own.
+ * Rounds of kill -9 against a real disk. A process over the stores that the last one left (child.ts) checks
+ * them and goes on writing, until it is killed at a moment drawn here; what it had said by then is held
+ * here, outside of it. A round is one store's part in that: a process has several, so that its start is
+ * paid for once, and several processes go side by side. Used by main.ts and the test; runs on the main
+ * thread, the children are processes of their own.
  *
- *   store   rounds of one plan, killed or closed in order -> a last process that checks and closes -> a
- *           new store in an empty directory
+ *   store   rounds of one plan, killed or now and then closed in order, until it has had enough; when the
+ *           next process has found it sound, a new one in an empty directory takes its place
  */
 import { spawn } from 'node:child_process';
 import { cpSync, existsSync, mkdirSync, rmSync } from 'node:fs';
@@ -34,13 +35,17 @@ import { makeProgram } from './program.ts';
 
 /** A process that says nothing for so long hangs. */
 const SILENCE_MS_MAX = 60_000;
-const TRANSACTIONS_MAX = 40_000;
+/** A store larger than this has had enough. */
+const OFFSETS_MAX = 40_000;
+const WITHOUT_END = 1_000_000_000;
 
 export type KillOptions = {
   readonly seed: number;
   readonly rounds: number;
-  /** Stores side by side. */
+  /** Processes side by side. */
   readonly lanes: number;
+  /** Stores of each: the first on threads, the others inline. */
+  readonly stores: number;
   /** Made here, and removed when nothing was found. */
   readonly directory: string;
   readonly onRound?: (done: number) => void;
@@ -50,6 +55,7 @@ export type KillOptions = {
 
 export type KillReport = {
   rounds: number;
+  processes: number;
   kills: number;
   closes: number;
   stores: number;
@@ -71,12 +77,12 @@ export type KillFailure = {
   readonly task: Task;
 };
 
-class Round extends Error {
-  readonly task: Task;
+class Wrong extends Error {
+  readonly store: Store;
 
-  constructor(task: Task, text: string) {
+  constructor(store: Store, text: string) {
     super(text);
-    this.task = task;
+    this.store = store;
   }
 }
 
@@ -92,13 +98,55 @@ function drawMoment(prng: Prng): Moment {
   return { after: SAYS_CHECKED, ms: prng.below(prng.pick([10, 60, 200])) };
 }
 
-type Ended = { killed: boolean; phase: string; promised: number };
+/** One store through its processes. */
+class Store {
+  readonly plan: StorePlan;
+  readonly directory: string;
+  readonly before: string;
+  promised = 0;
+  roundsLeft: number;
+  // Of the process in progress.
+  task!: Task;
+  phase = 'starting';
+  isChecked = false;
+  rotations = 0;
 
+  constructor(plan: StorePlan, directory: string, rounds: number) {
+    this.plan = plan;
+    this.directory = directory;
+    this.before = `${directory}-before`;
+    this.roundsLeft = rounds;
+  }
+
+  begin(task: Task): void {
+    this.task = task;
+    this.phase = 'starting';
+    this.isChecked = false;
+    this.rotations = 0;
+    // What a process finds wrong is looked at as it found it, not as it has mended it.
+    rmSync(this.before, { recursive: true, force: true });
+    if (existsSync(this.directory)) cpSync(this.directory, this.before, { recursive: true });
+    else mkdirSync(this.directory, { recursive: true });
+  }
+
+  promise(upper: number): void {
+    this.promised = Math.max(this.promised, upper);
+  }
+
+  remove(): void {
+    for (const path of [this.directory, this.before]) {
+      rmSync(path, { recursive: true, force: true });
+    }
+  }
+}
+
+/** One process after the other. */
 class Lane {
   readonly #run: KillRun;
   readonly #prng: Prng;
   readonly #number: number;
-  #stores = 0;
+  readonly #stores: Store[] = [];
+  #made = 0;
 
   constructor(run: KillRun, number: number, prng: Prng) {
     this.#run = run;
@@ -107,156 +155,159 @@ class Lane {
   }
 
   async go(): Promise<void> {
-    while (this.#run.goesOn) await this.#store();
-  }
-
-  async #store(): Promise<void> {
-    const prng = this.#prng;
     const run = this.#run;
-    const host: Host = (this.#stores + this.#number) % 2 === 0 ? 'threads' : 'inline';
-    const plan = planStore(prng.u32(), host);
-    const directory = join(run.options.directory, `store-${this.#number}-${this.#stores++}`);
-    const before = `${directory}-before`;
-    run.report.stores++;
-    let promised = 0;
-    const rounds = prng.between(3, 20);
-    for (let i = 0; i < rounds && run.goesOn; i++) {
-      promised = await this.#round(plan, directory, before, promised, drawMoment(prng));
-      if (promised > TRANSACTIONS_MAX) break;
+    for (let i = 0; i < run.options.stores; i++) this.#stores.push(this.#makeStore(i));
+    while (run.goesOn) {
+      await this.#process(drawMoment(this.#prng));
+      this.#stores.forEach((store, i) => {
+        if (!store.isChecked || (store.roundsLeft > 0 && store.promised < OFFSETS_MAX)) return;
+        store.remove();
+        this.#stores[i] = this.#makeStore(i);
+      });
     }
-    await this.#round(plan, directory, before, promised, undefined);
-    for (const path of [directory, before]) rmSync(path, { recursive: true, force: true });
+    // What the last kill left is looked at too.
+    if (run.report.failure === undefined) await this.#process(undefined);
+    for (const store of this.#stores) store.remove();
   }
 
-  /** One process, from start to end. */
-  async #round(
-    plan: StorePlan,
-    directory: string,
-    before: string,
-    promised: number,
-    moment: Moment | undefined,
-  ): Promise<number> {
+  #makeStore(place: number): Store {
     const prng = this.#prng;
     const { report, options } = this.#run;
-    if (moment !== undefined) this.#run.begin();
-    const isShort = moment?.after === SAYS_CLOSING;
-    const task: Task = {
-      plan,
-      directory,
-      seed: prng.u32(),
-      promised: options.claim === undefined ? promised : options.claim(promised),
-      closeAfter: moment === undefined ? 0 : isShort ? prng.between(1, 400) : 1_000_000,
-    };
-    // What a process finds wrong is looked at as it found it, not as it has mended it.
-    rmSync(before, { recursive: true, force: true });
-    if (existsSync(directory)) cpSync(directory, before, { recursive: true });
-    else mkdirSync(directory, { recursive: true });
-    const { killed, phase, promised: after } = await this.#watch(task, moment);
-    if (moment === undefined) {
-      report.closes++;
-      return after;
-    }
-    if (killed) {
+    report.stores++;
+    const plan = planStore(prng.u32(), place === 0 ? 'threads' : 'inline');
+    const directory = join(options.directory, `store-${this.#number}-${this.#made++}`);
+    return new Store(plan, directory, prng.between(2, 20));
+  }
+
+  /** Starts a process over all stores, and kills it; without a moment it checks, closes and ends. */
+  async #process(moment: Moment | undefined): Promise<void> {
+    const prng = this.#prng;
+    const { report, options } = this.#run;
+    if (moment !== undefined) this.#run.begin(this.#stores.length);
+    // The one whose progress decides about the moment.
+    const watched = prng.below(this.#stores.length);
+    this.#stores.forEach((store, i) => {
+      const isShort = prng.chance(0.1) || (moment?.after === SAYS_CLOSING && i === watched);
+      store.begin({
+        plan: store.plan,
+        directory: store.directory,
+        seed: prng.u32(),
+        promised: options.claim === undefined ? store.promised : options.claim(store.promised),
+        closeAfter: moment === undefined ? 0 : isShort ? prng.between(1, 400) : WITHOUT_END,
+      });
+    });
+    const isKilled = await this.#watch(moment, watched);
+    report.processes++;
+    for (const { plan, phase, rotations } of this.#stores) {
+      report.rotations += rotations;
+      if (phase === 'closed') report.closes++;
+      if (!isKilled || phase === 'closed') continue;
       report.kills++;
       add(report.killsByPhase, phase);
       add(report.killsByKind, `${plan.host} ${plan.synced ? 'synced' : 'buffered'}`);
-    } else {
-      report.closes++;
     }
-    this.#run.end();
-    return after;
+    if (moment === undefined) return;
+    for (const store of this.#stores) store.roundsLeft--;
+    this.#run.end(this.#stores.length);
   }
 
-  #watch(task: Task, moment: Moment | undefined): Promise<Ended> {
-    const { report, program } = this.#run;
+  /** True: it was killed; false: it ended, all stores closed. */
+  #watch(moment: Moment | undefined, watched: number): Promise<boolean> {
+    const stores = this.#stores;
+    const tasks = stores.map(({ task }) => task);
     return new Promise((resolve, reject) => {
-      const child = spawn(process.execPath, [program, JSON.stringify(task)], {
+      const child = spawn(process.execPath, [this.#run.program, JSON.stringify(tasks)], {
         stdio: ['ignore', 'ignore', 'pipe', 'pipe'],
       });
       let words = '';
       child.stderr!.setEncoding('utf8').on('data', (text: string) => {
         words = (words + text).slice(0, 20_000);
       });
-      let { promised } = task;
-      let phase = 'starting';
-      let rotations = 0;
-      let opened = -1;
       let killer: NodeJS.Timeout | undefined;
+      let isKilled = false;
       let isHung = false;
       const silence = setTimeout(() => {
         isHung = true;
         child.kill('SIGKILL');
       }, SILENCE_MS_MAX);
-      let isKilled = false;
-      const arm = (said: number): void => {
+      const arm = (said: number, store: number): void => {
         if (moment?.after !== said || killer !== undefined) return;
+        if (store !== watched && said > SAYS_STARTED) return;
         killer = setTimeout(() => {
           isKilled = true;
           child.kill('SIGKILL');
         }, moment.ms);
       };
-      const fail = (text: string): void => reject(new Round(task, text));
-      const hear = (kind: number, flags: number, number: number): void => {
-        switch (kind) {
-          case SAYS_STARTED:
-            phase = 'opening';
-            break;
-          case SAYS_OPEN:
-            phase = 'checking';
-            opened = number;
-            if (number < task.promised) report.lost += task.promised - number;
-            break;
-          case SAYS_CHECKED:
-            phase = 'writing';
-            // What was found there is there to stay: the log is durable before the engine is open.
-            promised = Math.max(promised, number);
-            break;
-          case SAYS_ACKNOWLEDGED:
-          case SAYS_DURABLE:
-            if (kind === SAYS_ACKNOWLEDGED) report.acknowledged++;
-            else report.durable++;
-            promised = Math.max(promised, number + 1);
-            break;
-          case SAYS_BUSY:
-            rotations = number;
-            phase = busyPhase(flags);
-            break;
-          case SAYS_CLOSING:
-            phase = 'closing';
-            break;
-          case SAYS_CLOSED:
-            phase = 'closed';
-            promised = Math.max(promised, number);
-            break;
-          default:
-            fail(`a message of kind ${kind}`);
-        }
-        arm(kind);
-      };
+      const fail = (store: Store, text: string): void => reject(new Wrong(store, text));
       let rest: Buffer = Buffer.alloc(0);
       (child.stdio[MESSAGE_FD] as Readable).on('data', (chunk: Buffer) => {
         const bytes = rest.length === 0 ? chunk : Buffer.concat([rest, chunk]);
         let at = 0;
         for (; at + MESSAGE_BYTES <= bytes.length; at += MESSAGE_BYTES) {
-          hear(bytes.readUInt32LE(at), bytes.readUInt32LE(at + 4), bytes.readDoubleLE(at + 8));
+          const kind = bytes.readUInt16LE(at);
+          const store = bytes.readUInt16LE(at + 2);
+          this.#hear(kind, store, bytes.readUInt32LE(at + 4), bytes.readDoubleLE(at + 8));
+          arm(kind, store);
         }
         rest = bytes.subarray(at);
       });
-      arm(0);
-      child.once('error', (error) => fail(String(error)));
+      arm(0, watched);
+      child.once('error', (error) => fail(stores[0], String(error)));
       // The pipe has been read to its end by then.
       child.once('close', (code, signal) => {
         clearTimeout(silence);
         clearTimeout(killer);
-        report.rotations += rotations;
-        if (isHung) fail(`silent for ${SILENCE_MS_MAX} ms while ${phase}`);
-        else if (signal !== 'SIGKILL' && code !== 0) {
-          fail(`ended with ${code ?? signal} while ${phase}: ${words}`);
-        } else if (opened >= 0 && opened < task.promised) fail(`opened at ${opened}`);
-        else if (signal !== 'SIGKILL' && phase !== 'closed') fail(`ended while ${phase}`);
-        else resolve({ killed: isKilled && signal === 'SIGKILL', phase, promised });
+        const open = stores.find(({ phase }) => phase !== 'closed');
+        if (isHung) fail(open ?? stores[0], `silent for ${SILENCE_MS_MAX} ms while ${open?.phase}`);
+        else if (signal === 'SIGKILL') resolve(isKilled);
+        else if (code === 0 && open === undefined) resolve(false);
+        else {
+          const store = stores[Number(/^store (\d+):/.exec(words)?.[1] ?? 0)] ?? stores[0];
+          fail(store, `ended with ${code ?? signal} while ${store.phase}: ${words}`);
+        }
       });
     });
+  }
+
+  #hear(kind: number, number: number, flags: number, value: number): void {
+    const { report } = this.#run;
+    const store = this.#stores[number];
+    switch (kind) {
+      case SAYS_STARTED:
+        for (const each of this.#stores) each.phase = 'opening';
+        return;
+      case SAYS_OPEN:
+        store.phase = 'checking';
+        report.lost += Math.max(0, store.task.promised - value);
+        return;
+      case SAYS_CHECKED:
+        store.phase = 'writing';
+        store.isChecked = true;
+        // What was found there is there to stay, unless the power goes.
+        store.promise(value);
+        return;
+      case SAYS_ACKNOWLEDGED:
+        report.acknowledged++;
+        store.promise(value + 1);
+        return;
+      case SAYS_DURABLE:
+        report.durable++;
+        store.promise(value + 1);
+        return;
+      case SAYS_BUSY:
+        store.rotations = value;
+        store.phase = busyPhase(flags);
+        return;
+      case SAYS_CLOSING:
+        store.phase = 'closing';
+        return;
+      case SAYS_CLOSED:
+        store.phase = 'closed';
+        store.promise(value);
+        return;
+      default:
+        throw new Wrong(store, `a message of kind ${kind}`);
+    }
   }
 }
 
@@ -278,6 +329,7 @@ class KillRun {
   readonly program: string;
   readonly report: KillReport = {
     rounds: 0,
+    processes: 0,
     kills: 0,
     closes: 0,
     stores: 0,
@@ -300,12 +352,12 @@ class KillRun {
     return this.report.failure === undefined && this.#begun < this.options.rounds;
   }
 
-  begin(): void {
-    this.#begun++;
+  begin(rounds: number): void {
+    this.#begun += rounds;
   }
 
-  end(): void {
-    this.report.rounds++;
+  end(rounds: number): void {
+    this.report.rounds += rounds;
     this.options.onRound?.(this.report.rounds);
   }
 }
@@ -321,14 +373,9 @@ export async function killRounds(options: KillOptions): Promise<KillReport> {
       try {
         await lane.go();
       } catch (error) {
-        if (!(error instanceof Round)) throw error;
-        const { directory } = error.task;
-        run.report.failure ??= {
-          text: error.message,
-          directory,
-          before: `${directory}-before`,
-          task: error.task,
-        };
+        if (!(error instanceof Wrong)) throw error;
+        const { directory, before, task } = error.store;
+        run.report.failure ??= { text: error.message, directory, before, task };
       }
     }),
   );
