@@ -35,6 +35,10 @@ export type EngineConfig = {
   readonly segmentBytes: number;
   readonly mergeThreads: number;
   readonly history: number;
+  /** Segments of the log whose successor began less than this ago stay; left out: 0. */
+  readonly walKeepMs?: number;
+  /** A checkpoint at every multiple of so many transactions; left out: the limit. */
+  readonly checkpointEvery?: number;
   readonly readOnly: boolean;
   readonly createIfMissing: boolean;
   readonly errorIfExists: boolean;

@@ -63,6 +63,11 @@ export class CatalogReader {
     return this.#history.has(id);
   }
 
+  /** What each collection keeps, the catalog left out. */
+  histories(): Iterable<readonly [collection: number, history: number]> {
+    return this.#history;
+  }
+
   /** Offsets that the collection keeps, -1 = all. The catalog itself keeps only what is newest. */
   historyOf(id: number): number {
     if (id === CATALOG_ID) return 0;

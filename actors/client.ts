@@ -16,7 +16,15 @@ import { CommitLine, poisonedError } from './commit-line.ts';
 import type { Codec } from './encodings.ts';
 import { encodeInto, encodedBy, isOurs, tooLarge } from './encodings.ts';
 import { poison } from './host.ts';
-import { DONE, KIND_WORD, MSG_COMPACT, MSG_DONE, MSG_FLUSH, REQUEST } from './messages.ts';
+import {
+  DONE,
+  KIND_WORD,
+  MSG_CHECKPOINT,
+  MSG_COMPACT,
+  MSG_DONE,
+  MSG_FLUSH,
+  REQUEST,
+} from './messages.ts';
 import { NEWEST, Reader, historyLost } from './reader.ts';
 import { THREAD_BACKGROUND } from './topology.ts';
 
@@ -266,6 +274,13 @@ export class Client {
     // Requests go by another ring than records, and would overtake them.
     await this.line.sequenced();
     await this.#request(MSG_FLUSH, 0, false);
+  }
+
+  /** The same, and the manifest rolled up: what the log holds of it is needed no more. */
+  async checkpoint(): Promise<void> {
+    this.assertUsable();
+    await this.line.sequenced();
+    await this.#request(MSG_CHECKPOINT, 0, false);
   }
 
   compact(collection: number | undefined): Promise<void> {

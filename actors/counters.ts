@@ -58,6 +58,12 @@ export const KEEPER_COUNTERS = [
   'flushedUpper',
   'segments',
   'workWaiting',
+  'checkpoints',
+  'checkpointNewer',
+  'checkpointOlder',
+  'checkpointAtMs',
+  'logFloor',
+  'logFloorHolder',
 ] as const;
 
 export const COMPACTOR_COUNTERS = ['jobs', 'jobsLarge', 'jobMs', 'prepares', 'failed'] as const;

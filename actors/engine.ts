@@ -469,6 +469,15 @@ export class Engine extends EventEmitter {
     return this.#client.flush();
   }
 
+  /**
+   * Flushes, and rolls the manifest up. Segments of the log that end below the checkpoint before this
+   * one then go, where no history needs them.
+   */
+  async checkpoint(): Promise<void> {
+    this.#assertWritable();
+    return this.#client.checkpoint();
+  }
+
   /** Merges a collection (or all) into as few runs as can be, its unneeded history left out. */
   async compact(collection?: Collection<any, any>): Promise<void> {
     collection?.assertOf(this.#client);

@@ -134,6 +134,8 @@ export const APPLY = { ADDRESS: 1, VERSION: 2 } as const;
 export const MSG_FLUSH = 26;
 /** Merge one collection (or all: WHOLE = 1) into one run. */
 export const MSG_COMPACT = 27;
+/** Flush, and a rollup of the manifest that says so. */
+export const MSG_CHECKPOINT = 31;
 export const REQUEST = { NUMBER: 1, COLLECTION: 2, WHOLE: 3 } as const;
 export const MSG_DONE = 28;
 export const DONE = { NUMBER: 1, REFUSAL: 2 } as const;

@@ -46,6 +46,8 @@ export interface OpenOptions {
   readonly threads?: number;
   /** Default history of new collections; default 0: only now and held snapshots. */
   readonly history?: History;
+  /** The log: segments whose successor began less than `keepMs` ago stay; default 0. */
+  readonly wal?: { readonly keepMs?: number };
   /** Show the state at open and refuse writes. Default false. */
   readonly readOnly?: boolean;
   /** Create the store when the directory holds none. Default true. */
@@ -85,6 +87,7 @@ const KNOWN: ReadonlySet<string> = new Set([
   'mergeThreads',
   'threads',
   'history',
+  'wal',
   'readOnly',
   'createIfMissing',
   'errorIfExists',
@@ -147,6 +150,7 @@ export function checkOptions(directory: unknown, given: unknown): CheckedOptions
       ),
       mergeThreads: integer(options, 'mergeThreads', defaultMergeThreads(), 1, 64),
       history: checkHistory(history),
+      walKeepMs: checkWal(options['wal']),
       readOnly,
       createIfMissing: flag(options, 'createIfMissing', true) && !readOnly,
       errorIfExists: flag(options, 'errorIfExists', false),
@@ -172,6 +176,16 @@ export function checkFields(given: unknown, known: ReadonlySet<string>, what: st
   for (const name in given) {
     if (!known.has(name)) throw new TypeError(`unknown ${what} ${name}`);
   }
+}
+
+const WAL_FIELDS: ReadonlySet<string> = new Set(['archive', 'keepMs']);
+
+function checkWal(given: unknown): number {
+  if (given === undefined) return 0;
+  checkFields(given, WAL_FIELDS, 'wal option');
+  const wal = given as Record<string, unknown>;
+  if (wal['archive'] !== undefined) throw new TypeError('wal.archive is not available yet');
+  return integer(wal, 'keepMs', 0, 0, Number.MAX_SAFE_INTEGER);
 }
 
 const HISTORY_FIELDS: ReadonlySet<string> = new Set(['offsets', 'ms']);

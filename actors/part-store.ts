@@ -265,11 +265,11 @@ export class PartStore {
   #addPart(info: PartInfo, index: Uint8Array, filter: Uint8Array): void {
     const { arena } = this.#context;
     const file = this.#files.get(info.file)!;
+    const block = this.#slab.allocate(partBlockBytes(info));
+    if (block === 0) throw new Error('the arena has no room for the description of a part');
     const indexAddress = this.#place(index);
     // A filter without its index would save nothing.
     const filterAddress = indexAddress === 0 ? 0 : this.#place(filter);
-    const block = this.#slab.allocate(partBlockBytes(info));
-    if (block === 0) throw new Error('the arena has no room for the description of a part');
     writePart(arena, block, info, file.fd, indexAddress, filterAddress);
     file.parts++;
     const part: LoadedPart = {
@@ -317,6 +317,23 @@ export class PartStore {
     this.#dropIfUnused(file);
   }
 
+  /** Lets go of what a job made and could not be loaded: parts that were, and files of those that were not. */
+  discardOutputs(refs: readonly PartRef[]): void {
+    for (const ref of refs) this.discard(ref);
+    for (const number of new Set(refs.map(({ file }) => file))) {
+      const file = this.#files.get(number);
+      if (file !== undefined) this.#dropIfUnused(file);
+      else this.#unlink(number);
+    }
+  }
+
+  #unlink(file: number): void {
+    this.#submit(-1, [{ call: 'unlink', path: partPath(file) }], () => {
+      // What could not be deleted is an orphan; the sweep of the next open takes it.
+      this.filesDeleted++;
+    });
+  }
+
   /** A job reads these files: they stay until unpinned. */
   pin(files: Iterable<number>): void {
     for (const file of files) this.#files.get(file)!.pins++;
@@ -340,10 +357,7 @@ export class PartStore {
         this.#context.storage.close(file.fd);
         this.#openCount--;
       }
-      this.#submit(-1, [{ call: 'unlink', path: partPath(file.file) }], () => {
-        // What could not be deleted is an orphan; the sweep of the next open takes it.
-        this.filesDeleted++;
-      });
+      this.#unlink(file.file);
     });
   }
 

@@ -8,19 +8,20 @@
  *   sequencer   OPENED           the first generation; a first view
  *   sequencer   SPARE            named in a new view, SPARE_PUBLISHED back
  *   sequencer   SEALED           queued for its flush; EMPTY: there was nothing to seal
- *   durability  SEGMENT          a segment began: after a rotation a checkpoint is due
+ *   durability  SEGMENT          a segment began: to the log's keeper (log-keeper.ts)
  *   durability  RECOVERED        the log is replayed
  *   durability  BOUND_REACHED    a sealed generation is durable, its flush may be linked
  *   durability  CLOSE            the line has ended: everything here ends too
  *   compactor   CREDIT, RESULT   how many jobs may run; what became of one
  *   evictor     APPLIED          the row cache has taken a flushed generation in
- *   client      FLUSH, COMPACT   DONE back when it is so
+ *   client      FLUSH, COMPACT,  DONE back when it is so
+ *               CHECKPOINT
  *
  * A sealed generation's way: flush job -> parts loaded -> (durable) edit proposed -> edit answered ->
  * APPLY to the evictor -> APPLIED -> view without the generation -> retired by epoch -> FREE.
  */
 import { invariant } from '../core/base/assert.ts';
-import { corrupt, fromPlainError, TidemarkError } from '../core/base/errors.ts';
+import { corrupt, fromPlainError, TidemarkError, toPlainError } from '../core/base/errors.ts';
 import { join, le } from '../core/base/frontier.ts';
 import { MiB, clientsMax, partBytesTarget, runsHard } from '../core/base/limits.ts';
 import { CATALOG_ID, KIND_KEYED } from '../core/base/update.ts';
@@ -58,14 +59,7 @@ import type { MergeChoice } from '../core/spine/policy.ts';
 import { Spine, diffSpine } from '../core/spine/spine.ts';
 import type { MergeResult } from '../core/spine/spine.ts';
 import { acquireLock, releaseLock } from '../core/storage/lock.ts';
-import {
-  PARTS_DIR,
-  STORE_DIRS,
-  TMP_DIR,
-  numberOf,
-  partPath,
-  segmentPath,
-} from '../core/storage/names.ts';
+import { PARTS_DIR, STORE_DIRS, TMP_DIR, numberOf, partPath } from '../core/storage/names.ts';
 import type { StorageAnswer, StorageCall } from '../core/storage/storage.ts';
 import { Outbox, inboxOf } from './actor.ts';
 import type { Actor, ActorContext } from './actor.ts';
@@ -84,6 +78,7 @@ import {
   MSG_APPLIED,
   MSG_APPLY,
   MSG_BOUND_REACHED,
+  MSG_CHECKPOINT,
   MSG_CLOSE,
   MSG_COMPACT,
   MSG_DONE,
@@ -104,6 +99,7 @@ import {
   getWide,
 } from './messages.ts';
 import { JobDesk } from './job-desk.ts';
+import { LogKeeper } from './log-keeper.ts';
 import { PartStore } from './part-store.ts';
 import { isGone, markReleased } from './process-identity.ts';
 import { freeText, reserveText, writeText } from './text-blocks.ts';
@@ -147,9 +143,7 @@ const MOVES: number = indexIn(KEEPER_COUNTERS, 'moves');
 const JOBS_FAILED: number = indexIn(KEEPER_COUNTERS, 'jobsFailed');
 const EDITS: number = indexIn(KEEPER_COUNTERS, 'edits');
 const EDIT_BATCHES: number = indexIn(KEEPER_COUNTERS, 'editBatches');
-const ROLLUPS: number = indexIn(KEEPER_COUNTERS, 'rollups');
 const FILES_DELETED: number = indexIn(KEEPER_COUNTERS, 'filesDeleted');
-const SEGMENTS_DELETED: number = indexIn(KEEPER_COUNTERS, 'segmentsDeleted');
 const STALL_MS_FOR_RUNS: number = indexIn(KEEPER_COUNTERS, 'stallMsForRuns');
 const JOBS_RUNNING: number = indexIn(KEEPER_COUNTERS, 'jobsRunning');
 const SEALED: number = indexIn(KEEPER_COUNTERS, 'sealed');
@@ -220,6 +214,7 @@ export class SpineKeeper implements Actor {
   readonly #views: Views;
   readonly #desk: JobDesk;
   readonly #catalog: CatalogReader;
+  readonly #log: LogKeeper;
 
   #store: ManifestStore | undefined;
   /** File ids below it were given out before this run. */
@@ -259,9 +254,6 @@ export class SpineKeeper implements Actor {
   #sealAnswered = 0;
   readonly #flushWishes: FlushWish[] = [];
   readonly #compactWishes: CompactWish[] = [];
-  /** First offset of the newest segment: a checkpoint is due once all below is in parts. */
-  #checkpointAt = -1;
-  #startLogSeq = 0;
   #recoverText = 0;
 
   // Queued storage calls.
@@ -296,6 +288,13 @@ export class SpineKeeper implements Actor {
     this.#views = new Views(context, this.#slab, this.#retired, this.#parts);
     this.#desk = new JobDesk(context, this.#slab);
     this.#catalog = new CatalogReader(context, KEEPER_CLIENT);
+    this.#log = new LogKeeper(context, this.#views, this.#counters, {
+      askSeal: () => this.#askSeal(),
+      propose: (edit, show) => this.#propose(edit, show),
+      submit: (fd, calls, done) => this.#submit(fd, calls, done),
+      tellClient: (client, number) => this.#tellClient(client, number),
+      histories: () => this.#catalog.histories(),
+    });
   }
 
   tick(): boolean {
@@ -320,7 +319,7 @@ export class SpineKeeper implements Actor {
       worked = this.#showEffects() || worked;
       worked = this.#dispatch() || worked;
       worked = this.#sweepDropped() || worked;
-      worked = this.#checkpoint() || worked;
+      worked = this.#log.step(this.#shownUpper, this.#store) || worked;
     }
     if (this.#views.stale) {
       this.#views.publish();
@@ -334,8 +333,8 @@ export class SpineKeeper implements Actor {
     if (this.#answersWait) return ANSWER_RETRY_MS;
     if (this.#retired.length > 0) return SWEEP_MS;
     if (this.#closing) return SWEEP_MS;
-    // Idle collections and failed jobs come due without a message.
-    return this.#collections.size > 0 || this.#sealed.length > 0 ? 1_000 : Infinity;
+    // Idle collections, failed jobs and checkpoints come due without a message.
+    return this.#opened && !this.#context.config.readOnly ? 1_000 : Infinity;
   }
 
   publish(): void {
@@ -443,7 +442,7 @@ export class SpineKeeper implements Actor {
       this.#store = ManifestStore.resume(storage, loaded);
       for (const path of this.#store.strays(storage)) storage.unlink(path);
     }
-    this.#startLogSeq = state.logStart.seq;
+    if (this.#store !== undefined) this.#log.begin(state.logStart.seq, this.#store);
     this.#shownUpper = state.flushed.upper;
     this.#bids = new IdReserve(state.counters.bid);
     this.#runIds = new IdReserve(state.counters.run);
@@ -500,11 +499,12 @@ export class SpineKeeper implements Actor {
       const start = { upper: 0, seq: first.seq, position: 4_096, chain: 0, epoch, atMs: 0 };
       this.#store = ManifestStore.create(storage, newManifest(logId, start));
       storage.syncDir('');
-      this.#startLogSeq = first.seq;
+      this.#log.begin(first.seq, this.#store);
     }
     this.#views.publish();
     this.#readCatalog();
     this.#opened = true;
+    this.#log.start();
     if (!config.readOnly) this.#sweepOrphans();
     control.moveState(STATE_STARTING, STATE_OPEN);
     ringAll(this.#context);
@@ -559,8 +559,9 @@ export class SpineKeeper implements Actor {
       const progress = store.onAnswer(answer);
       if (progress.failure !== undefined) throw progress.failure;
       if (progress.rolledUp) {
-        this.#counters.add(ROLLUPS, 1);
-        this.#dropSegments();
+        this.#log.onRolledUp(store);
+        // Before the engine is open the catalog may be an old one; when it closes, nothing follows the rollup.
+        if (this.#opened && !this.#closing) this.#log.dropSegments(store);
       }
     });
     return true;
@@ -687,10 +688,11 @@ export class SpineKeeper implements Actor {
     for (let slot = inbox.peek(); slot >= 0; slot = inbox.peek()) {
       switch (u32[slot + KIND_WORD]) {
         case MSG_SEGMENT:
-          this.#onSegment(
+          this.#log.onSegment(
             u32[slot + SEGMENT.SEQ],
             getWide(u32, slot + SEGMENT.BASE),
             getWide(u32, slot + SEGMENT.AT_MS),
+            this.#recovered,
           );
           break;
         case MSG_RECOVERED:
@@ -751,6 +753,8 @@ export class SpineKeeper implements Actor {
       if (u32[slot + KIND_WORD] === MSG_FLUSH) {
         const token = this.#askSeal();
         this.#flushWishes.push({ client, number, token, upper: -1 });
+      } else if (u32[slot + KIND_WORD] === MSG_CHECKPOINT) {
+        this.#log.onWish(client, number);
       } else {
         invariant(u32[slot + KIND_WORD] === MSG_COMPACT, 'a request of a client');
         const whole = u32[slot + REQUEST.WHOLE] === 1;
@@ -782,6 +786,7 @@ export class SpineKeeper implements Actor {
     for (const wish of this.#flushWishes) {
       if (wish.upper < 0 && wish.token <= token) wish.upper = upper;
     }
+    this.#log.onSealed(token, upper);
   }
 
   #onCompact(client: number, number: number, only: number): void {
@@ -794,6 +799,7 @@ export class SpineKeeper implements Actor {
 
   #answerWishes(): void {
     this.#answersWait = false;
+    this.#log.answerWishes();
     for (let i = 0; i < this.#flushWishes.length; i++) {
       const wish = this.#flushWishes[i];
       if (wish.upper < 0 || wish.upper > this.#shownUpper) continue;
@@ -819,49 +825,6 @@ export class SpineKeeper implements Actor {
     u32[slot + DONE.REFUSAL] = 0;
     outbox.send();
     return true;
-  }
-
-  // ---------------------------------------------------------------- the log's segments
-
-  #onSegment(seq: number, base: number, atMs: number): void {
-    this.#views.segments = [...this.#views.segments, { seq, base, atMs }];
-    this.#views.stale = true;
-    if (!this.#recovered) return;
-    // A rotation: all that the old segments hold is to go into parts, and a rollup to say so.
-    this.#checkpointAt = base;
-    this.#askSeal();
-  }
-
-  #checkpoint(): boolean {
-    if (this.#checkpointAt < 0 || this.#shownUpper < this.#checkpointAt) return false;
-    this.#checkpointAt = -1;
-    this.#store!.requestRollup();
-    return true;
-  }
-
-  /** Lets go of segments wholly below the older checkpoint: the log's start first, then the files. */
-  #dropSegments(): void {
-    const floor = this.#store!.checkpoints.older.upper;
-    let drop = 0;
-    while (drop + 1 < this.#views.segments.length && this.#views.segments[drop + 1].base <= floor)
-      drop++;
-    if (drop === 0) return;
-    const first = this.#views.segments[drop];
-    if (first.seq <= this.#startLogSeq) return;
-    this.#startLogSeq = first.seq;
-    this.#propose({ logStart: { seq: first.seq, offset: first.base, atMs: first.atMs } }, () => {
-      // As it is now: a drop before this one may not have been shown when this one was proposed.
-      const { segments } = this.#views;
-      const gone = segments.filter(({ seq }) => seq < first.seq);
-      this.#views.segments = segments.filter(({ seq }) => seq >= first.seq);
-      this.#views.stale = true;
-      const calls = gone.map(({ seq }): StorageCall => ({
-        call: 'unlink',
-        path: segmentPath(seq),
-      }));
-      this.#submit(-1, calls, () => this.#counters.add(SEGMENTS_DELETED, gone.length));
-      return true;
-    });
   }
 
   // ---------------------------------------------------------------- jobs
@@ -920,6 +883,7 @@ export class SpineKeeper implements Actor {
         this.#onFailure(item, fromPlainError(outcome.failure), true);
       else this.#onFlushed(item, outcome.value as FlushResult);
     });
+    if (!item.running) this.#files.giveBack(count);
     return item.running;
   }
 
@@ -1022,7 +986,11 @@ export class SpineKeeper implements Actor {
       // Damage does not heal: the wish to compact is answered by what could be done.
       collection.compactWanted = false;
     });
-    if (!isSent) return false;
+    if (!isSent) {
+      // Memory is short for a while: ids burnt at each attempt would cost an edit every few.
+      this.#files.giveBack(count);
+      return false;
+    }
     this.#merging.add(merging);
     this.#parts.pin(files);
     return true;
@@ -1056,12 +1024,17 @@ export class SpineKeeper implements Actor {
   // ---------------------------------------------------------------- flush results
 
   #onFlushed(item: Flushing, result: FlushResult): void {
-    this.#failuresInRow = 0;
     item.result = result;
     const refs = result.collections.flatMap((flushed) => flushed.parts);
     this.#parts.load(refs, (infos, failure) => {
-      if (failure !== undefined) throw failure;
-      item.infos = infos;
+      if (failure === undefined) {
+        this.#failuresInRow = 0;
+        item.infos = infos;
+        return;
+      }
+      this.#parts.discardOutputs(refs);
+      item.result = undefined;
+      this.#onFailure(item, asFailure(failure), true);
     });
   }
 
@@ -1193,12 +1166,18 @@ export class SpineKeeper implements Actor {
   // ---------------------------------------------------------------- merge results
 
   #onMerged(merging: Merging, result: JobMergeResult): void {
-    this.#failuresInRow = 0;
     const refs = result.runs.flatMap((run) => run.parts);
     this.#parts.load(refs, (infos, failure) => {
       this.#endMerge(merging);
-      if (failure !== undefined) throw failure;
-      this.#applyMerge(merging, result, infos!);
+      if (failure === undefined) {
+        this.#failuresInRow = 0;
+        this.#applyMerge(merging, result, infos!);
+        return;
+      }
+      // What was made cannot be read back: as if the job had failed.
+      this.#parts.discardOutputs(refs);
+      this.#onFailure(merging.collection, asFailure(failure), false);
+      merging.collection.compactWanted = false;
     });
   }
 
@@ -1305,6 +1284,7 @@ export class SpineKeeper implements Actor {
   /** Jobs, generations and edits that are not done: 0 is quiet. */
   #workWaiting(): number {
     let waiting = this.#desk.running + this.#sealed.length + this.#effects.length;
+    waiting += this.#log.waiting;
     const now = this.#context.clock.ticksMs();
     for (const collection of this.#collections.values()) {
       if (this.#chooseFor(collection, now) !== undefined) waiting++;
@@ -1366,6 +1346,10 @@ function mergeInputs(
 
 function notFound(directory: string): TidemarkError {
   return new TidemarkError('TIDEMARK_NOT_FOUND', `${directory} holds no store`, { directory });
+}
+
+function asFailure(failure: unknown): TidemarkError {
+  return failure instanceof TidemarkError ? failure : fromPlainError(toPlainError(failure));
 }
 
 /** A part that the manifest names and the disk has not got is damage, not an I/O error. */

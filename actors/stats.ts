@@ -6,6 +6,7 @@ import { KIND_CACHE, KIND_MEMTABLE, KIND_RECORD, KIND_VIEW } from '../core/share
 import { pageBytes } from '../core/base/limits.ts';
 import type { Client } from './client.ts';
 import { ACTOR_COUNTERS, CLIENT_COUNTERS, readCounters } from './counters.ts';
+import { HELD_BY_CHECKPOINT, HELD_BY_KEEP_MS } from './log-keeper.ts';
 import type { CheckedOptions } from './options.ts';
 
 /** One run of a collection: a read may have to look into it. */
@@ -51,6 +52,21 @@ export type EngineStats = {
     readonly segmentBytes: number;
     /** Oldest first: number and first offset. */
     readonly segments: readonly { readonly seq: number; readonly firstOffset: number }[];
+    /** Segments that end at or below `offset` are needed by nobody; found at each checkpoint. */
+    readonly floor: {
+      readonly offset: number;
+      /** Why not higher. 'history': that of `collection`, '' otherwise. */
+      readonly heldBy: 'checkpoint' | 'history' | 'keepMs';
+      readonly collection: string;
+    };
+    readonly checkpoints: {
+      /** All below is in parts, as each of the two kept rollups of the manifest says. */
+      readonly newer: number;
+      readonly older: number;
+      /** Since the newer one was made; after an open with nothing to replay, since its last commit. */
+      readonly ageMs: number;
+    };
+    readonly segmentsDeleted: number;
   };
   readonly collections: readonly CollectionStats[];
   /** Sealed generations on their way into parts. */
@@ -106,6 +122,13 @@ export function gatherStats(
       position: control.logPosition(),
       segmentBytes: options.config.segmentBytes,
       segments: segmentStats(client),
+      floor: floorStats(keeper, names),
+      checkpoints: {
+        newer: keeper['checkpointNewer'],
+        older: keeper['checkpointOlder'],
+        ageMs: Math.max(0, context.clock.nowMs() - keeper['checkpointAtMs']),
+      },
+      segmentsDeleted: keeper['segmentsDeleted'],
     },
     collections: collectionStats(client, names),
     sealed: keeper['sealed'],
@@ -119,6 +142,16 @@ export function gatherStats(
     evictor,
     client: readCounters(arena, place.counters, CLIENT_COUNTERS),
   };
+}
+
+function floorStats(
+  keeper: Readonly<Record<string, number>>,
+  names: ReadonlyMap<number, string>,
+): EngineStats['log']['floor'] {
+  const { logFloor: offset, logFloorHolder: holder } = keeper;
+  if (holder === HELD_BY_CHECKPOINT) return { offset, heldBy: 'checkpoint', collection: '' };
+  if (holder === HELD_BY_KEEP_MS) return { offset, heldBy: 'keepMs', collection: '' };
+  return { offset, heldBy: 'history', collection: names.get(holder) ?? '' };
 }
 
 function segmentStats(client: Client): { seq: number; firstOffset: number }[] {

@@ -40,6 +40,8 @@ export const segmentBytesDefault: number = 256 * MiB;
 export const segmentBytesMin: number = 16 * KiB;
 export const segmentBytesMax: number = 32 * GiB;
 export const idleWatermarkMs = 50;
+/** A checkpoint at every so many, whatever the segments. */
+export const checkpointTransactions = 1_000_000;
 export const stallMs = 1_000;
 
 // The spine.

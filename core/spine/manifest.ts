@@ -337,6 +337,11 @@ export class IdReserve {
     return this.#next - 1;
   }
 
+  /** The last `count` taken were not used: they come again. */
+  giveBack(count: number): void {
+    this.#next -= count;
+  }
+
   /** The counter to persist so that at least `count` more may be taken, or undefined when they may now. */
   wanted(count: number = idBlock >>> 1): number | undefined {
     return this.available >= count ? undefined : this.#next + Math.max(count, idBlock);
