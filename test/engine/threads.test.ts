@@ -1,0 +1,220 @@
+/**
+ * Goal: threads that die or hang end their engine, and nothing else: what they had open is closed, what
+ * was acknowledged is there, close() and an aborted open() come to an end. Method: the worker entry is
+ * one that does so when told to by a file.
+ */
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { closeSync, existsSync, openSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { pathToFileURL } from 'node:url';
+import { open } from '../../actors/index.ts';
+import type { Engine, OpenOptions, TidemarkError } from '../../actors/index.ts';
+import { MiB } from '../../core/base/limits.ts';
+import { SimDisk } from '../sim/disk.ts';
+import { Home, coded, inBothHosts, openFiles, turn, until } from './world.ts';
+
+/** A store, and a worker entry that runs `code` first. Files in `told` tell its threads what to do. */
+class Rig {
+  readonly home: Home = new Home('threads');
+  readonly store: string = join(this.home.directory, 'store');
+  readonly #options: OpenOptions;
+
+  constructor(code: string) {
+    const file = join(this.home.directory, 'worker.mjs');
+    const entry = new URL('../../dist/actors/worker.js', import.meta.url).href;
+    const lines = [
+      "import fs from 'node:fs';",
+      "import { syncBuiltinESMExports } from 'node:module';",
+      `const told = (what) => fs.existsSync(${JSON.stringify(this.home.directory)} + '/' + what);`,
+      `const path = (what) => ${JSON.stringify(this.home.directory)} + '/' + what;`,
+      code,
+      'syncBuiltinESMExports();',
+      `await import(${JSON.stringify(entry)});`,
+    ];
+    writeFileSync(file, lines.join('\n'));
+    this.#options = { workerUrl: pathToFileURL(file) };
+  }
+
+  open(options: OpenOptions = {}): Promise<Engine> {
+    return this.home.open({ ...this.#options, ...options }, this.store);
+  }
+
+  path(name: string): string {
+    return join(this.home.directory, name);
+  }
+
+  tell(what: string): void {
+    writeFileSync(this.path(what), '');
+  }
+
+  /** What this process has open of the store. */
+  get openFiles(): string[] {
+    return openFiles().filter((path) => path.startsWith(this.store));
+  }
+}
+
+async function withRig(code: string, use: (rig: Rig) => Promise<void>): Promise<void> {
+  const rig = new Rig(code);
+  try {
+    await use(rig);
+  } finally {
+    await rig.home.end();
+  }
+}
+
+/** Threads that turn their event loop exit when told to. */
+const DIES = "setInterval(() => { if (told('die')) process.exit(1); }, 5);";
+
+async function fill(engine: Engine): Promise<void> {
+  const words = await engine.collection('words', {});
+  for (let i = 0; i < 20; i++) await words.put(`${i}`, 'v');
+  await engine.flush();
+  await words.put('last', 'v');
+}
+
+async function checkFilled(engine: Engine): Promise<void> {
+  assert.equal([...(await engine.collection('words')).keys()].length, 21);
+}
+
+test('what a thread that died had open is closed', async () => {
+  await withRig(DIES, async (rig) => {
+    const engine = await rig.open();
+    let isTold = false;
+    engine.once('poisoned', () => (isTold = true));
+    await fill(engine);
+    assert.ok(rig.openFiles.length >= 2, 'a part and a segment');
+    rig.tell('die');
+    await until('poisoned', () => isTold);
+    assert.deepEqual(rig.openFiles, []);
+    assert.match(engine.failure?.message ?? '', /exited/);
+    rmSync(rig.path('die'));
+    await checkFilled(await rig.open());
+  });
+});
+
+const HANGS = `
+  const { fdatasyncSync } = fs;
+  fs.fdatasyncSync = (fd) => {
+    if (told('hang')) {
+      fs.writeFileSync(path('hangs'), '');
+      fs.openSync(path('pipe'), 'r');
+    }
+    fdatasyncSync(fd);
+  };`;
+
+test('close leaves a thread behind that hangs in a call to the disk', async () => {
+  await withRig(DIES + HANGS, async (rig) => {
+    execFileSync('mkfifo', [rig.path('pipe')]);
+    const engine = await rig.open();
+    await fill(engine);
+    rig.tell('hang');
+    const words = await engine.collection('words');
+    const lost = assert.rejects(words.put('lost', 'v'), coded('TIDEMARK_OUTCOME_UNKNOWN'));
+    await until('it hangs', () => existsSync(rig.path('hangs')));
+    rig.tell('die');
+    await until('poisoned', () => engine.state === 'poisoned');
+    const startedAt = performance.now();
+    await engine.close();
+    assert.ok(performance.now() - startedAt < 8_000, 'close comes to an end');
+    await lost;
+    for (const what of ['die', 'hang']) rmSync(rig.path(what));
+    // It may still write: nobody else has the directory.
+    await assert.rejects(rig.open(), coded('TIDEMARK_LOCKED', { own: true }));
+    closeSync(openSync(rig.path('pipe'), 'r+'));
+    await until('it is gone', () => rig.openFiles.length === 0);
+    let next: Engine | undefined;
+    while (next === undefined) {
+      next = await rig.open().catch((error: TidemarkError) => {
+        assert.equal(error.code, 'TIDEMARK_LOCKED');
+        return undefined;
+      });
+      await turn();
+    }
+    const found = await next.collection('words');
+    assert.equal(found.getSync('last'), 'v');
+  });
+});
+
+test('an opening that is aborted ends at once, though its disk does not answer', async () => {
+  const never = "const { open } = fs; fs.open = (...a) => { if (!told('mute')) open(...a); };";
+  await withRig(never, async (rig) => {
+    const first = await rig.open();
+    await fill(first);
+    await first.close();
+    const threads = (): number => readdirSync('/proc/self/task').length;
+    const before = threads();
+    rig.tell('mute');
+    const controller = new AbortController();
+    const reason = new Error('enough');
+    const opening = assert.rejects(rig.open({ signal: controller.signal }), reason);
+    await until('it opens', () => existsSync(join(rig.store, 'LOCK')));
+    controller.abort(reason);
+    const startedAt = performance.now();
+    await opening;
+    assert.ok(performance.now() - startedAt < 2_000, 'at once');
+    assert.ok(!existsSync(join(rig.store, 'LOCK')), 'no lock');
+    assert.ok(threads() < before, 'no thread');
+    assert.deepEqual(rig.openFiles, []);
+    rmSync(rig.path('mute'));
+    await checkFilled(await rig.open());
+  });
+});
+
+function optionsOn(storage: SimDisk): OpenOptions {
+  const clock = { nowMs: () => Date.now(), ticksMs: () => performance.now() };
+  return { threads: 0, memoryBytes: 64 * MiB, storage: { storage, clock } };
+}
+
+test('an aborted opening ends inline too', async () => {
+  const disk = new SimDisk({ answerAtOnce: true });
+  const first = await open('/sim', optionsOn(disk));
+  await fill(first);
+  await first.close();
+  const submit = disk.submit.bind(disk);
+  disk.submit = () => {};
+  const controller = new AbortController();
+  const reason = new Error('enough');
+  const { signal } = controller;
+  const opening = assert.rejects(open('/sim', { ...optionsOn(disk), signal }), reason);
+  for (let i = 0; i < 5; i++) await turn();
+  controller.abort(reason);
+  await opening;
+  assert.deepEqual(disk.openFiles, []);
+  disk.submit = submit;
+  const next = await open('/sim', optionsOn(disk));
+  await checkFilled(next);
+  await next.close();
+});
+
+inBothHosts('a signal that aborts once the engine is open changes nothing', async (home) => {
+  const controller = new AbortController();
+  const engine = await home.open({ signal: controller.signal });
+  controller.abort();
+  await fill(engine);
+  await checkFilled(engine);
+});
+
+test('more requests than a ring has room for are answered without delay', async () => {
+  const disk = new SimDisk({ answerAtOnce: true });
+  const engine = await open('/sim', optionsOn(disk));
+  const words = await engine.collection('words', {});
+  await words.put('a', '1');
+  const held: Parameters<SimDisk['submit']>[] = [];
+  const submit = disk.submit.bind(disk);
+  disk.submit = (...call) => void held.push(call);
+  const flushes: Promise<void>[] = [];
+  for (let round = 0; round < 5; round++) {
+    for (let i = 0; i < 50; i++) flushes.push(engine.flush());
+    for (let i = 0; i < 5; i++) await turn();
+  }
+  assert.ok(held.length > 0, 'the flush waits for its disk');
+  disk.submit = submit;
+  for (const call of held) submit(...call);
+  const startedAt = performance.now();
+  flushes.push(engine.flush());
+  await Promise.all(flushes);
+  assert.ok(performance.now() - startedAt < 900, 'nobody waits for the next look');
+  await engine.close();
+});
