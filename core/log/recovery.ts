@@ -43,7 +43,7 @@
 import { TidemarkError, corrupt } from '../base/errors.ts';
 import type { ErrorDetail } from '../base/errors.ts';
 import { invariant } from '../base/assert.ts';
-import { MiB, inPlaceBytesMin, segmentBytesMax } from '../base/limits.ts';
+import { KiB, MiB, inPlaceBytesMin, segmentBytesMax } from '../base/limits.ts';
 import { LOG_DIR, QUARANTINE_DIR, quarantinePath, segmentPath } from '../storage/names.ts';
 import type { Storage } from '../storage/storage.ts';
 import { OpenFiles, findChain } from './chain.ts';
@@ -91,7 +91,7 @@ export type RecoveryOptions = LogOptions & {
   readonly readOnly: boolean;
   /** Every torn tail is an error. */
   readonly strictTail: boolean;
-  /** Bytes read at once; default 1 MiB. */
+  /** Bytes read at once; default 1 MiB, of small segments their size. */
   readonly readBytes?: number;
 };
 
@@ -170,7 +170,8 @@ export class LogRecovery {
     this.#facts = facts;
     this.#options = options;
     this.#feed = feed;
-    this.#readBytes = options.readBytes ?? readBytesDefault;
+    this.#readBytes =
+      options.readBytes ?? Math.min(readBytesDefault, Math.max(64 * KiB, options.segmentBytes));
     this.#proven = Math.max(facts.witness, facts.start?.upper ?? 0);
     this.#fed = { next: 0, chain: 0, epoch: 0, atMs: 0, seq: 0, commitEnd: SEGMENT_BLOCK_BYTES };
     this.#machine = this.#run();

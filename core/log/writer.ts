@@ -17,6 +17,7 @@ import { invariant, verify } from '../base/assert.ts';
 import { TidemarkError } from '../base/errors.ts';
 import { OFFSET_MAX } from '../base/frontier.ts';
 import {
+  KiB,
   commitBytesMax,
   inPlaceBytesMin,
   logBatchBytesMax,
@@ -66,6 +67,9 @@ export type LogPosition = {
   readonly atMs: number;
 };
 
+/** Smaller segments than this get no smaller batches. */
+const stagingBytesMin: number = 64 * KiB;
+
 /** A payload's piece that lies elsewhere. */
 export type LogPiece = {
   readonly bytes: Uint8Array;
@@ -74,7 +78,7 @@ export type LogPiece = {
 };
 
 export type LogOptions = RoomOptions & {
-  /** A batch is full at this size; default 8 MiB. */
+  /** A batch is full at this size; default 8 MiB, of small segments their size. */
   readonly batchBytesMax?: number;
 };
 
@@ -214,7 +218,9 @@ export class LogWriter {
     invariant(resume.position % RECORD_ALIGN === 0, 'records are aligned', resume.position);
     this.#storage = storage;
     this.#segmentBytes = options.segmentBytes;
-    this.#batchBytesMax = options.batchBytesMax ?? logBatchBytesMax;
+    // A batch ends with its segment: more staging than that would be memory for nothing.
+    const usual = Math.min(logBatchBytesMax, Math.max(stagingBytesMin, options.segmentBytes));
+    this.#batchBytesMax = options.batchBytesMax ?? usual;
     // Room behind a full batch: its last small record, SEAL, the next header block and first record.
     const staging = new ArrayBuffer(
       this.#batchBytesMax + 2 * (inPlaceBytesMin + RECORD_HEADER_BYTES) + 2 * SEGMENT_BLOCK_BYTES,

@@ -19,6 +19,7 @@
  * clean: on ext4 the new bytes stay readable until the cache is dropped (`dropCache`), on Btrfs the
  * old ones are back at once. `late` (ext4, data=journal) says yes, loses the data and fails the next sync.
  */
+import { crc32 as nativeCrc32 } from 'node:zlib';
 import { crc32 } from '../../core/base/crc32.ts';
 import { invariant } from '../../core/base/assert.ts';
 import type { Prng } from '../../core/base/prng.ts';
@@ -378,6 +379,26 @@ export class SimDisk implements Storage {
   bytesOf(path: string): Uint8Array | undefined {
     const node = this.#find(path);
     return node instanceof SimFile ? node.cache.bytes.slice(0, node.cache.size) : undefined;
+  }
+
+  /** A number for all names and bytes as they now read, and for how much of it is not durable yet. */
+  fingerprint(): number {
+    let h = this.#operations.length;
+    const visit = (dir: SimDir, path: string): void => {
+      for (const name of [...dir.entries.keys()].toSorted()) {
+        const node = dir.entries.get(name);
+        const whole = `${path}/${name}`;
+        for (let i = 0; i < whole.length; i++) h = Math.imul(h ^ whole.charCodeAt(i), 0x01000193);
+        if (node instanceof SimDir) {
+          visit(node, whole);
+        } else if (node !== undefined) {
+          h = Math.imul(h ^ crcOf(node.cache), 0x01000193) ^ node.dirty.size;
+          h = Math.imul(h ^ node.cache.size, 0x01000193);
+        }
+      }
+    };
+    visit(this.#root, '');
+    return (h ^ (h >>> 15)) >>> 0;
   }
 
   /** Puts a file there, durable, or replaces its contents. For tests: not a call. */
@@ -787,6 +808,17 @@ export class SimDisk implements Storage {
 function copyOf(image: Image): Image {
   image.shared = true;
   return { bytes: image.bytes, size: image.size, shared: true };
+}
+
+/** Shared bytes never change. */
+const crcs: WeakMap<Uint8Array, number> = new WeakMap();
+
+function crcOf(image: Image): number {
+  const known = image.shared ? crcs.get(image.bytes) : undefined;
+  if (known !== undefined) return known;
+  const crc = nativeCrc32(image.bytes.subarray(0, image.size));
+  if (image.shared) crcs.set(image.bytes, crc);
+  return crc;
 }
 
 function own(image: Image): void {

@@ -1,0 +1,176 @@
+/**
+ * npm run crash-states: the soak of the crash harness.
+ *
+ *   --states=N       crash states to check; default 20,000. Lives of all workloads, seed after seed
+ *   --seed=N         the first seed; default 1
+ *   --workload=NAME  only this one
+ *   --moment=N --state=N   only these: the line that a failure prints
+ *   --keep-going     a failure is told and the next life is led
+ *   --elide          instead: every place that writes, syncs or renames switched off in turn
+ *   --flips          instead: every bit of a small store, every cut, exchange and zeroed sector
+ *   --step=N         with --flips: only every Nth bit and byte
+ *   --fail-syncs     instead: every sync of every life fails, as on ext4 and as on Btrfs
+ */
+import { parseArgs } from 'node:util';
+import { bitFlips, cuts, exchanges, judge, makeStore, sectors } from './damage.ts';
+import type { Damage } from './damage.ts';
+import { elide, isHarmless, sitesOf } from './elide.ts';
+import { CrashFailure, enumerate } from './enumerate.ts';
+import { MANNERS, failSync } from './fail.ts';
+import { WORKLOADS } from './workloads.ts';
+
+const { values } = parseArgs({
+  options: {
+    states: { type: 'string', default: '20000' },
+    seed: { type: 'string', default: '1' },
+    workload: { type: 'string' },
+    moment: { type: 'string' },
+    state: { type: 'string' },
+    step: { type: 'string', default: '1' },
+    'keep-going': { type: 'boolean', default: false },
+    elide: { type: 'boolean', default: false },
+    flips: { type: 'boolean', default: false },
+    'fail-syncs': { type: 'boolean', default: false },
+  },
+});
+
+function count(name: string, text: string): number {
+  const n = Number(text);
+  if (Number.isSafeInteger(n) && n >= 0) return n;
+  console.error(`--${name} is a count, not ${text}`);
+  process.exit(2);
+}
+
+const seed = count('seed', values.seed);
+const statesMax = count('states', values.states);
+const step = Math.max(1, count('step', values.step));
+const moment = values.moment === undefined ? undefined : count('moment', values.moment);
+const state = values.state === undefined ? undefined : count('state', values.state);
+const workloads = WORKLOADS.filter(({ name }) => name === (values.workload ?? name));
+if (workloads.length === 0) {
+  console.error(`--workload is one of ${WORKLOADS.map(({ name }) => name).join(', ')}`);
+  process.exit(2);
+}
+const startedAt = Date.now();
+
+function rate(n: number): string {
+  const seconds = (Date.now() - startedAt) / 1_000;
+  return `${n} in ${seconds.toFixed(1)} s, ${(n / seconds).toFixed(0)}/s`;
+}
+
+function tell(error: unknown): void {
+  for (let at: unknown = error; at instanceof Error; at = at.cause) console.error(at.stack);
+}
+
+/** A promise that nobody waits for any more settles in its turn. */
+function turn(): Promise<void> {
+  return new Promise((resolve) => setImmediate(resolve));
+}
+
+async function crashStates(): Promise<number> {
+  const choice = { subsetsMax: 6, samples: 16, regularMax: 6 };
+  const seen = new Set<number>();
+  let states = 0;
+  let failures = 0;
+  let toldAt = Date.now();
+  const onState = (): void => {
+    states++;
+    if (Date.now() - toldAt < 10_000) return;
+    toldAt = Date.now();
+    console.log(`${rate(states)} states`);
+  };
+  const isOne = moment !== undefined;
+  for (let s = seed; states < statesMax && (!isOne || s === seed); s++) {
+    for (const workload of workloads) {
+      const isEnough = (): boolean => states >= statesMax;
+      try {
+        await enumerate(workload, s, { choice, moment, state, seen, onState, isEnough });
+      } catch (error) {
+        if (!(error instanceof CrashFailure)) throw error;
+        failures++;
+        console.error(error.message);
+        if (!values['keep-going']) {
+          tell(error);
+          return failures;
+        }
+      }
+      await turn();
+    }
+  }
+  console.log(`${rate(states)} crash states, ${failures} failures`);
+  return failures;
+}
+
+async function elisions(): Promise<number> {
+  const seeds = [seed, seed + 1, seed + 2];
+  const sites = await sitesOf(workloads, seeds);
+  let unnoticed = 0;
+  for (const [site, lives] of sites) {
+    const { noticed, states } = await elide(site, lives, seeds, Math.max(50, statesMax));
+    const isBad = noticed === undefined && !isHarmless(site);
+    if (isBad) unnoticed++;
+    const word = noticed !== undefined ? 'noticed  ' : isBad ? 'UNNOTICED' : 'harmless ';
+    console.log(`${word} ${site} (${states} states)`);
+    if (noticed !== undefined) console.log(`            ${noticed.split('\n')[0]}`);
+    await turn();
+  }
+  console.log(`${sites.size} places, ${unnoticed} unnoticed, ${rate(sites.size)}`);
+  return unnoticed;
+}
+
+async function flips(): Promise<number> {
+  const store = await makeStore();
+  console.log(store.files.map((file) => `${file} ${store.disk.bytesOf(file)?.length}`).join('\n'));
+  const kinds: [string, Iterable<Damage>][] = [
+    ['exchanges', exchanges(store)],
+    ['sectors', sectors(store, 1)],
+    ['cuts', cuts(store, seed % step, step)],
+    ['bit flips', bitFlips(store, seed % step, step)],
+  ];
+  let bad = 0;
+  for (const [kind, damages] of kinds) {
+    const verdicts = { harmless: 0, detected: 0, torn: 0, crude: 0, silent: 0 };
+    let done = 0;
+    for (const damage of damages) {
+      const { verdict, error } = judge(store, damage);
+      verdicts[verdict]++;
+      if (verdict === 'silent' || verdict === 'crude') {
+        if (bad++ < 20)
+          console.error(`${verdict}: ${damage.what}: ${String(error).split('\n')[0]}`);
+      }
+      if (++done % 256 === 0) await turn();
+    }
+    console.log(`${kind}: ${done}, ${JSON.stringify(verdicts)}`);
+  }
+  console.log(rate(bad));
+  return bad;
+}
+
+async function failSyncs(): Promise<number> {
+  let done = 0;
+  let failures = 0;
+  for (const workload of workloads) {
+    for (const fault of MANNERS) {
+      for (let n = 0; ; n++) {
+        try {
+          if (!(await failSync(workload, seed, n, fault))) break;
+        } catch (error) {
+          failures++;
+          console.error(`${workload.name}, seed ${seed}, sync ${n}, ${JSON.stringify(fault)}`);
+          tell(error);
+        }
+        done++;
+        await turn();
+      }
+    }
+  }
+  console.log(`${rate(done)} failed syncs, ${failures} failures`);
+  return failures;
+}
+
+let failures: number;
+if (values.elide) failures = await elisions();
+else if (values.flips) failures = await flips();
+else if (values['fail-syncs']) failures = await failSyncs();
+else failures = await crashStates();
+process.exitCode = failures > 0 ? 1 : 0;

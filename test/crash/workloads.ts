@@ -1,0 +1,371 @@
+/**
+ * Short scripted lives of a whole store, and the hand that leads them: it keeps the model and what has
+ * been acknowledged, and takes a picture of the disk before every call that changes something. A life is
+ * a function of its script and a seed. Used by the crash harness.
+ *
+ *   quiet      made, 20 commits in batches, idle watermark, closed
+ *   rotation   segments fill, their successors prepared in time and not; no orderly end
+ *   spine      flushes, merges, checkpoints; segments go
+ *   recovery   crashes in between: torn tails, suspect commits, prepared segments left behind
+ *   catalog    collections made, dropped and made again beside data
+ *   buffered   commits are synced later than they are answered
+ */
+import { KIND_KEYED } from '../../core/base/update.ts';
+import { Prng } from '../../core/base/prng.ts';
+import { SimDisk } from '../sim/disk.ts';
+import type { CrashMode, SimCall, SimFault } from '../sim/disk.ts';
+import { Incarnation } from './engine.ts';
+import type { How } from './engine.ts';
+import { Model } from './model.ts';
+import type { Op } from './model.ts';
+
+/** The disk before a call, and what is owed at that time. */
+export type Moment = {
+  readonly disk: SimDisk;
+  readonly model: Model;
+  /** Transactions submitted so far: there can be no more. */
+  readonly submitted: number;
+  /** Must survive whatever happens. */
+  readonly durable: number;
+  /** Must survive as long as the page cache does. */
+  readonly written: number;
+  /** The call that follows. */
+  readonly call: string;
+};
+
+export type Fault = (call: SimCall) => SimFault | undefined;
+
+const SMALL: How = { segmentBytes: 16_384, memtableBytes: 65_536, synced: true };
+
+export const CATALOG = 0;
+const NEXT_ID_KEY = '\u0000';
+
+export function catalogName(name: string): string {
+  return `\u0001${name}`;
+}
+
+/** A value that is found again nowhere else. */
+export function valueOf(key: string, n: number, bytes: number): string {
+  return `${key}=${n};`.padEnd(bytes, String.fromCharCode(97 + (n % 26)));
+}
+
+export class Hand {
+  disk: SimDisk;
+  model: Model = new Model();
+  engine!: Incarnation;
+  readonly how: How;
+  readonly prng: Prng;
+  readonly moments: Moment[] = [];
+  /** Owed by earlier incarnations, whatever happens and while the page cache is kept. */
+  #floor = 0;
+  #writtenFloor = 0;
+  #isOpen = false;
+  #nextCollection = 1;
+  #commits = 0;
+  readonly #fault: Fault | undefined;
+  readonly #keepsMoments: boolean;
+  readonly #toleratesJobFailures: boolean;
+
+  constructor(how: How, seed: number, options: LifeOptions) {
+    this.how = how;
+    this.prng = new Prng(seed);
+    this.#fault = options.fault;
+    this.#keepsMoments = options.keepsMoments ?? true;
+    this.#toleratesJobFailures = options.toleratesJobFailures ?? false;
+    this.disk = new SimDisk();
+    this.#watch();
+  }
+
+  /** Must survive whatever happens from now on. */
+  get durable(): number {
+    return this.#isOpen ? Math.max(this.#floor, this.engine.durable) : this.#floor;
+  }
+
+  get written(): number {
+    const written = this.#isOpen ? this.engine.written : 0;
+    return Math.max(this.durable, this.#writtenFloor, written);
+  }
+
+  #watch(): void {
+    const { disk } = this;
+    disk.fault = (call) => {
+      if (call.mutation >= 0 && this.#keepsMoments) {
+        const twin = disk.clone();
+        twin.fault = undefined;
+        this.moments.push({
+          disk: twin,
+          model: this.model,
+          submitted: this.model.upper,
+          durable: this.durable,
+          written: this.written,
+          call: `${call.call} ${call.path} ${call.position} ${call.length}`,
+        });
+      }
+      return this.#fault?.(call);
+    };
+  }
+
+  open(): void {
+    this.engine = new Incarnation(this.disk, this.how, this.prng.child());
+    this.engine.toleratesJobFailures = this.#toleratesJobFailures;
+    this.engine.open();
+    // What there is now is all there is; the model of the pictures taken so far stays.
+    if (this.engine.applied !== this.model.upper) this.model = this.model.fork(this.engine.applied);
+    this.#isOpen = true;
+  }
+
+  /** One transaction. */
+  commit(ops: readonly Op[]): void {
+    this.model.add(ops);
+    this.engine.commit(ops);
+  }
+
+  /** What was committed since the last turn is one record. */
+  turn(): void {
+    this.model.endRecord();
+    this.engine.endTurn();
+  }
+
+  /** A put of its own record, about `bytes` long. */
+  put(collection: number, key: string, bytes: number): void {
+    this.commit([{ collection, key, value: valueOf(key, ++this.#commits, bytes) }]);
+    this.turn();
+  }
+
+  remove(collection: number, key: string): void {
+    this.commit([{ collection, key, value: undefined }]);
+    this.turn();
+  }
+
+  create(name: string, keepsHistory: boolean): number {
+    const id = this.#nextCollection++;
+    const history = { offsets: keepsHistory ? null : 0 };
+    const row = { id, kind: KIND_KEYED, key: 'utf8', value: 'utf8', history };
+    this.commit([
+      { collection: CATALOG, key: catalogName(name), value: JSON.stringify(row) },
+      { collection: CATALOG, key: NEXT_ID_KEY, value: JSON.stringify({ next: id + 1 }) },
+    ]);
+    this.turn();
+    return id;
+  }
+
+  drop(name: string): void {
+    this.remove(CATALOG, catalogName(name));
+  }
+
+  sync(): void {
+    const { engine, model } = this;
+    engine.pump(() => engine.durable >= model.upper, 'durable');
+  }
+
+  /** Somebody is at work meanwhile, for a while. */
+  little(): void {
+    this.engine.rounds(this.prng.below(8));
+  }
+
+  flush(): Promise<void> {
+    return this.engine.answered(this.engine.client.flush());
+  }
+
+  compact(): Promise<void> {
+    return this.engine.answered(this.engine.client.compact(undefined));
+  }
+
+  close(): void {
+    this.engine.close();
+    this.#floor = Math.max(this.#floor, this.model.upper);
+    this.#isOpen = false;
+  }
+
+  /** Nobody goes on with it. What it owes stays. */
+  end(): void {
+    this.#floor = this.durable;
+    this.#isOpen = false;
+    this.engine.dispose();
+  }
+
+  crash(mode: CrashMode): void {
+    this.#writtenFloor = mode === 'process' ? this.written : 0;
+    this.#floor = this.durable;
+    this.#isOpen = false;
+    this.engine.dispose();
+    this.disk = this.disk.crash(this.prng, mode);
+    this.#watch();
+  }
+}
+
+export type LifeOptions = {
+  readonly fault?: Fault;
+  readonly keepsMoments?: boolean;
+  readonly toleratesJobFailures?: boolean;
+};
+
+export type Workload = {
+  readonly name: string;
+  readonly how: How;
+  readonly run: (hand: Hand) => Promise<void> | void;
+};
+
+const quiet: Workload = {
+  name: 'quiet',
+  how: SMALL,
+  run: (hand) => {
+    hand.open();
+    const a = hand.create('a', true);
+    for (let i = 0; i < 20; i++) {
+      hand.put(a, `k${hand.prng.below(8)}`, hand.prng.pick([10, 80, 600]));
+      if (i % 3 === 0) hand.little();
+      if (i % 5 === 4) hand.sync();
+    }
+    hand.engine.rest(200);
+    hand.close();
+  },
+};
+
+const rotation: Workload = {
+  name: 'rotation',
+  how: SMALL,
+  run: (hand) => {
+    hand.open();
+    const a = hand.create('a', true);
+    for (let i = 0; i < 18; i++) {
+      hand.put(a, `k${hand.prng.below(6)}`, hand.prng.pick([300, 2_000, 4_000]));
+      hand.little();
+      if (i % 4 === 1) hand.sync();
+      // Somebody has time to prepare a segment, now and then.
+      if (i % 7 === 3) hand.engine.rest(30);
+    }
+    hand.sync();
+    hand.put(a, 'last', 100);
+    hand.little();
+  },
+};
+
+const spine: Workload = {
+  name: 'spine',
+  how: SMALL,
+  run: async (hand) => {
+    hand.open();
+    const a = hand.create('a', true);
+    const b = hand.create('b', false);
+    for (let round = 0; round < 4; round++) {
+      for (let i = 0; i < 8; i++) {
+        const collection = hand.prng.pick([a, b]);
+        if (hand.prng.chance(0.2)) hand.remove(collection, `k${hand.prng.below(10)}`);
+        else hand.put(collection, `k${hand.prng.below(10)}`, hand.prng.pick([20, 900, 3_000]));
+        hand.little();
+      }
+      await hand.flush();
+      if (round === 1) await hand.compact();
+    }
+    await hand.compact();
+    hand.engine.rest(300);
+    hand.put(a, 'last', 100);
+    hand.close();
+  },
+};
+
+const recovery: Workload = {
+  name: 'recovery',
+  how: SMALL,
+  run: async (hand) => {
+    hand.open();
+    const a = hand.create('a', true);
+    for (let i = 0; i < 6; i++) {
+      hand.put(a, `k${i}`, hand.prng.pick([60, 1_500]));
+      if (i === 2) await hand.flush();
+      hand.little();
+    }
+    hand.crash('torn');
+    hand.open();
+    for (let i = 0; i < 6; i++) {
+      hand.put(a, `k${i}`, 1_800);
+      hand.little();
+    }
+    hand.sync();
+    hand.put(a, 'unsynced', 100);
+    hand.little();
+    hand.crash('process');
+    hand.open();
+    hand.put(a, 'more', 100);
+    await hand.flush();
+    hand.put(a, 'most', 100);
+    hand.little();
+    hand.crash('power');
+    hand.open();
+    hand.put(a, 'end', 40);
+    hand.close();
+    hand.open();
+    hand.put(a, 'again', 40);
+    hand.sync();
+  },
+};
+
+const catalog: Workload = {
+  name: 'catalog',
+  how: SMALL,
+  run: async (hand) => {
+    hand.open();
+    const a = hand.create('a', true);
+    let b = hand.create('b', false);
+    for (let round = 0; round < 3; round++) {
+      for (let i = 0; i < 3; i++) {
+        hand.put(a, `k${i}`, 50);
+        hand.put(b, `k${i}`, 700);
+        hand.little();
+      }
+      if (round === 1) await hand.flush();
+      hand.drop('b');
+      hand.little();
+      if (round === 0) await hand.flush();
+      b = hand.create('b', round === 1);
+      hand.put(b, 'first', 30);
+    }
+    hand.sync();
+    await hand.flush();
+    hand.engine.rest(100);
+    hand.close();
+  },
+};
+
+const buffered: Workload = {
+  name: 'buffered',
+  how: { ...SMALL, synced: false },
+  run: async (hand) => {
+    hand.open();
+    const a = hand.create('a', true);
+    for (let i = 0; i < 16; i++) {
+      // Two transactions of one record.
+      if (i % 4 === 0) {
+        hand.commit([{ collection: a, key: 'pair', value: `${i}` }]);
+      }
+      hand.put(a, `k${hand.prng.below(6)}`, hand.prng.pick([40, 700, 3_000]));
+      hand.little();
+      if (i % 6 === 5) hand.engine.rest(hand.prng.below(40));
+      if (i === 9) await hand.flush();
+    }
+    hand.engine.rest(30);
+    hand.put(a, 'last', 100);
+    hand.little();
+  },
+};
+
+export const WORKLOADS: readonly Workload[] = [quiet, rotation, spine, recovery, catalog, buffered];
+
+/** A life from its beginning to its end, with its pictures; `ended` says whether it got there. */
+export async function live(
+  workload: Workload,
+  seed: number,
+  options: LifeOptions = {},
+): Promise<{ hand: Hand; failure: unknown }> {
+  const hand = new Hand(workload.how, seed, options);
+  let failure: unknown;
+  try {
+    await workload.run(hand);
+  } catch (error) {
+    failure = error;
+  }
+  hand.disk.fault = undefined;
+  hand.end();
+  return { hand, failure };
+}
