@@ -69,8 +69,12 @@ export class PartFiles {
   reserve(bytes: number): number {
     if (this.#staged + bytes > this.staging.length) {
       this.#write();
+      // Large for one large block after the other, small again for the first that is not.
+      const isLarge = bytes > STAGING_BYTES;
       if (bytes > this.staging.length) this.staging = new Uint8Array(bytes);
-      else if (this.staging.length > STAGING_BYTES) this.staging = new Uint8Array(STAGING_BYTES);
+      else if (!isLarge && this.staging.length > STAGING_BYTES) {
+        this.staging = new Uint8Array(STAGING_BYTES);
+      }
     }
     return this.#staged;
   }

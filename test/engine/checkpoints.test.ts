@@ -224,6 +224,19 @@ inBothHosts('few large transactions: a checkpoint per rotation, a small disk', a
   assert.ok(all <= bound, `${all} bytes at the end, ${ofLog} of the log, at most ${bound}`);
 });
 
+inBothHosts('values of megabytes go into parts, whatever comes before and after', async (home) => {
+  const engine = await home.open({ memtableBytes: 8 * MiB });
+  const rows = await engine.collection('rows', { key: 'u64', value: 'buffer' });
+  const values = [3, 3, 2, 0.1, 2, 1, 3].map((n) => randomBytes(n * MiB));
+  for (let round = 0; round < 2; round++) {
+    for (const [key, value] of values.entries()) await rows.put(key, value);
+    await engine.flush();
+  }
+  await engine.compact();
+  for (const [key, value] of values.entries())
+    assert.ok(rows.getSync(key)?.equals(value), `${key}`);
+});
+
 /** Time goes fast, so that a job that failed is soon tried again. */
 const clock = { nowMs: () => Date.now(), ticksMs: () => performance.now() * 1_000 };
 
