@@ -36,7 +36,7 @@ export type Condition =
       readonly key: unknown;
       readonly offset: number | null;
     }
-  /** Nothing in the collection changed after the offset: its `touched` is at most one more. */
+  /** Nothing in the collection changed after the offset: its `touched`, at the time, is at most one more. */
   | { readonly collection: Collection<any, any>; readonly unchangedSince: number };
 
 /**
@@ -118,7 +118,10 @@ export class Collection<K, V> {
     return since;
   }
 
-  /** 1 + offset of the last transaction that changed the collection; 0 when none has. */
+  /**
+   * 1 + offset of the last transaction that changed the collection; 0 when none has. Where that lies in
+   * history that was merged away it may be higher, never lower.
+   */
   get touched(): number {
     this.#client.assertUsable();
     return this.#client.reader.touched(this.id);

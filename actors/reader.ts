@@ -189,7 +189,7 @@ export class Reader {
     return this.view;
   }
 
-  /** First offset after the last transaction that changed the collection, as far as readers see. */
+  /** First offset after the last transaction that changed the collection, as far as readers see; see `newestChange`. */
   touched(collection: number): number {
     this.slot.enter();
     try {
@@ -201,7 +201,10 @@ export class Reader {
     }
   }
 
-  /** Offset of the collection's last change, visible or not; -1 when there is none. Requires: entered. */
+  /**
+   * Offset of the collection's last change, visible or not; -1 when there is none. Where merges may have left
+   * out its trace, an offset up to which all history is merged. Requires: entered.
+   */
   newestChange(collection: number): number {
     const { view } = this;
     let newest = -1;
@@ -220,6 +223,9 @@ export class Reader {
           newest = Math.max(newest, view.maxTime(view.part(run, p)));
         }
       }
+      // Merges leave out deletions up to here, and no row tells of them any more: rather too high.
+      const since = view.since(block);
+      if (since > 0) newest = Math.max(newest, since);
     }
     return newest;
   }

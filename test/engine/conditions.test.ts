@@ -161,6 +161,24 @@ inBothHosts(
   },
 );
 
+inBothHosts('a deletion that was merged away is a change all the same', async (home) => {
+  const { engine, words } = await openWords(home);
+  const others = await engine.collection('others', {});
+  const { offset } = await words.put('a', '1');
+  await engine.flush();
+  const { offset: deleted } = await words.delete('a');
+  await engine.compact(words);
+  await others.put('a', '1');
+  await engine.compact();
+  assert.equal(engine.stats().collections.find(({ name }) => name === 'words')?.runs.length, 0);
+  const since = (unchangedSince: number): { expect: Condition[] } => ({
+    expect: [{ collection: words, unchangedSince }],
+  });
+  await assert.rejects(others.put('b', '1', since(offset)), coded('TIDEMARK_CONFLICT'));
+  assert.ok(words.touched > deleted, `touched is ${words.touched}`);
+  await others.put('b', '1', since(words.touched - 1));
+});
+
 inBothHosts('rows that lie in parts have their conditions too', async (home) => {
   const { engine, words } = await openWords(home);
   const { offset: a } = await words.put('a', '1');
