@@ -320,11 +320,13 @@ export function filesOf(state: SpineState<PartInfo>): Set<number> {
 export class IdReserve {
   #next: number;
   #end: number;
+  readonly #first: number;
 
   /** `bound` is the manifest's counter. */
   constructor(bound: number) {
     this.#next = bound;
     this.#end = bound;
+    this.#first = bound;
   }
 
   get available(): number {
@@ -339,6 +341,7 @@ export class IdReserve {
 
   /** The last `count` taken were not used: they come again. */
   giveBack(count: number): void {
+    invariant(this.#next - count >= this.#first, 'only what was taken is given back', count);
     this.#next -= count;
   }
 

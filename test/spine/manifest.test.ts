@@ -426,6 +426,10 @@ test('ids are given out only below an answered bound, and never twice', () => {
   assert.equal(reserve.wanted(), undefined);
   assert.equal(reserve.take(), 5);
   assert.equal(reserve.take(), 6);
+  // What was not used after all comes again.
+  reserve.giveBack(1);
+  assert.equal(reserve.take(), 6);
+  assert.throws(() => reserve.giveBack(3));
   // After a crash the bound counts, not what was used.
   assert.equal(new IdReserve(bound).wanted(1), bound + 1_024);
 });
