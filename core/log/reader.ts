@@ -180,6 +180,8 @@ export class TailScan {
   headers = 0;
   /** The highest claim among them. */
   claim = 0;
+  /** Where the first of them stands, or -1. */
+  firstAt = -1;
   /** End of the last byte that is not zero; `from` when there is none. */
   contentEnd: number;
 
@@ -247,6 +249,7 @@ export class TailScan {
       if (!isRecordHeader(this.#bytes, at, this.#salt, this.#at + at)) continue;
       this.#header.decode(this.#bytes, at, 0, this.#at + at);
       this.headers++;
+      if (this.firstAt < 0) this.firstAt = this.#at + at;
       this.claim = Math.max(this.claim, this.#header.claim);
     }
   }

@@ -98,6 +98,16 @@ export function acquireLock(
   }
 }
 
+/**
+ * Who has the store now, as its files say: nothing is claimed or changed. Undefined: nobody. `holder` is
+ * undefined when the file does not say who.
+ */
+export function readLock(
+  storage: Storage,
+): { readonly path: string; readonly holder: LockHolder | undefined } | undefined {
+  return walk(storage, '').last;
+}
+
 /** Gives the store back. Does nothing when somebody was told to break the lock and did. */
 export function releaseLock(storage: Storage, me: LockHolder): void {
   const { last } = walk(storage, me.nonce);

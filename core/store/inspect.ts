@@ -1,0 +1,455 @@
+/**
+ * What is in a store, as plain data: manifest, segments with what their records say, spines, files.
+ * Reads every segment once, changes nothing, and shows damage as a note beside what it concerns: whether
+ * the store is sound is what verify says. Called by the command line, on its one thread.
+ */
+import { OP_DELETE, OP_PUT, CATALOG_ID } from '../base/update.ts';
+import { PayloadWalker } from '../log/payload.ts';
+import { READ_END, READ_ZERO } from '../log/reader.ts';
+import { RECORD_COMMIT } from '../log/record.ts';
+import { SEGMENT_BLOCK_BYTES } from '../log/segment.ts';
+import { cursorAtBase } from '../log/verify.ts';
+import type { Hollow, SpineState } from '../spine/batch.ts';
+import type { LoadedManifest } from '../spine/manifest-store.ts';
+import type { PartInfo } from '../spine/part-format.ts';
+import { RunCursor, OwnRunParts } from '../spine/run-cursor.ts';
+import { PARTS_DIR, QUARANTINE_DIR, TMP_DIR, segmentPath } from '../storage/names.ts';
+import type { Storage } from '../storage/storage.ts';
+import { walkSegment } from './log-walk.ts';
+import { chainOf, lookAt } from './look.ts';
+import type { SegmentFile, SegmentPlace, StoreLook } from './look.ts';
+import { findingOf } from './report.ts';
+import type { Machine, Progress } from './report.ts';
+
+export type SegmentReport = {
+  readonly seq: number;
+  readonly file: string;
+  readonly bytes: number;
+  readonly place: SegmentPlace | 'compressed';
+  readonly reason: string | undefined;
+  readonly base: number | undefined;
+  /** First offset not in it. */
+  readonly end: number | undefined;
+  readonly baseAtMs: number | undefined;
+  /** Of its last commit. */
+  readonly endAtMs: number | undefined;
+  readonly records: number | undefined;
+  readonly commits: number | undefined;
+  /** At its end. */
+  readonly epoch: number | undefined;
+  readonly prevSeq: number | undefined;
+  readonly prevEndPosition: number | undefined;
+  /** Where its sound records end. */
+  readonly endPosition: number | undefined;
+  /** Offsets below were durable, by what its records say. */
+  readonly claim: number | undefined;
+  readonly ending: 'sealed' | 'clean' | 'open' | 'continued' | 'stopped' | undefined;
+  readonly note: string | undefined;
+};
+
+export type LevelReport = {
+  readonly level: number;
+  readonly runs: number;
+  readonly rows: number;
+  readonly bytes: number;
+};
+
+export type SpineReport = {
+  readonly collection: number;
+  readonly name: string | undefined;
+  readonly kind: string | undefined;
+  readonly since: number;
+  readonly upper: number;
+  readonly rows: number;
+  readonly bytes: number;
+  readonly merging: number;
+  /** Newest first. */
+  readonly levels: readonly LevelReport[];
+  readonly runs: readonly {
+    readonly run: number;
+    readonly lower: number;
+    readonly upper: number;
+    readonly rows: number;
+    readonly bytes: number;
+    readonly parts: readonly {
+      readonly file: number;
+      readonly offset: number;
+      readonly bytes: number;
+      readonly rows: number;
+    }[];
+  }[];
+};
+
+export type ManifestReport = {
+  readonly logId: string;
+  readonly features: {
+    readonly incompat: number;
+    readonly roCompat: number;
+    readonly compat: number;
+  };
+  readonly rollup: number;
+  readonly previous: number;
+  readonly edits: number;
+  readonly lastEdit: number;
+  readonly logStart: { readonly seq: number; readonly offset: number; readonly atMs: number };
+  readonly counters: { readonly bid: number; readonly run: number; readonly file: number };
+  readonly flushed: LogPositionReport;
+  readonly checkpoints: { readonly newer: LogPositionReport; readonly older: LogPositionReport };
+  readonly times: number;
+  readonly dropped: readonly { readonly collection: number; readonly offset: number }[];
+  readonly readOnly: boolean;
+  readonly notes: readonly string[];
+};
+
+export type LogPositionReport = {
+  readonly upper: number;
+  readonly seq: number;
+  readonly position: number;
+  readonly epoch: number;
+  readonly atMs: number;
+};
+
+export type StoreReport = {
+  readonly manifest: ManifestReport | undefined;
+  readonly manifestError: string | undefined;
+  readonly segments: readonly SegmentReport[];
+  readonly log: { readonly next: number | undefined; readonly clean: boolean };
+  readonly spines: readonly SpineReport[];
+  readonly files: {
+    readonly parts: number;
+    readonly partBytes: number;
+    /** In parts/, and in no run: an output in the making, or left by a crash. */
+    readonly unnamedParts: readonly string[];
+    readonly tmp: readonly string[];
+    readonly quarantine: readonly string[];
+  };
+};
+
+/** Rows of the catalog, newest first applied, as they are stored. */
+export type CatalogRows = Map<string, Uint8Array>;
+
+/** Says what a catalog row says; the encodings of rows are not this room's business. */
+export type NameOf = (
+  key: Uint8Array,
+  value: Uint8Array,
+) => { id: number; name: string } | undefined;
+
+const REASONS: readonly string[] = ['create', 'rotate', 'recovery', 'truncate', 'import'];
+const KINDS: readonly string[] = ['', 'keyed', 'multiset', 'upsert'];
+
+export function* inspectStore(
+  storage: Storage,
+  nameOf: NameOf,
+  progress: Progress,
+): Machine<StoreReport> {
+  progress.what = 'manifest';
+  const look = yield* lookAt(storage);
+  const { manifest } = look;
+  for (const { bytes } of chainOf(look)) progress.totalBytes += bytes;
+  const catalog: CatalogRows =
+    manifest === undefined ? new Map() : catalogInParts(storage, manifest);
+  yield;
+  progress.what = 'log';
+  const segments: SegmentReport[] = [];
+  let next: number | undefined;
+  let clean = false;
+  const from = manifest?.state.flushed.upper ?? 0;
+  for (const file of look.segments) {
+    const before = progress.doneBytes;
+    const report = yield* inspectSegment(storage, look, file, catalog, from, progress);
+    progress.doneBytes = before + (file.place === 'chain' ? file.bytes : 0);
+    if (report === undefined) continue;
+    segments.push(report);
+    if (file.place !== 'chain') continue;
+    next = report.end;
+    clean = report.ending === 'clean';
+  }
+  for (const seq of look.compressed) segments.push(compressedReport(storage, seq));
+  segments.sort((a, b) => a.seq - b.seq);
+  const names = new Map<number, string>([[CATALOG_ID, '(catalog)']]);
+  for (const [key, value] of catalog) {
+    const named = nameOf(Buffer.from(key, 'latin1'), value);
+    if (named !== undefined) names.set(named.id, named.name);
+  }
+  progress.what = 'done';
+  return {
+    manifest: manifest === undefined ? undefined : manifestReport(manifest),
+    manifestError:
+      look.manifestError === undefined ? undefined : findingOf(look.manifestError).message,
+    segments,
+    log: { next, clean },
+    spines: manifest === undefined ? [] : spineReports(manifest, names),
+    files: filesReport(storage, manifest),
+  };
+}
+
+// ---------------------------------------------------------------- log
+
+function* inspectSegment(
+  storage: Storage,
+  look: StoreLook,
+  file: SegmentFile,
+  catalog: CatalogRows,
+  from: number,
+  progress: Progress,
+): Machine<SegmentReport | undefined> {
+  const { header, seq, path, bytes, place, successor } = file;
+  const report = {
+    seq,
+    file: path,
+    bytes,
+    place,
+    reason: header === undefined ? undefined : (REASONS[header.reason] ?? `${header.reason}`),
+    base: header?.baseOffset,
+    end: undefined,
+    baseAtMs: header?.baseAtMs,
+    endAtMs: undefined,
+    records: undefined,
+    commits: undefined,
+    epoch: header?.epoch,
+    prevSeq: header?.prevSeq,
+    prevEndPosition: header?.prevEndPos,
+    endPosition: undefined,
+    claim: undefined,
+    ending: undefined,
+    note: file.error?.message ?? (file.damaged ? 'a copy of its header is damaged' : undefined),
+  };
+  if (place !== 'chain' || header === undefined || look.logId === undefined) return report;
+  const cursor = cursorAtBase(header);
+  const walker = new PayloadWalker();
+  let walk;
+  try {
+    walk = yield* walkSegment(
+      storage,
+      look.logId,
+      file,
+      cursor,
+      SEGMENT_BLOCK_BYTES,
+      (reader) => {
+        if (reader.header.kind === RECORD_COMMIT && reader.header.endOffset > from) {
+          walker.start(reader.bytes, reader.payloadOffset, reader.header.txCount);
+          noteCatalog(walker, reader.header.minTxOffset, from, catalog);
+        }
+        return true;
+      },
+      progress,
+    );
+  } catch (error) {
+    return { ...report, note: findingOf(error, path).message };
+  }
+  const isWhole = successor === undefined || walk.position === file.end;
+  const stopped =
+    walk.error?.message ??
+    (isWhole && (walk.stopped === READ_END || walk.stopped === READ_ZERO) && walk.tail.bytes === 0
+      ? undefined
+      : `sound up to ${walk.position} only, ${walk.tail.bytes} bytes behind it`);
+  const ending =
+    stopped !== undefined
+      ? ('stopped' as const)
+      : walk.clean
+        ? ('clean' as const)
+        : walk.sealed
+          ? ('sealed' as const)
+          : successor === undefined
+            ? ('open' as const)
+            : ('continued' as const);
+  return {
+    ...report,
+    end: cursor.next,
+    endAtMs: cursor.atMs,
+    records: walk.records,
+    commits: walk.commits,
+    epoch: cursor.epoch,
+    endPosition: walk.position,
+    claim: walk.claim,
+    ending,
+    note: [report.note, stopped].filter((text) => text !== undefined).join('; ') || undefined,
+  };
+}
+
+function compressedReport(storage: Storage, seq: number): SegmentReport {
+  const file = segmentPath(seq).replace(/\.seg$/, '.segz');
+  return {
+    seq,
+    file,
+    bytes: storage.stat(file)?.bytes ?? 0,
+    place: 'compressed',
+    reason: undefined,
+    base: undefined,
+    end: undefined,
+    baseAtMs: undefined,
+    endAtMs: undefined,
+    records: undefined,
+    commits: undefined,
+    epoch: undefined,
+    prevSeq: undefined,
+    prevEndPosition: undefined,
+    endPosition: undefined,
+    claim: undefined,
+    ending: undefined,
+    note: 'compressed: not read',
+  };
+}
+
+// ---------------------------------------------------------------- catalog
+
+/** The flushed state of the catalog; nothing when its parts cannot be read. */
+function catalogInParts(storage: Storage, manifest: LoadedManifest): CatalogRows {
+  const rows: CatalogRows = new Map();
+  const spine = manifest.state.spines.get(CATALOG_ID);
+  if (spine === undefined) return rows;
+  for (const { hollow } of spine.hollows) {
+    for (const run of hollow.runs) {
+      const seen = new Set<string>();
+      const cursor = new RunCursor(storage, new OwnRunParts(storage, run.parts));
+      try {
+        for (cursor.first(); cursor.valid; cursor.next()) {
+          const { keyBytes, keyOffset, keyLength } = cursor;
+          const key = textOf(keyBytes, keyOffset, keyLength);
+          // The newest version of a key comes first.
+          if (seen.has(key)) continue;
+          seen.add(key);
+          cursor.loadValue();
+          const { valueBytes, valueOffset, valueLength } = cursor;
+          if (cursor.kind === OP_DELETE) rows.delete(key);
+          else rows.set(key, valueBytes.slice(valueOffset, valueOffset + valueLength));
+        }
+      } catch {
+        // Names are a courtesy: what is wrong with the part is verify's to say.
+      } finally {
+        cursor.leave();
+      }
+    }
+  }
+  return rows;
+}
+
+function noteCatalog(walker: PayloadWalker, first: number, from: number, rows: CatalogRows): void {
+  while (walker.nextTransaction()) {
+    if (first + walker.txIndex < from) continue;
+    while (walker.nextOperation()) {
+      if (walker.collection !== CATALOG_ID) continue;
+      const { bytes, kind, keyOffset, keyBytes, valueOffset, valueBytes } = walker;
+      const key = textOf(bytes, keyOffset, keyBytes);
+      if (kind === OP_PUT) rows.set(key, bytes.slice(valueOffset, valueOffset + valueBytes));
+      else if (kind === OP_DELETE) rows.delete(key);
+    }
+  }
+}
+
+/** One character a byte. */
+function textOf(bytes: Uint8Array, offset: number, length: number): string {
+  return Buffer.from(bytes.buffer, bytes.byteOffset + offset, length).toString('latin1');
+}
+
+// ---------------------------------------------------------------- manifest and spines
+
+function manifestReport(manifest: LoadedManifest): ManifestReport {
+  const { state, head } = manifest;
+  return {
+    logId: Buffer.from(state.identity.logId).toString('hex'),
+    features: { ...state.identity.features },
+    rollup: head.rollup,
+    previous: head.previous,
+    edits: manifest.editCount,
+    lastEdit: manifest.edit,
+    logStart: { ...state.logStart },
+    counters: { ...state.counters },
+    flushed: positionReport(state.flushed),
+    checkpoints: {
+      newer: positionReport(head.flushed),
+      older: positionReport(head.previousFlushed),
+    },
+    times: state.times.length,
+    dropped: state.dropped.map((drop) => ({ ...drop })),
+    readOnly: manifest.readOnly,
+    notes: manifest.findings.map(({ message }) => message),
+  };
+}
+
+function positionReport(position: LoadedManifest['head']['flushed']): LogPositionReport {
+  const { upper, seq, position: at, epoch, atMs } = position;
+  return { upper, seq, position: at, epoch, atMs };
+}
+
+function spineReports(manifest: LoadedManifest, names: Map<number, string>): SpineReport[] {
+  const reports: SpineReport[] = [];
+  for (const [collection, spine] of manifest.state.spines) {
+    reports.push(spineReport(collection, names.get(collection), spine));
+  }
+  return reports.toSorted((a, b) => a.collection - b.collection);
+}
+
+function spineReport(
+  collection: number,
+  name: string | undefined,
+  spine: SpineState<PartInfo>,
+): SpineReport {
+  const levels = new Map<number, { runs: number; rows: number; bytes: number }>();
+  for (const { id, level } of spine.batches) {
+    const sum = levels.get(level) ?? { runs: 0, rows: 0, bytes: 0 };
+    for (const placed of spine.hollows) {
+      if (placed.id[0] < id[0] || placed.id[1] > id[1]) continue;
+      sum.runs += placed.hollow.runs.length;
+      sum.rows += placed.hollow.len;
+      sum.bytes += bytesOf(placed.hollow);
+    }
+    levels.set(level, sum);
+  }
+  const hollows = spine.hollows.map(({ hollow }) => hollow);
+  const kind = hollows.find(({ runs }) => runs.length > 0)?.runs[0].parts[0].kind;
+  return {
+    collection,
+    name,
+    kind: kind === undefined ? undefined : KINDS[kind],
+    since: spine.since,
+    upper: hollows.at(-1)?.desc.upper ?? 0,
+    rows: hollows.reduce((sum, { len }) => sum + len, 0),
+    bytes: hollows.reduce((sum, hollow) => sum + bytesOf(hollow), 0),
+    merging: spine.merges.length,
+    levels: [...levels]
+      .map(([level, sum]) => ({ level, ...sum }))
+      .toSorted((a, b) => a.level - b.level),
+    runs: hollows.flatMap(({ desc, runs }) =>
+      runs.map((run) => ({
+        run: run.runId,
+        lower: desc.lower,
+        upper: desc.upper,
+        rows: run.len,
+        bytes: run.parts.reduce((sum, { bytes }) => sum + bytes, 0),
+        parts: run.parts.map(({ file, offset, bytes, len }) => ({
+          file,
+          offset,
+          bytes,
+          rows: len,
+        })),
+      })),
+    ),
+  };
+}
+
+function bytesOf(hollow: Hollow<PartInfo>): number {
+  let bytes = 0;
+  for (const run of hollow.runs) for (const part of run.parts) bytes += part.bytes;
+  return bytes;
+}
+
+function filesReport(storage: Storage, manifest: LoadedManifest | undefined): StoreReport['files'] {
+  const named = new Set<number>();
+  for (const spine of manifest?.state.spines.values() ?? []) {
+    for (const { hollow } of spine.hollows) {
+      for (const run of hollow.runs) for (const part of run.parts) named.add(part.file);
+    }
+  }
+  const present = storage.list(PARTS_DIR);
+  let partBytes = 0;
+  for (const name of present) partBytes += storage.stat(`${PARTS_DIR}/${name}`)?.bytes ?? 0;
+  const unnamedParts = present.filter((name) => !named.has(Number.parseInt(name, 10)));
+  return {
+    parts: present.length,
+    partBytes,
+    unnamedParts: manifest === undefined ? [] : unnamedParts,
+    tmp: storage.list(TMP_DIR),
+    quarantine: storage.list(QUARANTINE_DIR),
+  };
+}

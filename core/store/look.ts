@@ -1,0 +1,207 @@
+/**
+ * What lies in a store's directory, read without lock and without a change, beside a live engine or in
+ * a copy: the manifest as it stands, every segment file and its place in the chain. Damage is told, not
+ * thrown, where something can still be said about the rest. Called by inspect, verify and dump.
+ *
+ *   place of a segment file
+ *     chain     from the highest sound header backwards by prevSeq; valid up to `end`
+ *     unused    above the chain, without a sound header: a spare, or a creation cut short
+ *     orphan    below or beside the chain: voided or pruned, goes at the next open
+ *     foreign   another log's, or not the one its name says
+ */
+import { TidemarkError, corrupt } from '../base/errors.ts';
+import { LOG_DIR, HEAD_PATH, numberOf, segmentPath } from '../storage/names.ts';
+import type { Storage } from '../storage/storage.ts';
+import { isZero } from '../log/reader.ts';
+import {
+  SEGMENT_BLOCK_BYTES,
+  SEGMENT_COPY_OFFSET,
+  decodeSegmentBlock,
+  decodeSegmentHeader,
+} from '../log/segment.ts';
+import type { SegmentHeader } from '../log/segment.ts';
+import { loadManifest } from '../spine/manifest-store.ts';
+import type { LoadedManifest } from '../spine/manifest-store.ts';
+import { isDamage } from './report.ts';
+import type { Machine } from './report.ts';
+
+export type SegmentPlace = 'chain' | 'unused' | 'orphan' | 'foreign';
+
+export type SegmentFile = {
+  readonly seq: number;
+  readonly path: string;
+  /** Size of the file. */
+  readonly bytes: number;
+  readonly header: SegmentHeader | undefined;
+  /** A copy of the header is damaged, or both are and the block is not blank. */
+  readonly damaged: boolean;
+  readonly blank: boolean;
+  /** Why the header cannot be read by this version. */
+  readonly error: TidemarkError | undefined;
+  place: SegmentPlace;
+  /** The next in the chain; undefined for the last one, and outside the chain. */
+  successor: SegmentHeader | undefined;
+  /** Where valid bytes end at most. */
+  end: number;
+};
+
+export type StoreLook = {
+  readonly manifest: LoadedManifest | undefined;
+  /** Why there is none. */
+  readonly manifestError: unknown;
+  /** Of the manifest, else of the highest segment. */
+  readonly logId: Uint8Array | undefined;
+  /** Ascending by seq. */
+  readonly segments: readonly SegmentFile[];
+  /** Compressed segments, by number. */
+  readonly compressed: readonly number[];
+};
+
+const ATTEMPTS_MAX = 8;
+
+/** A store or what is left of one: without any of this the directory is something else. */
+export function isStore(storage: Storage): boolean {
+  if (storage.stat(HEAD_PATH) !== undefined) return true;
+  return storage.list(LOG_DIR).some((name) => /^[0-9]{10}\.segz?$/.test(name));
+}
+
+/** The manifest, read again when a live engine has replaced it meanwhile. */
+export function readManifest(storage: Storage): LoadedManifest | undefined {
+  for (let attempt = 1; ; attempt++) {
+    const before = readWhole(storage, HEAD_PATH);
+    try {
+      return loadManifest(storage);
+    } catch (error) {
+      const after = readWhole(storage, HEAD_PATH);
+      const moved =
+        before !== undefined && after !== undefined && Buffer.compare(before, after) !== 0;
+      if (!moved || attempt >= ATTEMPTS_MAX) throw error;
+    }
+  }
+}
+
+/** A small file, or undefined when it is not there. */
+export function readWhole(storage: Storage, path: string): Uint8Array | undefined {
+  if (storage.stat(path) === undefined) return undefined;
+  const fd = storage.open(path, 'read');
+  try {
+    const bytes = new Uint8Array(storage.size(fd));
+    return bytes.subarray(0, storage.read(fd, bytes, 0, bytes.length, 0));
+  } finally {
+    storage.close(fd);
+  }
+}
+
+export function* lookAt(storage: Storage): Machine<StoreLook> {
+  let manifest: LoadedManifest | undefined;
+  let manifestError: unknown;
+  try {
+    manifest = readManifest(storage);
+    if (manifest === undefined) {
+      manifestError = corrupt('NO_MANIFEST', 'the store has no manifest', { file: HEAD_PATH });
+    }
+  } catch (error) {
+    manifestError = error;
+  }
+  yield;
+  const segments: SegmentFile[] = [];
+  const compressed: number[] = [];
+  for (const name of storage.list(LOG_DIR)) {
+    const packed = seqOf(name, '.segz');
+    if (packed !== undefined) compressed.push(packed);
+    const seq = seqOf(name, '.seg');
+    if (seq === undefined) continue;
+    const file = readSegment(storage, seq);
+    // Pruned since the listing.
+    if (file !== undefined) segments.push(file);
+    yield;
+  }
+  const highest = segments.findLast(({ header }) => header !== undefined)?.header;
+  const logId = manifest?.state.identity.logId ?? highest?.logId;
+  link(segments, logId, manifest?.state.logStart.seq ?? 1);
+  return { manifest, manifestError, logId, segments, compressed };
+}
+
+/** A name of ours with number 0 is not worth stopping for. */
+function seqOf(name: string, ending: string): number | undefined {
+  try {
+    return numberOf(name, ending);
+  } catch (error) {
+    if (isDamage(error)) return undefined;
+    throw error;
+  }
+}
+
+function readSegment(storage: Storage, seq: number): SegmentFile | undefined {
+  const path = segmentPath(seq);
+  const block = new Uint8Array(SEGMENT_BLOCK_BYTES);
+  if (storage.stat(path) === undefined) return undefined;
+  const fd = storage.open(path, 'read');
+  let bytes = 0;
+  let got = 0;
+  try {
+    bytes = storage.size(fd);
+    got = storage.read(fd, block, 0, block.length, 0);
+  } finally {
+    storage.close(fd);
+  }
+  let header: SegmentHeader | undefined;
+  let damaged = false;
+  let error: TidemarkError | undefined;
+  try {
+    const decoded = decodeSegmentBlock(block, path);
+    header = got < block.length ? undefined : decoded.header;
+    // Either copy: the second is what an open falls back to.
+    damaged =
+      decoded.damaged || decodeSegmentHeader(block, SEGMENT_COPY_OFFSET, path) === undefined;
+  } catch (thrown) {
+    if (!(thrown instanceof TidemarkError)) throw thrown;
+    error = thrown;
+  }
+  const blank = isZero(block, 0, got);
+  return {
+    seq,
+    path,
+    bytes,
+    header,
+    damaged: damaged && !blank,
+    blank,
+    error,
+    place: 'unused',
+    successor: undefined,
+    end: bytes,
+  };
+}
+
+/** Walks the chain as far as it is there. */
+function link(segments: SegmentFile[], logId: Uint8Array | undefined, firstSeq: number): void {
+  const bySeq = new Map(segments.map((file) => [file.seq, file]));
+  let top: SegmentFile | undefined;
+  for (const file of segments) {
+    const { header } = file;
+    if (header === undefined) continue;
+    const own = logId !== undefined && Buffer.compare(header.logId, logId) === 0;
+    if (!own || header.seq !== file.seq) file.place = 'foreign';
+    else if (file.seq >= firstSeq) top = file;
+  }
+  for (const file of segments) {
+    if (file.place === 'unused' && file.seq < (top?.seq ?? 0)) file.place = 'orphan';
+  }
+  let at = top;
+  let successor: SegmentHeader | undefined;
+  while (at !== undefined) {
+    at.place = 'chain';
+    at.successor = successor;
+    if (successor !== undefined) at.end = successor.prevEndPos;
+    successor = at.header;
+    if (successor === undefined || successor.prevSeq < firstSeq) break;
+    const before = bySeq.get(successor.prevSeq);
+    if (before?.header === undefined || before.seq >= at.seq || before.place === 'foreign') break;
+    at = before;
+  }
+}
+
+/** The chain, oldest first. */
+export function chainOf(look: StoreLook): SegmentFile[] {
+  return look.segments.filter(({ place }) => place === 'chain');
+}
