@@ -83,6 +83,11 @@ export class Transaction {
   /** @internal As `commit`; undefined when it would have to wait for room, and then nothing has happened. */
   tryCommit(client: Client, options?: CommitOptions): Promise<Receipt> | undefined {
     if (client !== this.#client) throw new TypeError("this is another engine's transaction");
+    try {
+      client.assertUsable();
+    } catch (error) {
+      return refusedNow(error);
+    }
     const isWaiting = !this.#committed && this.#set.operations > 0 && !client.line.hasRoom;
     return isWaiting ? undefined : this.commit(options);
   }

@@ -23,6 +23,7 @@ type Hands = {
   readonly words: Collection<string, string>;
   readonly snap: Snapshot;
   readonly full: Transaction;
+  readonly tried: Transaction;
   readonly empty: Transaction;
 };
 
@@ -31,7 +32,8 @@ async function handsOf(engine: Engine): Promise<Hands> {
   await words.put('a', '1');
   const snap = engine.snapshot();
   const full = engine.transaction().put(words, 'b', '2');
-  return { engine, words, snap, full, empty: engine.transaction() };
+  const tried = engine.transaction().put(words, 'c', '3');
+  return { engine, words, snap, full, tried, empty: engine.transaction() };
 }
 
 /** Everything that reads, writes or asks; each in one call. Those that return promises must not throw. */
@@ -54,6 +56,9 @@ const OPERATIONS: Readonly<Record<string, (hands: Hands) => unknown>> = {
   since: ({ words }) => words.since,
   touched: ({ words }) => words.touched,
   commit: ({ full }) => full.commit(),
+  tryCommit: ({ engine, tried }) => engine.tryCommit(tried),
+  putExpecting: ({ words }) =>
+    words.put('x', '1', { expect: [{ collection: words, key: 'x', offset: null }] }),
   commitEmpty: ({ empty }) => empty.commit(),
   transaction: ({ engine }) => engine.transaction(),
   snapshot: ({ engine }) => engine.snapshot().close(),
@@ -70,7 +75,7 @@ const OPERATIONS: Readonly<Record<string, (hands: Hands) => unknown>> = {
 };
 
 const ASYNC: ReadonlySet<string> = new Set(
-  'put delete setHistory get has getMany commit commitEmpty collection newCollection durable reached room flush compact drop'.split(
+  'put delete setHistory get has getMany commit tryCommit putExpecting commitEmpty collection newCollection durable reached room flush compact drop'.split(
     ' ',
   ),
 );
