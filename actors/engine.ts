@@ -47,6 +47,9 @@ import { NEWEST } from './reader.ts';
 import { gatherStats } from './stats.ts';
 import type { EngineStats } from './stats.ts';
 import { Transaction } from './transaction.ts';
+import { checkVerifyOptions, verifyInSlices, verifyOnThread } from './verify.ts';
+import type { VerifyOptions } from './verify.ts';
+import type { VerifyReport } from '../core/store/verify.ts';
 
 export type EngineState = 'open' | 'closing' | 'closed' | 'poisoned';
 
@@ -476,6 +479,20 @@ export class Engine extends EventEmitter {
   async checkpoint(): Promise<void> {
     this.#assertWritable();
     return this.#client.checkpoint();
+  }
+
+  /**
+   * Looks for damage in everything the store has on disk, beside whatever is going on, and lists it. Damage
+   * is a result, never an error.
+   */
+  async verify(options?: VerifyOptions): Promise<VerifyReport> {
+    const checked = checkVerifyOptions(options);
+    this.#client.assertUsable();
+    const { inline, workerUrl, config, seam } = this.#options;
+    // Whoever brings the engine's threads along in a file of his own has not brought this one.
+    if (!inline && workerUrl === undefined) return verifyOnThread(config.directory, checked);
+    // Its files are not the engine's, which closes all of its own when it fails.
+    return verifyInSlices(seam?.storage ?? new NodeStorage(config.directory), checked);
   }
 
   /** Merges a collection (or all) into as few runs as can be, its unneeded history left out. */

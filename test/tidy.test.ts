@@ -139,7 +139,12 @@ test('nothing is left to be done in a comment, and no test is switched off', () 
 });
 
 test('every source of core and actors is imported by another, or is an entry', () => {
-  const entries = new Set(['actors/index.ts', 'actors/worker.ts', 'actors/merge-worker.ts']);
+  const entries = new Set([
+    'actors/index.ts',
+    'actors/worker.ts',
+    'actors/merge-worker.ts',
+    'actors/verify-worker.ts',
+  ]);
   const imported = new Set([...sources].flatMap(([path, text]) => importsOf(path, text)));
   each((path) =>
     /^(core|actors)\//.test(path) &&
