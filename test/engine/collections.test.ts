@@ -219,7 +219,9 @@ inBothHosts('of what was dropped only who held a time sees the past', async (hom
   early.close();
   await other.put('b', '1');
   await engine.flush();
-  await until('the spine goes', () => engine.stats().collections.every(({ id }) => id !== words.id));
+  await until('the spine goes', () =>
+    engine.stats().collections.every(({ id }) => id !== words.id),
+  );
   await check();
 });
 
