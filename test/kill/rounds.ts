@@ -30,7 +30,7 @@ import {
   SAYS_STARTED,
   planStore,
 } from './plan.ts';
-import type { Host, StorePlan, Task } from './plan.ts';
+import type { StorePlan, Task } from './plan.ts';
 import { makeProgram } from './program.ts';
 
 /** A process that says nothing for so long hangs. */
@@ -91,11 +91,11 @@ type Moment = { readonly after: number; readonly ms: number };
 
 function drawMoment(prng: Prng): Moment {
   const at = prng.unit();
-  if (at < 0.08) return { after: 0, ms: prng.below(120) };
-  if (at < 0.3) return { after: SAYS_STARTED, ms: prng.below(prng.pick([3, 20, 60])) };
-  if (at < 0.4) return { after: SAYS_OPEN, ms: prng.below(20) };
-  if (at < 0.5) return { after: SAYS_CLOSING, ms: prng.below(prng.pick([1, 8])) };
-  return { after: SAYS_CHECKED, ms: prng.below(prng.pick([10, 60, 200])) };
+  if (at < 0.04) return { after: 0, ms: prng.below(120) };
+  if (at < 0.18) return { after: SAYS_STARTED, ms: prng.below(prng.pick([3, 20, 60])) };
+  if (at < 0.25) return { after: SAYS_OPEN, ms: prng.below(20) };
+  if (at < 0.35) return { after: SAYS_CLOSING, ms: prng.below(prng.pick([1, 8])) };
+  return { after: SAYS_CHECKED, ms: prng.below(prng.pick([10, 100, 400])) };
 }
 
 /** One store through its processes. */

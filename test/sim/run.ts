@@ -94,6 +94,8 @@ class Simulation {
     fullDisks: 0,
     refusals: 0,
     slowSyncs: 0,
+    /** Turns of a client with commits that wait for room on its ring. */
+    fullRings: 0,
     poisons: 0,
     readOnly: 0,
     lost: 0,
@@ -106,7 +108,7 @@ class Simulation {
   #durableFloor = 0;
   #writtenFloor = 0;
   #everOpened = false;
-  readonly #baseline: Baseline = { memtablePages: undefined };
+  readonly #baseline: Baseline = { memtablePages: undefined, pagesAhead: 0 };
   #mood: Mood;
   #moodUntil = 0;
 
@@ -127,6 +129,7 @@ class Simulation {
     const root = new Prng(options.seed);
     this.#settings = drawSettings(root.child());
     this.#life = this.#settings;
+    if (this.#settings.tinyRings > 0) this.#baseline.pagesAhead = 1;
     this.#schedule = root.child();
     this.#workload = root.child();
     this.#disaster = root.child();
@@ -666,6 +669,7 @@ class Simulation {
     if (hosted ? touched || world.isRung(number) : !touched) world.poll(number);
     else world.afterAct();
     await settle();
+    if (world.clients[number].line.waitingTransactions > 0) this.counts['fullRings']++;
   }
 }
 

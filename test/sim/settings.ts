@@ -64,6 +64,8 @@ export type Settings = {
   readonly clockJumps: boolean;
   /** Mean milliseconds that the clock moves when it does. */
   readonly clockStepMs: number;
+  /** Slots of rings, where it is fewer than usual; 0: as usual. */
+  readonly tinyRings: number;
   /** Ticks between two draws of who is slow. */
   readonly moodTicks: number;
 };
@@ -175,5 +177,6 @@ export function drawSettings(prng: Prng): Settings {
     clockJumps: prng.chance(0.2),
     clockStepMs: prng.pick([0.05, 1, 1, 20, 200]),
     moodTicks: prng.pick([50, 400, 3_000]),
+    tinyRings: prng.pick([0, 0, 2, 4, 16]),
   };
 }

@@ -33,7 +33,7 @@ import {
   RECORD,
   getWide,
 } from '../../actors/messages.ts';
-import type { RingPlace } from '../../actors/topology.ts';
+import type { RingPlace, Topology } from '../../actors/topology.ts';
 import { KEEPER_CLIENT } from '../../actors/spine-keeper.ts';
 import type { SimClock } from './clock.ts';
 import type { SimDisk } from './disk.ts';
@@ -54,6 +54,9 @@ export const ACTOR_NAMES: readonly string[] = [
 
 /** A look at a frontier so often in one step is a loop that will not end. */
 const LOOKS_MAX = 3_000_000;
+
+/** The fewest slots with which the actors' messages to each other find room at all. */
+const CONTROL_SLOTS_MIN = 8;
 
 /** Says what broke. */
 export class SimFailure extends Error {
@@ -105,6 +108,37 @@ class RingTap {
       visit(this.#word + (2 * LINE_BYTES) / 4 + slot * SLOT_WORDS);
     }
   }
+}
+
+/** The same rings in the same places with fewer slots: somebody always waits for room. */
+function shrink(topology: Topology, { tinyRings }: Settings): Topology {
+  const ring = ({ address, slots }: RingPlace, least: number): RingPlace => ({
+    address,
+    slots: Math.min(slots, Math.max(tinyRings, least)),
+  });
+  const control = (place: RingPlace): RingPlace => ring(place, CONTROL_SLOTS_MIN);
+  return {
+    ...topology,
+    line: ring(topology.line, 4),
+    replay: ring(topology.replay, 4),
+    sequencerToKeeper: control(topology.sequencerToKeeper),
+    keeperToSequencer: control(topology.keeperToSequencer),
+    durabilityToKeeper: control(topology.durabilityToKeeper),
+    keeperToDurability: control(topology.keeperToDurability),
+    keeperToCompactor: control(topology.keeperToCompactor),
+    compactorToKeeper: control(topology.compactorToKeeper),
+    durabilityToCompactor: control(topology.durabilityToCompactor),
+    compactorToDurability: control(topology.compactorToDurability),
+    keeperToEvictor: control(topology.keeperToEvictor),
+    evictorToKeeper: control(topology.evictorToKeeper),
+    clients: topology.clients.map((client) => ({
+      ...client,
+      records: ring(client.records, 2),
+      receipts: ring(client.receipts, 2),
+      requests: control(client.requests),
+      answers: control(client.answers),
+    })),
+  };
 }
 
 /** A thread of the host, as host.ts runs it. */
@@ -166,7 +200,8 @@ export class World {
     this.storage = new SimStorage(parts.disk);
     const made = makeContext(arena.buffer, config, this.storage, clock);
     this.#control = new WatchedControl(made.arena, made.topology.control);
-    this.context = { ...made, control: this.#control };
+    const topology = settings.tinyRings === 0 ? made.topology : shrink(made.topology, settings);
+    this.context = { ...made, control: this.#control, topology };
     resetArena(this.context);
     for (let i = 1; i < settings.clients; i++) this.#control.claimClient();
     if (settings.cachePages !== undefined) {
@@ -194,7 +229,6 @@ export class World {
       this.#makeThread([0, 1], this.context.topology.threadBells[0]),
       this.#makeThread([2, 3, 4], this.context.topology.threadBells[1]),
     ];
-    const { topology } = this.context;
     const tap = (place: RingPlace): RingTap => new RingTap(this.context.arena, place);
     const places = topology.clients.slice(0, settings.clients);
     this.#lineTap = tap(topology.line);
