@@ -9,6 +9,7 @@ import { clientsMax, collectionsMax } from '../core/base/limits.ts';
 import { KIND_KEYED, CATALOG_ID } from '../core/base/update.ts';
 import { Arena } from '../core/shared/arena.ts';
 import { STATE_CLOSED, STATE_CLOSING, STATE_OPEN, STATE_POISONED } from '../core/shared/control.ts';
+import { DescriptorTable } from '../core/shared/descriptors.ts';
 import { readersInside } from '../core/shared/epoch.ts';
 import { releaseLock } from '../core/storage/lock.ts';
 import type { ActorContext, EngineConfig } from './actor.ts';
@@ -99,6 +100,9 @@ export class Engine extends EventEmitter {
   #closed: Promise<void> | undefined;
   #poisonTold = false;
   #isOver: Promise<void> | undefined;
+  /** What the actors have open. */
+  readonly #files: DescriptorTable = new DescriptorTable();
+  readonly #storage: NodeStorage;
   /** What the engine says of itself once its arena is no longer its own. */
   #ended: { state: number; upper: number; durableUpper: number } | undefined;
   #isOpened = false;
@@ -112,7 +116,8 @@ export class Engine extends EventEmitter {
       const arena = Arena.create(options.memoryBytes);
       let host: InlineHost | undefined;
       const kick = (): void => host?.kick();
-      const storage = seam?.storage ?? new NodeStorage(config.directory, kick);
+      const own = new NodeStorage(config.directory, kick, this.#files);
+      const storage = seam?.storage ?? own;
       const context = makeContext(arena.buffer, config, storage, seam?.clock ?? systemClock);
       resetArena(context);
       const pool = new StepPool((job) => makeMachine(job, storage, context.arena));
@@ -125,13 +130,15 @@ export class Engine extends EventEmitter {
         () => pool.step(),
         () => {
           this.#client.poll();
-          if (context.control.state() !== STATE_POISONED || this.#poisonTold) return;
-          this.#releaseDirectory();
-          this.#tellPoisoned();
+          if (context.control.state() !== STATE_POISONED) return;
+          ended();
+          void this.#over().then(() => this.#tellPoisoned());
         },
       );
       this.#kit = undefined;
-      this.#run = Promise.resolve();
+      this.#storage = own;
+      let ended = (): void => {};
+      this.#run = new Promise((resolve) => (ended = resolve));
       host.kick();
     } else {
       const kit = leaseKit(options.memoryBytes, options.workerUrl);
@@ -139,6 +146,8 @@ export class Engine extends EventEmitter {
       const context = makeContext(kit.arena.buffer, config, storage, systemClock);
       resetArena(context);
       this.#kit = kit;
+      this.#files = kit.descriptors;
+      this.#storage = storage;
       this.#context = context;
       this.#client = new Client(context, OWNER_CLIENT, { kick: undefined, endOfTurn, nextTurn });
       this.#run = kit.run(config, (error) => poison(context, error));
@@ -183,7 +192,7 @@ export class Engine extends EventEmitter {
   async #watch(): Promise<void> {
     await this.#run;
     if (this.#context.control.state() !== STATE_POISONED || this.#kit === undefined) return;
-    await Promise.race([this.#over(this.#kit), after(HANG_MS)]);
+    await Promise.race([this.#over(), after(HANG_MS)]);
     this.#client.poll();
     this.#tellPoisoned();
   }
@@ -192,27 +201,28 @@ export class Engine extends EventEmitter {
    * Resolves when the threads of an engine that failed are gone, their files closed and the directory
    * free. A thread that hangs in a call to the disk may still write: as long as it does, it is locked.
    */
-  #over(kit: Kit): Promise<void> {
+  #over(): Promise<void> {
     const run = async (): Promise<void> => {
       await this.#run;
-      await kit.end();
-      await this.#closeFiles(kit);
+      await this.#kit?.end();
+      await this.#closeFiles();
       this.#releaseDirectory();
     };
     this.#isOver ??= run();
     return this.#isOver;
   }
 
-  /** What was killed has closed nothing. Reads of ours that are at the disk come first. */
-  async #closeFiles(kit: Kit): Promise<void> {
-    const { arena, topology, storage } = this.#context;
+  /** What was killed has closed nothing. What is at the disk, and reads of ours, come first. */
+  async #closeFiles(): Promise<void> {
+    const { arena, topology } = this.#context;
+    const storage = this.#storage;
     const deadline = performance.now() + HANG_MS;
-    while (readersInside(arena, topology.slots, KEEPER_CLIENT)) {
+    while (storage.running > 0 || readersInside(arena, topology.slots, KEEPER_CLIENT)) {
       // Closed under it, the number may be somebody else's file: better left open.
       if (performance.now() > deadline) return;
       await after(READ_WAIT_MS);
     }
-    for (const fd of kit.descriptors.take()) {
+    for (const fd of this.#files.take()) {
       try {
         storage.close(fd);
       } catch {
@@ -535,17 +545,17 @@ export class Engine extends EventEmitter {
     this.#client.poll();
     // Commits settle a slice a turn; no turn is to come.
     while (this.#client.line.hasMoreToSettle) this.#client.poll();
-    if (this.#kit !== undefined) {
+    if (this.#kit !== undefined || isPoisoned) {
       // The kit's threads keep no process alive, and this promise must settle.
       const keepAlive = setInterval(() => {}, 0x7fff_ffff);
       if (isPoisoned) {
         isSpent = true;
-        await Promise.race([this.#over(this.#kit), after(HANG_MS)]);
+        await Promise.race([this.#over(), after(HANG_MS)]);
       } else {
         await this.#run;
         // A file read that outlasted the close will still say in the arena that it has ended.
         isSpent = readersInside(arena, topology.slots, clientsMax);
-        if (isSpent) await this.#kit.end();
+        if (isSpent) await this.#kit?.end();
       }
       clearInterval(keepAlive);
     }

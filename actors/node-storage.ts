@@ -42,6 +42,7 @@ export class NodeStorage implements Storage {
   readonly #wake: () => void;
   readonly #descriptors: DescriptorTable | undefined;
   readonly #answers: StorageAnswer[] = [];
+  #running = 0;
 
   /**
    * `root` is the store's directory; `wake` is called when an answer is there to be polled. What is open
@@ -164,6 +165,11 @@ export class NodeStorage implements Storage {
     return done;
   }
 
+  /** Queued programs under way. */
+  get running(): number {
+    return this.#running;
+  }
+
   submit(ticket: number, fd: number, calls: readonly StorageCall[]): void {
     void this.#run(ticket, fd, calls);
   }
@@ -173,6 +179,7 @@ export class NodeStorage implements Storage {
   }
 
   async #run(ticket: number, fd: number, calls: readonly StorageCall[]): Promise<void> {
+    this.#running++;
     let current = fd;
     let isOwn = false;
     let failure: unknown;
@@ -195,6 +202,7 @@ export class NodeStorage implements Storage {
         current = -1;
       }
     }
+    this.#running--;
     this.#answers.push({ ticket, fd: current, failure });
     this.#wake();
   }

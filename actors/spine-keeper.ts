@@ -312,7 +312,9 @@ export class SpineKeeper implements Actor {
     if (!this.#opened) worked = this.#openIfReady() || worked;
     worked = this.#takeRequests() || worked;
     this.#sendSeal();
-    if (this.#restored && this.#store !== undefined) {
+    // A log that is refused is refused before anything is written.
+    const isLogSound = this.#recovered || this.#sealed.length > 0;
+    if (this.#restored && this.#store !== undefined && isLogSound) {
       worked = this.#reserveIds() || worked;
       worked = this.#link() || worked;
       worked = this.#writeManifest() || worked;

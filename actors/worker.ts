@@ -20,6 +20,14 @@ import { THREAD_BACKGROUND, THREAD_WRITE } from './topology.ts';
 const here = new URL(import.meta.url);
 const MERGE_WORKER_URL: URL = new URL('./merge-worker.js', here);
 
+/** So often is looked whether the disk has answered, after a failure. */
+const STORAGE_WAITS = 300;
+const STORAGE_WAIT_MS = 1;
+
+function after(ms: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, ms));
+}
+
 /** The pool's threads stay with this thread from engine to engine. */
 let workers: Piscina<WorkerTask, unknown> | undefined;
 let workerCount = 0;
@@ -53,6 +61,8 @@ const kitThread = {
       }
       const pool = new PiscinaPool(workers, arena, config.directory, descriptors, wake);
       await runTurning(context, backgroundActors(context, pool), bell);
+      // What a program opens after a failure is noted when it ends: nobody else would know of it.
+      for (let i = 0; i < STORAGE_WAITS && storage.running > 0; i++) await after(STORAGE_WAIT_MS);
     } catch (error) {
       poison(context, error);
     }
