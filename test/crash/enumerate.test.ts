@@ -9,7 +9,7 @@ import { enumerate } from './enumerate.ts';
 import { WORKLOADS } from './workloads.ts';
 
 const CHOICE = { subsetsMax: 3, samples: 2, regularMax: 1 };
-const STEP = 12;
+const STEP = 20;
 
 for (const workload of WORKLOADS) {
   test(`nothing acknowledged is lost, whenever it dies: ${workload.name}`, async () => {

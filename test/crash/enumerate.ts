@@ -26,7 +26,10 @@ export type Owed = {
   readonly how: How;
   readonly model: Model;
   readonly submitted: number;
+  /** As this disk is: all that was durable, and if the page cache was kept all that was written. */
   readonly floor: number;
+  /** If the power goes before it has been opened; left out: as much. */
+  readonly durable?: number;
 };
 
 const MODES: readonly CrashMode[] = ['process', 'power', 'torn'];
@@ -143,19 +146,21 @@ export function revive(left: SimDisk, owed: Owed, prng: Prng, options: ReviveOpt
     const dying = before.clone();
     dying.fault = (call) => (call.mutation === at ? { kind: 'crash' } : fault?.(call));
     const victim = new Incarnation(dying, how);
-    let floor = owed.floor;
+    const mode = prng.pick(MODES);
+    let floor = mode === 'process' ? owed.floor : (owed.durable ?? owed.floor);
+    let durable = owed.durable ?? owed.floor;
     try {
       victim.open();
       // It has been seen: nothing of it may go.
-      floor = Math.max(floor, victim.visible);
+      durable = victim.visible;
+      floor = Math.max(floor, durable);
       victim.rounds(30);
     } catch (error) {
       if (!died(error)) throw error;
     } finally {
       victim.dispose();
     }
-    const mode = prng.pick(MODES);
-    const next = { ...owed, floor };
+    const next = { ...owed, floor, durable };
     revive(dying.crash(prng, mode), next, prng, { ...options, depth: depth - 1 });
     return;
   }
@@ -253,11 +258,12 @@ export function* statesOf(
   prng: Prng,
   choice: CrashChoice,
 ): Generator<{ left: SimDisk; owed: Owed }> {
-  let floor = moment.written;
+  const { model, submitted, durable, written } = moment;
+  let floor = written;
   for (const left of crashes(moment.disk, prng, choice)) {
-    yield { left, owed: { how, model: moment.model, submitted: moment.submitted, floor } };
+    yield { left, owed: { how, model, submitted, floor, durable } };
     // The first is the one whose page cache is kept.
-    floor = moment.durable;
+    floor = durable;
   }
 }
 
