@@ -131,13 +131,13 @@ export class Engine extends EventEmitter {
         () => {
           this.#client.poll();
           if (context.control.state() !== STATE_POISONED) return;
-          ended();
+          ended?.();
           void this.#over().then(() => this.#tellPoisoned());
         },
       );
       this.#kit = undefined;
       this.#storage = own;
-      let ended = (): void => {};
+      let ended: (() => void) | undefined;
       this.#run = new Promise((resolve) => (ended = resolve));
       host.kick();
     } else {

@@ -81,13 +81,13 @@ for (const [how, code] of [
     await withPool(code, async (pool) => {
       for (let round = 0; round < 2; round++) {
         for (let id = 0; id < 3; id++) pool.start(id, job('never'));
-        const ids = [];
+        const ids: number[] = [];
         for (let i = 0; i < 3; i++) {
           const { id, failure } = await answerOf(pool);
           assert.ok(failure !== undefined, `job ${id} cannot have run`);
           ids.push(id);
         }
-        assert.deepEqual(ids.toSorted(), [0, 1, 2]);
+        assert.deepEqual(ids.toSorted((a, b) => a - b), [0, 1, 2]);
         await turn();
       }
     });
