@@ -87,7 +87,10 @@ for (const [how, code] of [
           assert.ok(failure !== undefined, `job ${id} cannot have run`);
           ids.push(id);
         }
-        assert.deepEqual(ids.toSorted((a, b) => a - b), [0, 1, 2]);
+        assert.deepEqual(
+          ids.toSorted((a, b) => a - b),
+          [0, 1, 2],
+        );
         await turn();
       }
     });
