@@ -10,7 +10,7 @@
  *   durability  CANCEL    all that were asked for are to stop; PREPARED (not OK) back all the same
  */
 import { invariant } from '../core/base/assert.ts';
-import { toPlainError } from '../core/base/errors.ts';
+import { isFullDisk, toPlainError } from '../core/base/errors.ts';
 import type { PlainError } from '../core/base/errors.ts';
 import { segmentPath } from '../core/storage/names.ts';
 import { ACTOR_COMPACTOR } from '../core/shared/control.ts';
@@ -232,7 +232,8 @@ export class Compactor implements Actor {
     setWide(u32, slot + PREPARE.FROM, prepare.from);
     setWide(u32, slot + PREPARE.TO, prepare.to);
     u32[slot + PREPARE.OK] = answer.failure === undefined ? 1 : 0;
-    u32[slot + PREPARE.NO_SPACE] = answer.failure?.detail['errno'] === 'ENOSPC' ? 1 : 0;
+    u32[slot + PREPARE.NO_SPACE] =
+      answer.failure !== undefined && isFullDisk(answer.failure) ? 1 : 0;
     this.#durability.send();
     return true;
   }

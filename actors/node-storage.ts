@@ -8,6 +8,7 @@ import { dirname } from 'node:path';
 import { promisify } from 'node:util';
 import type { DescriptorTable } from '../core/shared/descriptors.ts';
 import type { OpenHow, Storage, StorageAnswer, StorageCall } from '../core/storage/storage.ts';
+import { shortRead } from '../core/storage/storage.ts';
 
 const FLAGS: Record<OpenHow, number> = {
   read: fs.constants.O_RDONLY,
@@ -223,7 +224,7 @@ export class NodeStorage implements Storage {
       case 'read': {
         const length = call.bytes.length;
         const n = await this.readLater(fd, call.bytes, 0, length, call.position);
-        if (n !== length) throw new Error(`short read: ${n} of ${length}`);
+        if (n !== length) throw shortRead(n, length);
         break;
       }
       case 'sync':

@@ -5,6 +5,7 @@
  * keeper's thread; loading is queued, never waited for.
  */
 import { invariant } from '../core/base/assert.ts';
+import { corrupt } from '../core/base/errors.ts';
 import { openPartsMax, pageBytes } from '../core/base/limits.ts';
 import { UNTIL_NOW, UNTIL_NOW_AND_IO } from '../core/shared/epoch.ts';
 import type { RetireList } from '../core/shared/epoch.ts';
@@ -15,6 +16,7 @@ import { checkFilter, checkIndex } from '../core/spine/part-reader.ts';
 import { partBlockBytes, writePart } from '../core/spine/view.ts';
 import { partPath } from '../core/storage/names.ts';
 import type { StorageAnswer, StorageCall } from '../core/storage/storage.ts';
+import { SHORT_READ } from '../core/storage/storage.ts';
 import type { ActorContext } from './actor.ts';
 
 /** An open part file. `parts` counts loaded parts, `pins` jobs that read it. */
@@ -162,7 +164,7 @@ export class PartStore {
 
   #onFooters(load: Load, group: readonly PartRef[], answer: StorageAnswer): void {
     if (answer.failure !== undefined) {
-      this.#giveUp(load, answer.failure);
+      this.#giveUp(load, asCorrupt(answer.failure, group));
       return;
     }
     this.#keepOpen(load, group, answer.fd);
@@ -212,7 +214,7 @@ export class PartStore {
 
   #onTables(load: Load, group: readonly PartRef[], answer: StorageAnswer): void {
     if (answer.failure !== undefined) {
-      this.#giveUp(load, answer.failure);
+      this.#giveUp(load, asCorrupt(answer.failure, group));
       return;
     }
     try {
@@ -376,4 +378,11 @@ export class PartStore {
 
 function keyOf(ref: PartRef): string {
   return `${ref.file}:${ref.offset}`;
+}
+
+/** A part that ends before its footer says is damage, not an I/O error. */
+function asCorrupt(failure: unknown, group: readonly PartRef[]): unknown {
+  if ((failure as { code?: unknown } | undefined)?.code !== SHORT_READ) return failure;
+  const file = partPath(group[0].file);
+  return corrupt('CUT_PART', `${file} is shorter than the manifest says`, { file });
 }

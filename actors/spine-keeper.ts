@@ -21,7 +21,13 @@
  * APPLY to the evictor -> APPLIED -> view without the generation -> retired by epoch -> FREE.
  */
 import { invariant } from '../core/base/assert.ts';
-import { corrupt, fromPlainError, TidemarkError, toPlainError } from '../core/base/errors.ts';
+import {
+  corrupt,
+  fromPlainError,
+  isFullDisk,
+  TidemarkError,
+  toPlainError,
+} from '../core/base/errors.ts';
 import { join, le } from '../core/base/frontier.ts';
 import { MiB, clientsMax, partBytesTarget, runsHard } from '../core/base/limits.ts';
 import { CATALOG_ID, KIND_KEYED } from '../core/base/update.ts';
@@ -1015,7 +1021,7 @@ export class SpineKeeper implements Actor {
     if (this.#closing) return;
     this.#counters.add(JOBS_FAILED, 1);
     // A full disk heals; until then commits are refused.
-    if (failure.detail['errno'] !== 'ENOSPC') this.#failuresInRow++;
+    if (!isFullDisk(failure)) this.#failuresInRow++;
     // A flush that cannot happen ends the engine sooner or later: better with its cause.
     if (this.#failuresInRow >= FAILURES_MAX && isFlush) throw failure;
     target.failures++;

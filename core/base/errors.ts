@@ -96,3 +96,9 @@ export function fromPlainError(plain: PlainError): TidemarkError {
   if (plain.stack !== undefined) error.stack = plain.stack;
   return error;
 }
+
+/** The disk, or this user's share of it, is full: that heals. */
+export function isFullDisk(failure: Pick<PlainError, 'detail'>): boolean {
+  const errno = failure.detail['errno'];
+  return errno === 'ENOSPC' || errno === 'EDQUOT';
+}

@@ -19,7 +19,7 @@ export type StorageCall =
   | { readonly call: 'close' }
   /** A short count fails the program. */
   | { readonly call: 'write'; readonly bytes: Uint8Array; readonly position: number }
-  /** Fills `bytes` from the descriptor; fewer bytes fail the program. */
+  /** Fills `bytes` from the descriptor; fewer bytes fail the program with `shortRead`. */
   | { readonly call: 'read'; readonly bytes: Uint8Array; readonly position: number }
   | { readonly call: 'sync' }
   | { readonly call: 'rename'; readonly from: string; readonly to: string }
@@ -83,4 +83,12 @@ export interface Clock {
   nowMs(): number;
   /** Monotone milliseconds for deadlines and durations. */
   ticksMs(): number;
+}
+
+/** The code of `shortRead`: no system's errno. */
+export const SHORT_READ = 'SHORT_READ';
+
+/** What a queued read fails with when the file ends before its bytes do. */
+export function shortRead(got: number, wanted: number): Error {
+  return Object.assign(new Error(`short read: ${got} of ${wanted} bytes`), { code: SHORT_READ });
 }

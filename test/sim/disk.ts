@@ -24,6 +24,7 @@ import { crc32 } from '../../core/base/crc32.ts';
 import { invariant } from '../../core/base/assert.ts';
 import type { Prng } from '../../core/base/prng.ts';
 import type { OpenHow, Storage, StorageAnswer, StorageCall } from '../../core/storage/storage.ts';
+import { shortRead } from '../../core/storage/storage.ts';
 
 export const SECTOR_BYTES = 512;
 
@@ -787,7 +788,7 @@ export class SimDisk implements Storage {
       }
       case 'read': {
         const n = this.read(program.fd, call.bytes, 0, call.bytes.length, call.position);
-        if (n !== call.bytes.length) throw new Error(`short read: ${n} of ${call.bytes.length}`);
+        if (n !== call.bytes.length) throw shortRead(n, call.bytes.length);
         return;
       }
       case 'sync':
