@@ -132,7 +132,8 @@ function seqOf(name: string, ending: string): number | undefined {
   }
 }
 
-function readSegment(storage: Storage, seq: number): SegmentFile | undefined {
+/** A segment file as it stands; undefined when it is gone. */
+export function readSegment(storage: Storage, seq: number): SegmentFile | undefined {
   const path = segmentPath(seq);
   const block = new Uint8Array(SEGMENT_BLOCK_BYTES);
   if (storage.stat(path) === undefined) return undefined;

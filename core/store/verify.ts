@@ -27,7 +27,7 @@ import { HEAD_PATH, editsPath, partPath, rollupPath, segmentPath } from '../stor
 import type { Storage } from '../storage/storage.ts';
 import { damagedAt, walkSegment } from './log-walk.ts';
 import type { SegmentWalk } from './log-walk.ts';
-import { chainOf, isStore, lookAt, readManifest, readWhole } from './look.ts';
+import { chainOf, isStore, lookAt, readManifest, readSegment, readWhole } from './look.ts';
 import type { SegmentFile, StoreLook } from './look.ts';
 import { checkPart } from './parts.ts';
 import { findingOf, isSound } from './report.ts';
@@ -393,8 +393,8 @@ class Verification {
     }
     const where = { file: file.path, position: walk.position, offset: cursor.next };
     if (witness > cursor.next) {
-      // A rotation since the look is the one honest reason.
-      if (this.#options.live && walk.sealed) return;
+      // A rotation is the one honest reason: before the walk ended, or between it and the scan above.
+      if (this.#options.live && (walk.sealed || this.#isBegun(content))) return;
       const at = walk.tail.bytes > 0 ? file : (content ?? file);
       this.#note(
         damagedAt(at, at === file ? walk : { ...walk, position: 0 }, cursor.next, witness),
@@ -421,6 +421,16 @@ class Verification {
       `a torn write of ${bytes} bytes at ${walk.position}, never acknowledged as far as anything shows` +
       (headers > 0 ? `; ${headers} sound records among them` : '');
     this.#add('TORN_TAIL', 'torn', message, where);
+  }
+
+  /** Whether a file that was unused when the directory was looked at has become a segment since. */
+  #isBegun(file: SegmentFile | undefined): boolean {
+    if (file === undefined) return false;
+    try {
+      return readSegment(this.#storage, file.seq)?.header !== undefined;
+    } catch {
+      return false;
+    }
   }
 
   *#scan(logId: Uint8Array, file: SegmentFile): Machine<TailScan | undefined> {
