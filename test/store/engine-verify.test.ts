@@ -3,11 +3,41 @@
  * how far it is, and can be given up. In both hosts.
  */
 import assert from 'node:assert/strict';
-import { readdirSync } from 'node:fs';
+import { readFileSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
+import { test } from 'node:test';
+import { open } from '../../actors/index.ts';
+import { NodeStorage } from '../../actors/node-storage.ts';
+import type { OpenHow } from '../../core/storage/storage.ts';
 import { inBothHosts, misuse, openFiles, quiet } from '../engine/world.ts';
 import { KiB } from '../../core/base/limits.ts';
-import { fill, flip } from './kit.ts';
+import { OPTIONS, copyOf, fill, flip, freshDirectory, verify } from './kit.ts';
+
+/** The store as it was, and from its n-th open on as it is then. */
+class TurningStorage extends NodeStorage {
+  calls = 0;
+  readonly #after: NodeStorage;
+  readonly #turnAt: number;
+
+  constructor(before: string, after: string, turnAt: number) {
+    super(before);
+    this.#after = new NodeStorage(after);
+    this.#turnAt = turnAt;
+  }
+
+  get #isAfter(): boolean {
+    return this.calls >= this.#turnAt;
+  }
+
+  override open(path: string, how: OpenHow): number {
+    this.calls++;
+    return this.#isAfter ? this.#after.open(path, how) : super.open(path, how);
+  }
+
+  override list(path: string): string[] {
+    return this.#isAfter ? this.#after.list(path) : super.list(path);
+  }
+}
 
 const SMALL = { segmentBytes: 256 * KiB, memtableBytes: 512 * KiB };
 
@@ -23,6 +53,39 @@ inBothHosts('verify is sound beside writing, flushing and merging', async (home)
     assert.ok(report.segments > 0 && report.parts > 0, JSON.stringify(report));
   }
   assert.ok(((await engine.verify()).next ?? -1) === engine.upper, 'the whole log');
+});
+
+test('a log that goes on and rotates between any two reads of verify is no damage', async () => {
+  const directory = freshDirectory();
+  const engine = await open(directory, OPTIONS);
+  const spare = (): string | undefined => {
+    const last = readdirSync(join(directory, 'wal')).findLast((name) => name.endsWith('.seg'));
+    const path = join('wal', last!);
+    return readFileSync(join(directory, path))
+      .subarray(0, 8)
+      .some((byte) => byte !== 0)
+      ? undefined
+      : path;
+  };
+  let unused = spare();
+  for (let i = 0; i < 400 && unused === undefined; i++) {
+    await fill(engine, 1, i);
+    unused = spare();
+  }
+  assert.ok(unused !== undefined, 'a spare is there');
+  const before = copyOf(directory);
+  while (spare() === unused) await fill(engine, 1);
+  await fill(engine, 4);
+  const after = copyOf(directory);
+  await engine.close();
+
+  for (let turnAt = 1, turned = true; turned; turnAt++) {
+    const storage = new TurningStorage(before, after, turnAt);
+    const { findings } = verify(storage, false, true);
+    turned = storage.calls >= turnAt;
+    const bad = findings.filter(({ severity }) => severity !== 'note');
+    assert.deepEqual(bad, [], `the log went on before open ${turnAt}`);
+  }
 });
 
 inBothHosts('verify lists damage, and throws none of it', async (home) => {

@@ -9,6 +9,7 @@ import { open } from '../../actors/index.ts';
 import type { Engine, OpenOptions } from '../../actors/index.ts';
 import { NodeStorage } from '../../actors/node-storage.ts';
 import { KiB, MiB } from '../../core/base/limits.ts';
+import type { Storage } from '../../core/storage/storage.ts';
 import type { Machine, Progress } from '../../core/store/report.ts';
 import { verifyStore } from '../../core/store/verify.ts';
 import type { VerifyReport } from '../../core/store/verify.ts';
@@ -95,7 +96,8 @@ export function runToEnd<T>(machine: Machine<T>): T {
   }
 }
 
-export function verify(directory: string, full = true, live = false): VerifyReport {
+export function verify(store: string | Storage, full = true, live = false): VerifyReport {
   const progress: Progress = { what: '', doneBytes: 0, totalBytes: 0 };
-  return runToEnd(verifyStore(new NodeStorage(directory), { full, live }, progress));
+  const storage = typeof store === 'string' ? new NodeStorage(store) : store;
+  return runToEnd(verifyStore(storage, { full, live }, progress));
 }
