@@ -59,6 +59,15 @@ export function printInspect(directory: string, lock: LockReport, report: StoreR
     );
     out.push(`checkpoints  ${checkpoints.newer.upper} and ${checkpoints.older.upper}\n`);
     out.push(`next ids     batch ${counters.bid}, run ${counters.run}, file ${counters.file}\n`);
+    if (manifest.logEnd !== undefined) {
+      out.push(`log end      offset ${manifest.logEnd}: a truncation was not finished\n`);
+    }
+    const { archived } = manifest;
+    if (archived.length > 0) {
+      const { base } = archived[0];
+      const { end } = archived[archived.length - 1];
+      out.push(`archived     ${archived.length} segments, offsets ${base} to ${end - 1}\n`);
+    }
     for (const note of manifest.notes) out.push(`note         ${note}\n`);
   }
   const end = log.next === undefined ? 'cannot be read' : `below offset ${log.next}`;

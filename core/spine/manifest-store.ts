@@ -22,6 +22,7 @@
 import { invariant } from '../base/assert.ts';
 import { equalAt, getU16 } from '../base/bytes.ts';
 import { corrupt, TidemarkError, toPlainError } from '../base/errors.ts';
+import { lt } from '../base/frontier.ts';
 import { editBytesPerRollup, editsPerRollup } from '../base/limits.ts';
 import { editsPath, HEAD_PATH, MANIFEST_DIR, rollupPath, tmpPath } from '../storage/names.ts';
 import type { Storage, StorageAnswer, StorageCall } from '../storage/storage.ts';
@@ -381,13 +382,15 @@ export class ManifestStore {
   }
 
   #headAfter(): Head {
-    const isFirst = this.#rollup === 0;
+    const { flushed } = this.state;
+    // A truncation sets the upper back: then what both rollups cover is what the newer one does.
+    const isLower = this.#rollup === 0 || lt(flushed.upper, this.#flushed.upper);
     return {
       identity: this.state.identity,
       rollup: this.#rollup + 1,
       previous: this.#rollup,
-      flushed: this.state.flushed,
-      previousFlushed: isFirst ? this.state.flushed : this.#flushed,
+      flushed,
+      previousFlushed: isLower ? flushed : this.#flushed,
     };
   }
 

@@ -21,7 +21,7 @@
  *
  * Frames follow each other without padding. Little endian. The salt of kinds 3, 4, 6 is CRC-32(logId,
  * rollup as u64): bytes left over from another file never pass for a frame; it is 0 for the others,
- * which say what the salt is. Keys are base64, the log's identity is hex. An unknown kind, version, major or incompat
+ * which say what the salt is. Keys are base64, the log's identity and hashes of files are hex. An unknown kind, version, major or incompat
  * bit is TIDEMARK_UNSUPPORTED_FORMAT. Kind 0 is never used; numbers are never reused.
  */
 import { Buffer } from 'node:buffer';
@@ -49,6 +49,8 @@ import { applyDelta, Spine } from './spine.ts';
 
 export const MANIFEST_FORMAT = 1;
 export const LOG_ID_BYTES = 16;
+/** SHA-256. */
+export const ARCHIVED_HASH_BYTES = 32;
 
 const LENGTH_OFFSET = 0;
 const CRC_OFFSET: number = LENGTH_OFFSET + 4;
@@ -102,6 +104,27 @@ export type LogPosition = {
   readonly atMs: number;
 };
 
+/**
+ * A segment that the archive hook has confirmed: it may go, and a restore asks for it by its name.
+ * What was archived stays named when the log's start has moved beyond it.
+ */
+export type ArchivedSegment = {
+  readonly seq: number;
+  /** Its commits are [base, end). */
+  readonly base: number;
+  readonly end: number;
+  /** Commit time of the last transaction below `base`; 0 = none. */
+  readonly baseAtMs: number;
+  /** Of the file as it was handed over. */
+  readonly bytes: number;
+  /** How its records are packed there: 0 not at all (.seg), else the codec of the .segz. */
+  readonly codec: number;
+  /** Name of the file, without a directory. */
+  readonly name: string;
+  /** SHA-256 of the file. */
+  readonly hash: Uint8Array;
+};
+
 /** First ids that may still be given out; what lies below may be in use or not. */
 export type Counters = { readonly bid: number; readonly run: number; readonly file: number };
 
@@ -118,6 +141,10 @@ export type ManifestState = {
   flushed: LogPosition;
   times: readonly TimePoint[];
   dropped: readonly Dropped[];
+  /** Ascending, without overlaps; gaps where no hook was set. */
+  archived: readonly ArchivedSegment[];
+  /** Only while the log is being truncated: it ends before this offset, whatever its segments say. */
+  logEnd: number | undefined;
   readonly spines: Map<number, SpineState<PartInfo>>;
 };
 
@@ -132,7 +159,17 @@ export type Edit = {
   readonly timesRemoved?: readonly number[];
   readonly droppedAdded?: readonly Dropped[];
   readonly droppedRemoved?: readonly number[];
+  readonly archivedAdded?: readonly ArchivedSegment[];
+  /** Their sequence numbers. */
+  readonly archivedRemoved?: readonly number[];
+  /**
+   * An offset begins a truncation: with it, and only with it, the flushed upper may go back, to exactly
+   * that offset; nothing may be named beyond. NO_LOG_END ends it.
+   */
+  readonly logEnd?: number | typeof NO_LOG_END;
 };
+
+export const NO_LOG_END = 'none';
 
 export type SpineEdit = { readonly collection: number; readonly delta: SpineDelta<PartInfo> };
 
@@ -145,6 +182,8 @@ export function newManifest(logId: Uint8Array, start: LogPosition): ManifestStat
     flushed: start,
     times: [],
     dropped: [],
+    archived: [],
+    logEnd: undefined,
     spines: new Map(),
   };
 }
@@ -170,7 +209,9 @@ export function applyEdit(state: ManifestState, edit: Edit): void {
     throw corrupt('COUNTER_REGRESSED', 'an edit sets a counter back');
   }
   const flushed = edit.flushed ?? state.flushed;
-  if (lt(flushed.upper, state.flushed.upper) || flushed.seq < state.flushed.seq) {
+  const logEnd = logEndAfter(state.logEnd, edit);
+  const isCut = typeof edit.logEnd === 'number' && flushed.upper === edit.logEnd;
+  if (!isCut && (lt(flushed.upper, state.flushed.upper) || flushed.seq < state.flushed.seq)) {
     throw corrupt('UPPER_REGRESSED', `flushed upper ${flushed.upper} after ${state.flushed.upper}`);
   }
   const logStart = edit.logStart ?? state.logStart;
@@ -197,12 +238,16 @@ export function applyEdit(state: ManifestState, edit: Edit): void {
   }
   const times = timesAfter(state.times, edit);
   const dropped = droppedAfter(state.dropped, edit);
+  const archived = archivedAfter(state.archived, edit);
+  checkLogEnd({ logEnd, logStart, flushed, times, dropped, archived });
 
   state.counters = counters;
   state.flushed = flushed;
   state.logStart = logStart;
   state.times = times;
   state.dropped = dropped;
+  state.archived = archived;
+  state.logEnd = logEnd;
   for (const [collection, spine] of spines) state.spines.set(collection, spine);
   for (const collection of edit.spinesRemoved ?? []) state.spines.delete(collection);
 }
@@ -252,6 +297,55 @@ function droppedAfter(dropped: readonly Dropped[], edit: Edit): readonly Dropped
 function checkDropped(dropped: readonly Dropped[]): void {
   const seen = new Set(dropped.map(({ collection }) => collection));
   if (seen.size !== dropped.length) throw corrupt('DROPPED_TWICE', 'a collection dropped twice');
+}
+
+function archivedAfter(
+  archived: readonly ArchivedSegment[],
+  edit: Edit,
+): readonly ArchivedSegment[] {
+  if (edit.archivedAdded === undefined && edit.archivedRemoved === undefined) return archived;
+  const removed = new Set(edit.archivedRemoved);
+  const after = archived.filter(({ seq }) => !removed.delete(seq));
+  if (removed.size > 0) {
+    throw corrupt('EDIT_UNKNOWN_ARCHIVED', 'an edit removes an archived segment not there');
+  }
+  after.push(...(edit.archivedAdded ?? []));
+  after.sort((a, b) => a.seq - b.seq);
+  checkArchived(after);
+  return after;
+}
+
+function checkArchived(archived: readonly ArchivedSegment[]): void {
+  for (let i = 1; i < archived.length; i++) {
+    const { seq, base, baseAtMs } = archived[i];
+    const before = archived[i - 1];
+    if (seq <= before.seq || lt(base, before.end) || baseAtMs < before.baseAtMs) {
+      throw corrupt('ARCHIVED_ORDER', `archived segment ${seq} does not follow ${before.seq}`);
+    }
+  }
+}
+
+function logEndAfter(logEnd: number | undefined, edit: Edit): number | undefined {
+  if (edit.logEnd === undefined) return logEnd;
+  if (edit.logEnd !== NO_LOG_END) return edit.logEnd;
+  if (logEnd === undefined) {
+    throw corrupt('EDIT_NO_LOG_END', 'an edit ends a truncation, and none is under way');
+  }
+  return undefined;
+}
+
+/** While the log is being cut, nothing is named beyond the cut. */
+function checkLogEnd(
+  state: Pick<ManifestState, 'logEnd' | 'logStart' | 'flushed' | 'times' | 'dropped' | 'archived'>,
+): void {
+  const { logEnd, logStart, flushed, times, dropped, archived } = state;
+  if (logEnd === undefined) return;
+  let last = Math.max(logStart.offset, flushed.upper);
+  last = Math.max(last, times.at(-1)?.[0] ?? 0, archived.at(-1)?.end ?? 0);
+  for (const { offset } of dropped) last = Math.max(last, offset + 1);
+  if (lt(logEnd, last)) {
+    throw corrupt('LOG_END', `the log is to end at ${logEnd}, and offset ${last - 1} is named`);
+  }
 }
 
 /** The effects of noting that all below `offset` was there at `atMs`, thinning included. */
@@ -483,6 +577,8 @@ export function encodeRollup(state: ManifestState, rollup: number, edit: number)
       flushed: positionJson(state.flushed),
       times: state.times.map(([offset, atMs]) => [offset, atMs]),
       dropped: state.dropped.map(droppedJson),
+      archived: state.archived.map(archivedJson),
+      ...(state.logEnd === undefined ? {} : { logEnd: state.logEnd }),
     }),
   ];
   const collections = [...state.spines.keys()].toSorted((a, b) => a - b);
@@ -501,16 +597,20 @@ export function decodeRollup(bytes: Uint8Array, where: string): Rollup {
   if (at === 0) throw damaged(where, 0);
   const begin = framePayload(bytes, 0, FRAME_ROLLUP_BEGIN, where);
   const identity = identityOf(begin);
-  begin.keys([
-    ...IDENTITY_KEYS,
-    'rollup',
-    'edit',
-    'logStart',
-    'counters',
-    'flushed',
-    'times',
-    'dropped',
-  ]);
+  begin.keys(
+    [
+      ...IDENTITY_KEYS,
+      'rollup',
+      'edit',
+      'logStart',
+      'counters',
+      'flushed',
+      'times',
+      'dropped',
+      'archived',
+    ],
+    ['logEnd'],
+  );
   const rollup = begin.at('rollup').whole(1);
   const salt = saltOf(identity.logId, rollup);
   const state: ManifestState = {
@@ -520,6 +620,8 @@ export function decodeRollup(bytes: Uint8Array, where: string): Rollup {
     flushed: positionOf(begin.at('flushed')),
     times: begin.at('times').list(timeOf),
     dropped: begin.at('dropped').list(droppedOf),
+    archived: begin.at('archived').list(archivedOf),
+    logEnd: begin.has('logEnd') ? begin.at('logEnd').whole() : undefined,
     spines: new Map(),
   };
   if (lt(state.flushed.upper, state.logStart.offset)) {
@@ -527,6 +629,8 @@ export function decodeRollup(bytes: Uint8Array, where: string): Rollup {
   }
   checkTimes(state.times);
   checkDropped(state.dropped);
+  checkArchived(state.archived);
+  checkLogEnd(state);
   let count = 1;
   let last = -1;
   for (;;) {
@@ -602,6 +706,11 @@ export function encodeEdit(numbered: NumberedEdit, salt: number): Uint8Array {
   if (edit.timesRemoved !== undefined) payload['timesRemoved'] = [...edit.timesRemoved];
   if (edit.droppedAdded !== undefined) payload['droppedAdded'] = edit.droppedAdded.map(droppedJson);
   if (edit.droppedRemoved !== undefined) payload['droppedRemoved'] = [...edit.droppedRemoved];
+  if (edit.archivedAdded !== undefined) {
+    payload['archivedAdded'] = edit.archivedAdded.map(archivedJson);
+  }
+  if (edit.archivedRemoved !== undefined) payload['archivedRemoved'] = [...edit.archivedRemoved];
+  if (edit.logEnd !== undefined) payload['logEnd'] = edit.logEnd;
   return frame(FRAME_EDIT, salt, payload);
 }
 
@@ -615,6 +724,9 @@ const EDIT_KEYS: readonly string[] = [
   'timesRemoved',
   'droppedAdded',
   'droppedRemoved',
+  'archivedAdded',
+  'archivedRemoved',
+  'logEnd',
 ];
 
 /** Requires: `frameLength` found a frame at `at`. */
@@ -634,6 +746,15 @@ export function decodeEdit(bytes: Uint8Array, at: number, where: string): Number
   if (payload.has('timesRemoved')) edit.timesRemoved = payload.at('timesRemoved').list(wholeOf);
   if (payload.has('droppedAdded')) edit.droppedAdded = payload.at('droppedAdded').list(droppedOf);
   if (payload.has('droppedRemoved')) edit.droppedRemoved = payload.at('droppedRemoved').list(u32Of);
+  if (payload.has('archivedAdded'))
+    edit.archivedAdded = payload.at('archivedAdded').list(archivedOf);
+  if (payload.has('archivedRemoved')) {
+    edit.archivedRemoved = payload.at('archivedRemoved').list(wholeOf);
+  }
+  if (payload.has('logEnd')) {
+    const logEnd = payload.at('logEnd');
+    edit.logEnd = logEnd.value === NO_LOG_END ? NO_LOG_END : logEnd.whole();
+  }
   return { number, answered, edit };
 }
 
@@ -664,6 +785,23 @@ function countersJson({ bid, run, file }: Counters): Json {
 function droppedJson({ collection, offset }: Dropped): Json {
   return { collection, offset };
 }
+
+function archivedJson(segment: ArchivedSegment): Json {
+  const { seq, base, end, baseAtMs, bytes, codec, name } = segment;
+  const hash = Buffer.from(segment.hash).toString('hex');
+  return { seq, base, end, baseAtMs, bytes, codec, name, hash };
+}
+
+const ARCHIVED_KEYS: readonly string[] = [
+  'seq',
+  'base',
+  'end',
+  'baseAtMs',
+  'bytes',
+  'codec',
+  'name',
+  'hash',
+];
 
 function spineJson(spine: SpineState<PartInfo>): { [key: string]: Json } {
   return {
@@ -909,6 +1047,27 @@ function timeOf(item: Checked): TimePoint {
 function droppedOf(item: Checked): Dropped {
   item.keys(['collection', 'offset']);
   return { collection: item.at('collection').u32(), offset: item.at('offset').whole() };
+}
+
+function archivedOf(item: Checked): ArchivedSegment {
+  item.keys(ARCHIVED_KEYS);
+  const segment: ArchivedSegment = {
+    seq: item.at('seq').whole(1),
+    base: item.at('base').whole(),
+    end: item.at('end').whole(),
+    baseAtMs: item.at('baseAtMs').whole(),
+    bytes: item.at('bytes').whole(1),
+    codec: item.at('codec').whole(0, 255),
+    name: item.at('name').text(),
+    hash: item.at('hash').bytes('hex', ARCHIVED_HASH_BYTES),
+  };
+  if (lt(segment.end, segment.base)) throw badRecord(item.where, 'it ends before it begins');
+  if (segment.hash.length !== ARCHIVED_HASH_BYTES) throw badRecord(item.where, 'hash');
+  // A restore looks it up in a directory of its own choice, and only there.
+  if (!/^[0-9]{10}\.segz?$/.test(segment.name)) {
+    throw badRecord(item.where, 'not a name of a file');
+  }
+  return segment;
 }
 
 function spineOf(item: Checked): SpineState<PartInfo> {

@@ -97,6 +97,18 @@ export type ManifestReport = {
   readonly checkpoints: { readonly newer: LogPositionReport; readonly older: LogPositionReport };
   readonly times: number;
   readonly dropped: readonly { readonly collection: number; readonly offset: number }[];
+  /** Segments that the archive hook has confirmed. */
+  readonly archived: readonly {
+    readonly seq: number;
+    readonly base: number;
+    readonly end: number;
+    readonly bytes: number;
+    readonly name: string;
+    /** SHA-256 of the file. */
+    readonly hash: string;
+  }[];
+  /** Where the log is to end, while it is being truncated. */
+  readonly logEnd: number | undefined;
   readonly readOnly: boolean;
   readonly notes: readonly string[];
 };
@@ -362,6 +374,15 @@ function manifestReport(manifest: LoadedManifest): ManifestReport {
     },
     times: state.times.length,
     dropped: state.dropped.map((drop) => ({ ...drop })),
+    archived: state.archived.map(({ seq, base, end, bytes, name, hash }) => ({
+      seq,
+      base,
+      end,
+      bytes,
+      name,
+      hash: Buffer.from(hash).toString('hex'),
+    })),
+    logEnd: state.logEnd,
     readOnly: manifest.readOnly,
     notes: manifest.findings.map(({ message }) => message),
   };

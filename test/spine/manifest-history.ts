@@ -1,6 +1,6 @@
 /**
  * Edits as a keeper would make them, from a seed: batches pushed to some collections, results applied,
- * counters, times, drops. Beside them what the state should be after each, and a printer of manifest
+ * counters, times, drops, archived segments. Beside them what the state should be after each, and a printer of manifest
  * files, frame by frame.
  */
 import { getU32 } from '../../core/base/bytes.ts';
@@ -15,7 +15,12 @@ import {
   newManifest,
   notedTime,
 } from '../../core/spine/manifest.ts';
-import type { Edit, LogPosition, ManifestState } from '../../core/spine/manifest.ts';
+import type {
+  ArchivedSegment,
+  Edit,
+  LogPosition,
+  ManifestState,
+} from '../../core/spine/manifest.ts';
 import type { PartInfo } from '../../core/spine/part-format.ts';
 import { diffSpine, Spine } from '../../core/spine/spine.ts';
 import { balanced } from './golden.ts';
@@ -58,6 +63,17 @@ export function infoOf(file: number, lower: number, upper: number, len: number):
   };
 }
 
+export function archivedOf(
+  seq: number,
+  base: number,
+  end: number,
+  baseAtMs: number,
+): ArchivedSegment {
+  const name = `${String(seq).padStart(10, '0')}.segz`;
+  const hash = Uint8Array.from({ length: 32 }, (_, i) => (seq * 7 + i) & 255);
+  return { seq, base, end, baseAtMs, bytes: 4_096 + 64 * seq, codec: 1 + (seq % 2), name, hash };
+}
+
 export class History {
   readonly prng: Prng;
   readonly edits: Edit[] = [];
@@ -93,7 +109,8 @@ export class History {
       const { bid, run, file } = this.state.counters;
       return { counters: { bid: bid + 500, run: run + 500, file: file + 500 } };
     }
-    if (roll < 7) return this.#flush();
+    if (roll < 6) return this.#flush();
+    if (roll === 6) return this.#archive() ?? this.#flush();
     if (roll < 9) return this.#merge() ?? this.#flush();
     return this.#drop() ?? this.#flush();
   }
@@ -120,6 +137,17 @@ export class History {
       spines.push({ collection, delta: diffSpine(before, spine.state()) });
     }
     return { flushed, spines, ...notedTime(state.times, upper, flushed.atMs) };
+  }
+
+  #archive(): Edit | undefined {
+    const { archived, flushed } = this.state;
+    if (archived.length === 3) return { archivedRemoved: [archived[0].seq] };
+    const last = archived.at(-1);
+    const base = last?.end ?? 0;
+    if (flushed.upper === base) return undefined;
+    const end = this.prng.between(base + 1, flushed.upper);
+    const seq = (last?.seq ?? 0) + 1;
+    return { archivedAdded: [archivedOf(seq, base, end, last?.baseAtMs ?? 0)] };
   }
 
   #merge(): Edit | undefined {

@@ -14,7 +14,8 @@ import {
   rollupPath,
   TMP_DIR,
 } from '../../core/storage/names.ts';
-import { decodeHead, encodeHead, newManifest } from '../../core/spine/manifest.ts';
+import { decodeHead, encodeHead, newManifest, NO_LOG_END } from '../../core/spine/manifest.ts';
+import type { LogPosition } from '../../core/spine/manifest.ts';
 import { loadManifest, ManifestStore } from '../../core/spine/manifest-store.ts';
 import type { LoadedManifest } from '../../core/spine/manifest-store.ts';
 import { crashes, FATE_LOST, SimCrash, SimDisk } from '../sim/disk.ts';
@@ -191,6 +192,34 @@ describe('rollups', () => {
     store.close(disk);
     const { head } = load(disk);
     assert.deepEqual([head.flushed, head.previousFlushed], [history.state.flushed, older]);
+  });
+
+  test('of a truncation: the upper goes back, and what both cover with it', () => {
+    const disk = newDisk();
+    const store = newStore(disk);
+    const flushed = (upper: number): LogPosition => ({ ...START, upper });
+    for (const upper of [10, 20]) {
+      store.propose({ flushed: flushed(upper) });
+      store.requestRollup();
+      assert.equal(drive(disk, store), undefined);
+    }
+    assert.equal(store.checkpoints.older.upper, 10);
+    store.propose({ logEnd: 5, flushed: flushed(5) });
+    store.requestRollup();
+    assert.equal(drive(disk, store), undefined);
+    assert.deepEqual(store.checkpoints, { newer: flushed(5), older: flushed(5) });
+    store.close(disk);
+    assert.equal(load(disk).state.logEnd, 5);
+    // Its rollup is damaged: the predecessor, which knows the higher upper, and the edits say the same.
+    disk.plant(rollupPath(4), new Uint8Array(100));
+    const loaded = load(disk);
+    assert.equal(loaded.state.logEnd, 5);
+    assert.equal(loaded.state.flushed.upper, 5);
+    const resumed = ManifestStore.resume(disk, loaded);
+    resumed.propose({ logEnd: NO_LOG_END });
+    assert.equal(drive(disk, resumed), undefined);
+    resumed.close(disk);
+    assert.equal(load(disk).state.logEnd, undefined);
   });
 
   test('one that reads back otherwise than written is a failure, and does not take over', () => {

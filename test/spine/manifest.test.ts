@@ -23,12 +23,13 @@ import {
   frameLength,
   IdReserve,
   newManifest,
+  NO_LOG_END,
   notedTime,
   saltOf,
   timesCountMax,
 } from '../../core/spine/manifest.ts';
 import type { Edit, Head, ManifestState, TimePoint } from '../../core/spine/manifest.ts';
-import { History, infoOf, LOG_ID, printFrames, START } from './manifest-history.ts';
+import { archivedOf, History, infoOf, LOG_ID, printFrames, START } from './manifest-history.ts';
 
 function errorOf(act: () => void): TidemarkError | undefined {
   try {
@@ -49,6 +50,19 @@ function historyOf(seed: number, edits: number): History {
 function headOf(state: ManifestState): Head {
   const { identity, flushed } = state;
   return { identity, rollup: 7, previous: 6, flushed, previousFlushed: START };
+}
+
+/** The edit that begins a truncation to `upper`, which is at most the flushed one. */
+function cutAt(state: ManifestState, upper: number): Edit {
+  const beyond = state.times.filter(([offset]) => offset > upper);
+  const archived = state.archived.filter(({ end }) => end > upper);
+  return {
+    logEnd: upper,
+    flushed: { ...state.flushed, upper },
+    timesRemoved: beyond.map(([offset]) => offset),
+    droppedRemoved: state.dropped.map(({ collection }) => collection),
+    archivedRemoved: archived.map(({ seq }) => seq),
+  };
 }
 
 function editsFile(history: History, rollup: number): Uint8Array {
@@ -112,11 +126,15 @@ function rollupFrames(jsons: readonly unknown[]): Uint8Array[] {
 
 test('format 1 is the golden bytes, and the golden bytes are understood', () => {
   const history = historyOf(5, 24);
+  const truncating = copyManifest(history.state);
+  applyEdit(truncating, cutAt(truncating, truncating.flushed.upper));
   const files: [string, Uint8Array][] = [
     ['v1.head', encodeHead(headOf(history.state))],
     ['v1.rollup', encodeRollup(history.state, 7, 24)],
     ['v1.edits', editsFile(history, 7)],
+    ['v1-truncating.rollup', encodeRollup(truncating, 8, 25)],
   ];
+  assert.ok(history.state.archived.length > 0, 'there is an archived segment in it');
   for (const [name, bytes] of files) {
     const path = new URL(`../golden/manifest/${name}`, import.meta.url);
     const textPath = new URL(`../golden/manifest/${name}.txt`, import.meta.url);
@@ -380,6 +398,23 @@ describe('an edit that does not fit is refused, and the state stays', () => {
       },
       'DROPPED_TWICE',
     ],
+    [
+      'an archived segment removed that is not there',
+      { archivedRemoved: [77] },
+      'EDIT_UNKNOWN_ARCHIVED',
+    ],
+    ['an archived segment twice', { archivedAdded: [state.archived[0]] }, 'ARCHIVED_ORDER'],
+    [
+      'an archived segment that overlaps another',
+      {
+        archivedAdded: [
+          archivedOf(90, state.flushed.upper, state.flushed.upper + 2, flushed.atMs),
+          archivedOf(91, state.flushed.upper + 1, state.flushed.upper + 3, flushed.atMs),
+        ],
+      },
+      'ARCHIVED_ORDER',
+    ],
+    ['a truncation ended that never began', { logEnd: NO_LOG_END }, 'EDIT_NO_LOG_END'],
   ];
   for (const [name, edit, finding] of cases) {
     test(name, () => {
@@ -397,6 +432,73 @@ describe('an edit that does not fit is refused, and the state stays', () => {
     const error = errorOf(() => checkManifest(copy));
     assert.equal(error?.detail['finding'], 'ID_REUSED');
   });
+});
+
+describe('a truncation', () => {
+  const { state } = historyOf(5, 24);
+  // Its spines reach to the flushed upper: what cuts them back is not tried here.
+  const bare = (): ManifestState => ({ ...copyManifest(state), spines: new Map() });
+  const upper = state.flushed.upper - 1;
+
+  test('sets the upper back to where the log is to end, and nowhere else', () => {
+    const copy = bare();
+    applyEdit(copy, cutAt(copy, upper));
+    assert.equal(copy.logEnd, upper);
+    assert.equal(copy.flushed.upper, upper);
+    const back = decodeRollup(encodeRollup(copy, 3, 4), 'rollup').state;
+    assert.deepEqual(back, copy);
+    const again = { ...cutAt(bare(), upper), flushed: { ...state.flushed, upper: upper - 1 } };
+    const error = errorOf(() => applyEdit(bare(), again));
+    assert.equal(error?.detail['finding'], 'UPPER_REGRESSED');
+  });
+
+  test('is over when an edit says so, once', () => {
+    const copy = bare();
+    applyEdit(copy, cutAt(copy, upper));
+    const edit = encodeEdit({ number: 1, answered: 0, edit: { logEnd: NO_LOG_END } }, 0);
+    applyEdit(copy, decodeEdit(edit, 0, 'edits').edit);
+    assert.equal(copy.logEnd, undefined);
+    assert.ok(!Buffer.from(encodeRollup(copy, 3, 4)).includes('logEnd'), 'the field is gone');
+    const error = errorOf(() => applyEdit(copy, { logEnd: NO_LOG_END }));
+    assert.equal(error?.detail['finding'], 'EDIT_NO_LOG_END');
+  });
+
+  const beyond: [string, (cut: Edit) => Edit][] = [
+    ['the flushed upper', (cut) => ({ ...cut, flushed: state.flushed })],
+    ['a time', (cut) => ({ ...cut, timesRemoved: [] })],
+    [
+      'an archived segment',
+      (cut) => ({ ...cut, archivedAdded: [archivedOf(90, 0, upper + 1, 0)] }),
+    ],
+    ['a drop', (cut) => ({ ...cut, droppedAdded: [{ collection: 9, offset: upper }] })],
+    ['the log start', (cut) => ({ ...cut, logEnd: 0, flushed: { ...state.flushed, upper: 0 } })],
+  ];
+  for (const [name, change] of beyond) {
+    test(`leaves nothing named beyond it: ${name}`, () => {
+      const copy = bare();
+      copy.logStart = { seq: 1, offset: 1, atMs: 0 };
+      copy.archived = [];
+      const before = copyManifest(copy);
+      const error = errorOf(() => applyEdit(copy, change(cutAt(copy, upper))));
+      const expected = name === 'the log start' ? 'NO_BASE' : 'LOG_END';
+      assert.equal(error?.detail['finding'], expected);
+      assert.deepEqual(copy, before);
+      if (expected === 'NO_BASE') return;
+      // Nor does a rollup that was made otherwise pass.
+      const loose = { ...copy, ...looseAfter(copy, change(cutAt(copy, upper))), logEnd: upper };
+      expectRefused(name, () => decodeRollup(encodeRollup(loose, 3, 4), 'rollup'));
+    });
+  }
+
+  /** What the edit would lead to, were nothing checked. */
+  function looseAfter(from: ManifestState, edit: Edit): Partial<ManifestState> {
+    return {
+      flushed: edit.flushed ?? from.flushed,
+      times: from.times.filter(([offset]) => edit.timesRemoved?.includes(offset) !== true),
+      dropped: [...(edit.droppedAdded ?? [])],
+      archived: [...(edit.archivedAdded ?? [])],
+    };
+  }
 });
 
 test('the list of times stays bounded, keeps its ends and its order', () => {
