@@ -3,6 +3,7 @@
  * for an answer reserved with the question. A part of the keeper, on its thread; it chooses no job.
  */
 import { invariant } from '../core/base/assert.ts';
+import { fromPlainError, TidemarkError, toPlainError } from '../core/base/errors.ts';
 import type { RingConsumer } from '../core/shared/ring.ts';
 import type { Slab } from '../core/shared/slab.ts';
 import { Outbox, inboxOf } from './actor.ts';
@@ -21,6 +22,15 @@ import {
 } from './messages.ts';
 import { freeText, readText, reserveText, writeText } from './text-blocks.ts';
 import { THREAD_BACKGROUND } from './topology.ts';
+
+/** Room for a job's answer: per part that it may name, and for the rest. */
+export const REPLY_BYTES_FIXED = 8_192;
+export const REPLY_BYTES_PER_PART = 128;
+
+/** What went wrong, as an error of ours. */
+export function asFailure(failure: unknown): TidemarkError {
+  return failure instanceof TidemarkError ? failure : fromPlainError(toPlainError(failure));
+}
 
 /** Called once with what became of the job. */
 export type OnOutcome = (outcome: JobOutcome) => void;

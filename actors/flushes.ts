@@ -1,0 +1,280 @@
+/**
+ * Sealed generations on their way into parts, oldest first: a job makes the parts, in any order; they
+ * are linked in order, none before it is durable; then the row cache takes the rows in, and only then
+ * does a view go without the generation. A part of the keeper, on its thread.
+ */
+import { invariant } from '../core/base/assert.ts';
+import { fromPlainError } from '../core/base/errors.ts';
+import type { TidemarkError } from '../core/base/errors.ts';
+import { join } from '../core/base/frontier.ts';
+import { partBytesTarget } from '../core/base/limits.ts';
+import { CATALOG_ID } from '../core/base/update.ts';
+import type { Counters } from '../core/shared/counters.ts';
+import { UNTIL_NOW } from '../core/shared/epoch.ts';
+import type { RetireList } from '../core/shared/epoch.ts';
+import type { SpineState } from '../core/spine/batch.ts';
+import type { FlushResult } from '../core/spine/flush-job.ts';
+import { notedTime } from '../core/spine/manifest.ts';
+import type { LogPosition, SpineEdit } from '../core/spine/manifest.ts';
+import type { PartInfo } from '../core/spine/part-format.ts';
+import { diffSpine } from '../core/spine/spine.ts';
+import type { ActorContext } from './actor.ts';
+import { KEEPER_COUNTERS, indexIn } from './counters.ts';
+import type { Edits } from './edits.ts';
+import { asFailure, REPLY_BYTES_FIXED, REPLY_BYTES_PER_PART } from './job-desk.ts';
+import type { JobDesk } from './job-desk.ts';
+import { collectionsIn } from './jobs.ts';
+import type { Job } from './jobs.ts';
+import type { PartStore } from './part-store.ts';
+import type { Collection, SpineTable } from './spine-table.ts';
+import type { Views } from './views.ts';
+
+const REPLY_BYTES_PER_COLLECTION = 512;
+
+const FLUSHES: number = indexIn(KEEPER_COUNTERS, 'flushes');
+const FLUSHED_ROWS: number = indexIn(KEEPER_COUNTERS, 'flushedRows');
+const FLUSHED_BYTES: number = indexIn(KEEPER_COUNTERS, 'flushedBytes');
+
+/** A sealed generation. */
+export type Flushing = {
+  readonly generation: number;
+  readonly upper: number;
+  readonly collections: number[];
+  /** Where the log stands at its upper; there once that is durable. */
+  position: LogPosition | undefined;
+  /** A job is making its parts. */
+  running: boolean;
+  result: FlushResult | undefined;
+  infos: PartInfo[] | undefined;
+  proposed: boolean;
+  retryAt: number;
+  failures: number;
+};
+
+type Changed = { readonly collection: Collection; readonly state: SpineState<PartInfo> };
+
+/** What it asks of the keeper. */
+export type FlushPorts = {
+  /** Hands the row cache a generation; false: there is no room for the message now. */
+  readonly tellEvictor: (generation: number, version: number) => boolean;
+  /** Nobody can see the generation any more. */
+  readonly free: (generation: number) => void;
+  readonly onFailure: (target: Flushing, failure: TidemarkError) => void;
+  readonly onSuccess: () => void;
+};
+
+export class Flushes {
+  readonly #context: ActorContext;
+  readonly #counters: Counters;
+  readonly #edits: Edits;
+  readonly #spines: SpineTable;
+  readonly #parts: PartStore;
+  readonly #views: Views;
+  readonly #desk: JobDesk;
+  readonly #retired: RetireList;
+  readonly #ports: FlushPorts;
+  readonly #sealed: Flushing[] = [];
+  #applying: 'no' | 'asked' | 'answered' = 'no';
+  /** All below is in parts, and shown. */
+  shownUpper = 0;
+
+  constructor(
+    context: ActorContext,
+    counters: Counters,
+    keeper: {
+      readonly edits: Edits;
+      readonly spines: SpineTable;
+      readonly parts: PartStore;
+      readonly views: Views;
+      readonly desk: JobDesk;
+      readonly retired: RetireList;
+    },
+    ports: FlushPorts,
+  ) {
+    this.#context = context;
+    this.#counters = counters;
+    this.#edits = keeper.edits;
+    this.#spines = keeper.spines;
+    this.#parts = keeper.parts;
+    this.#views = keeper.views;
+    this.#desk = keeper.desk;
+    this.#retired = keeper.retired;
+    this.#ports = ports;
+  }
+
+  /** Generations that are not in a view as parts. */
+  get waiting(): number {
+    return this.#sealed.length;
+  }
+
+  onSealed(generation: number, upper: number): void {
+    const collections = collectionsIn(this.#context.arena, generation);
+    this.#sealed.push({
+      generation,
+      upper,
+      collections,
+      position: undefined,
+      running: false,
+      result: undefined,
+      infos: undefined,
+      proposed: false,
+      retryAt: 0,
+      failures: 0,
+    });
+    this.#views.sealed.push(generation);
+    this.#views.open = this.#views.spare;
+    this.#views.spare = 0;
+    // The flush may forget what lies below `since` as this view shows it.
+    for (const id of collections) {
+      const shown = this.#views.shown(id);
+      if (shown !== undefined) this.#views.rewrite(shown);
+    }
+    this.#views.stale = true;
+  }
+
+  /** The log is durable up to a generation's upper; false: that seal was not heard of yet. */
+  onBound(position: LogPosition): boolean {
+    const item = this.#sealed.find((sealed) => sealed.upper === position.upper);
+    if (item === undefined) return false;
+    item.position = position;
+    return true;
+  }
+
+  /** The row cache has taken a generation in. */
+  onApplied(version: number): void {
+    invariant(version === this.#views.version + 1, 'versions are applied in order');
+    invariant(this.#applying === 'asked', 'an answer to an apply');
+    this.#applying = 'answered';
+  }
+
+  /** The next generation that wants a job. */
+  next(nowMs: number): Flushing | undefined {
+    const item = this.#sealed.find((sealed) => !sealed.running && sealed.result === undefined);
+    return item === undefined || item.retryAt > nowMs ? undefined : item;
+  }
+
+  dispatch(item: Flushing): boolean {
+    const count = Math.ceil(this.#context.config.memtableBytes / partBytesTarget) + 2;
+    const outFiles = this.#edits.takeFiles(count);
+    if (outFiles === undefined) return false;
+    // An earlier flush may still be on its way: then the run below this one is not the oldest.
+    const inFlight = new Set<number>();
+    for (const other of this.#sealed) {
+      if (other === item) break;
+      for (const id of other.collections) inFlight.add(id);
+    }
+    const collections = item.collections.map((id) => {
+      const collection = this.#spines.get(id);
+      const hasRuns = collection !== undefined && collection.spine.len > 0;
+      return {
+        collection: id,
+        kind: this.#spines.kindOf(id),
+        since: this.#views.shown(id)?.since ?? 0,
+        oldest: !hasRuns && !inFlight.has(id),
+      };
+    });
+    const request: Job = {
+      kind: 'flush',
+      jobId: this.#desk.nextId,
+      generation: item.generation,
+      upper: item.upper,
+      collections,
+      outFiles,
+    };
+    const reply =
+      REPLY_BYTES_FIXED +
+      collections.length * REPLY_BYTES_PER_COLLECTION +
+      count * REPLY_BYTES_PER_PART;
+    item.running = this.#desk.send(request, reply, false, (outcome) => {
+      item.running = false;
+      if (outcome.failure === undefined) this.#onFlushed(item, outcome.value as FlushResult);
+      else this.#ports.onFailure(item, fromPlainError(outcome.failure));
+    });
+    if (!item.running) this.#edits.giveBackFiles(outFiles);
+    return item.running;
+  }
+
+  #onFlushed(item: Flushing, result: FlushResult): void {
+    item.result = result;
+    const refs = result.collections.flatMap((flushed) => flushed.parts);
+    this.#parts.load(refs, (infos, failure) => {
+      if (failure === undefined) {
+        this.#ports.onSuccess();
+        item.infos = infos;
+        return;
+      }
+      this.#parts.discardOutputs(refs);
+      item.result = undefined;
+      this.#ports.onFailure(item, asFailure(failure));
+    });
+  }
+
+  /** Proposes the edit of the oldest sealed generation once its parts are loaded and it is durable. */
+  link(): boolean {
+    const item = this.#sealed[0];
+    if (item === undefined || item.proposed) return false;
+    if (item.infos === undefined || item.position === undefined) return false;
+    if (!this.#edits.hasIds(item.collections.length + 1)) return false;
+    if (item.collections.includes(CATALOG_ID)) this.#spines.onCatalogChanged();
+    this.#spines.readCatalog();
+    const { clock } = this.#context;
+    const edits: SpineEdit[] = [];
+    const changed: Changed[] = [];
+    let at = 0;
+    for (const flushed of item.result!.collections) {
+      const parts = item.infos.slice(at, at + flushed.parts.length);
+      at += flushed.parts.length;
+      if (parts.length === 0) continue;
+      const id = flushed.collection;
+      if (this.#spines.isGone(id)) {
+        for (const part of parts) this.#parts.discard(part);
+        continue;
+      }
+      const collection = this.#spines.ensure(id);
+      const { spine } = collection;
+      collection.history = this.#spines.historyOf(id);
+      const before = this.#edits.proposed.spines.get(id);
+      const since = join(flushed.since, spine.since);
+      if (since > spine.since) spine.advanceSince(since);
+      spine.push({ lower: spine.upper, upper: item.upper, since: flushed.since, runs: [parts] });
+      const state = spine.state();
+      edits.push({ collection: id, delta: diffSpine(before, state) });
+      changed.push({ collection, state });
+      collection.unshown++;
+      collection.touchedAt = clock.ticksMs();
+      this.#counters.add(FLUSHED_ROWS, flushed.len);
+    }
+    this.#counters.add(FLUSHED_BYTES, item.result!.stats.bytesWritten);
+    this.#counters.add(FLUSHES, 1);
+    item.proposed = true;
+    const times = notedTime(this.#edits.proposed.times, item.upper, item.position.atMs);
+    this.#edits.propose({ flushed: item.position, spines: edits, ...times }, () =>
+      this.#show(item, changed),
+    );
+    return true;
+  }
+
+  #show(item: Flushing, changed: readonly Changed[]): boolean {
+    if (this.#applying === 'no') {
+      // The row cache first: a view without the generation must find its rows there or in parts.
+      if (!this.#ports.tellEvictor(item.generation, this.#views.version + 1)) return false;
+      this.#applying = 'asked';
+    }
+    if (this.#applying === 'asked') return false;
+    this.#applying = 'no';
+    this.#views.version++;
+    for (const { collection, state } of changed) {
+      collection.unshown--;
+      this.#views.show(collection.id, state, collection.history);
+    }
+    invariant(this.#sealed[0] === item, 'generations enter the source in order');
+    this.#sealed.shift();
+    this.#views.sealed.shift();
+    this.shownUpper = item.upper;
+    this.#views.afterPublish(() =>
+      this.#retired.retire(item.generation, UNTIL_NOW, this.#ports.free),
+    );
+    this.#views.publish();
+    return true;
+  }
+}

@@ -1,0 +1,170 @@
+/**
+ * The spines of all collections as every proposed edit leaves them, and what the catalog says of each:
+ * how much history it keeps, and whether it is still there. A spine goes once no hold is left below its
+ * collection's drop. A part of the keeper, on its thread; which jobs run is not known here.
+ */
+import { le } from '../core/base/frontier.ts';
+import { clientsMax } from '../core/base/limits.ts';
+import { CATALOG_ID, KIND_KEYED } from '../core/base/update.ts';
+import { lowestHold } from '../core/shared/epoch.ts';
+import type { SpineState } from '../core/spine/batch.ts';
+import type { PartInfo } from '../core/spine/part-format.ts';
+import { Spine, diffSpine } from '../core/spine/spine.ts';
+import type { ActorContext } from './actor.ts';
+import { CatalogReader } from './catalog-reader.ts';
+import type { Edits } from './edits.ts';
+import { KEEP_ALL } from './views.ts';
+import type { Views } from './views.ts';
+
+/** A collection that has, or is about to have, parts. */
+export type Collection = {
+  readonly id: number;
+  readonly kind: number;
+  /** With every proposed edit. */
+  readonly spine: Spine<PartInfo>;
+  /** Offsets of history, or KEEP_ALL: also while the catalog has not been read. */
+  history: number;
+  /** Edits proposed and not yet shown. */
+  unshown: number;
+  touchedAt: number;
+  retryAt: number;
+  failures: number;
+  compactWanted: boolean;
+};
+
+export class SpineTable {
+  readonly #context: ActorContext;
+  readonly #edits: Edits;
+  readonly #views: Views;
+  readonly #catalog: CatalogReader;
+  readonly #byId: Map<number, Collection> = new Map();
+  /** By dropped collection: the time at which the catalog was first seen without it. */
+  readonly #droppedAt: Map<number, number> = new Map();
+  #isStale = true;
+
+  /** `client`: the slot that the catalog is read with. */
+  constructor(context: ActorContext, edits: Edits, views: Views, client: number) {
+    this.#context = context;
+    this.#edits = edits;
+    this.#views = views;
+    this.#catalog = new CatalogReader(context, client);
+  }
+
+  get(id: number): Collection | undefined {
+    return this.#byId.get(id);
+  }
+
+  values(): IterableIterator<Collection> {
+    return this.#byId.values();
+  }
+
+  restore(id: number, state: SpineState<PartInfo>): void {
+    const kind = this.kindOf(id);
+    const collection = this.#add(id, kind, Spine.restore(state, this.#options(kind)));
+    collection.touchedAt = this.#context.clock.ticksMs();
+  }
+
+  /** The collection, with an empty spine if it has none yet. */
+  ensure(id: number): Collection {
+    const known = this.#byId.get(id);
+    if (known !== undefined) return known;
+    const kind = this.kindOf(id);
+    return this.#add(id, kind, new Spine(this.#options(kind)));
+  }
+
+  kindOf(_id: number): number {
+    return KIND_KEYED;
+  }
+
+  #options(kind: number): ConstructorParameters<typeof Spine<PartInfo>>[0] {
+    const edits = this.#edits;
+    return { kind, ids: { bid: () => edits.bids.take(), run: () => edits.runIds.take() } };
+  }
+
+  #add(id: number, kind: number, spine: Spine<PartInfo>): Collection {
+    const collection: Collection = {
+      id,
+      kind,
+      spine,
+      history: KEEP_ALL,
+      unshown: 0,
+      touchedAt: 0,
+      retryAt: 0,
+      failures: 0,
+      compactWanted: false,
+    };
+    this.#byId.set(id, collection);
+    return collection;
+  }
+
+  /** Proposes what has happened to the collection's spine since `before`. */
+  propose(collection: Collection, before: SpineState<PartInfo> | undefined): void {
+    const state = collection.spine.state();
+    const delta = diffSpine(before, state);
+    collection.unshown++;
+    this.#edits.propose({ spines: [{ collection: collection.id, delta }] }, () => {
+      collection.unshown--;
+      this.#views.show(collection.id, state, collection.history);
+      return true;
+    });
+  }
+
+  // ---------------------------------------------------------------- the catalog
+
+  /** What each collection keeps, the catalog left out. */
+  histories(): Iterable<readonly [collection: number, history: number]> {
+    return this.#catalog.histories();
+  }
+
+  historyOf(id: number): number {
+    return this.#catalog.historyOf(id);
+  }
+
+  /** Rows of the catalog are about to be in parts. */
+  onCatalogChanged(): void {
+    this.#isStale = true;
+  }
+
+  /** Looks up how much history each collection keeps, when the catalog may have changed. */
+  readCatalog(): void {
+    if (!this.#isStale) return;
+    this.#isStale = false;
+    this.#catalog.refresh();
+    for (const collection of this.#byId.values()) {
+      collection.history = this.#catalog.historyOf(collection.id);
+    }
+  }
+
+  /** The catalog, which knows all that is in parts or about to be, has no such collection. */
+  #isDropped(id: number): boolean {
+    return id !== CATALOG_ID && !this.#isStale && !this.#catalog.has(id);
+  }
+
+  /** Dropped, and nobody holds a time at which it was there. */
+  isGone(id: number): boolean {
+    if (!this.#isDropped(id)) return false;
+    let seenAt = this.#droppedAt.get(id);
+    if (seenAt === undefined) {
+      seenAt = this.#catalog.T;
+      this.#droppedAt.set(id, seenAt);
+    }
+    const { arena, topology } = this.#context;
+    return le(seenAt, lowestHold(arena, topology.slots, clientsMax));
+  }
+
+  /** Lets go of one collection that is gone and that no job reads; true when there was one. */
+  sweepDropped(isRead: (collection: Collection) => boolean): boolean {
+    for (const [id, collection] of this.#byId) {
+      if (!this.isGone(id) || collection.unshown > 0 || isRead(collection)) continue;
+      this.#byId.delete(id);
+      // Who wished it compact is answered: there is nothing left to merge.
+      collection.compactWanted = false;
+      this.#edits.propose({ spinesRemoved: [id] }, () => {
+        this.#views.remove(id);
+        return true;
+      });
+      return true;
+    }
+    return false;
+  }
+}
