@@ -130,7 +130,7 @@ export class SegmentReader {
 }
 
 /** A sound header was written as it stands: what is odd in it is a newer version's, or a defect. */
-function checkRecord(header: RecordHeader): void {
+export function checkRecord(header: RecordHeader): void {
   const { kind, flags, payloadLen, txCount } = header;
   const where = { file: segmentPath(header.seq), seq: header.seq, position: header.position };
   if ((flags & ~RECORD_FLAG_FIRST) !== 0) throw unsupported('flags', flags, where);

@@ -1,0 +1,418 @@
+/**
+ * Reads the transactions of a log in order while somebody else writes it: from any offset on that is
+ * still there, up to a limit below which everything is written. What it returns has passed its
+ * checksums, salted by segment and position, so that a segment that was deleted, used again or replaced
+ * under it shows itself as such and never as another file's bytes. It waits for nothing but its own
+ * reads, which hold no thread. Driven by the feeds of a client, on its thread; one call at a time.
+ *
+ * A segment is open here under a descriptor of the follower's own: nobody else closes it, and what was
+ * unlinked stays readable until it is closed.
+ */
+import { invariant } from '../base/assert.ts';
+import { alignUp } from '../base/bytes.ts';
+import { crc32 } from '../base/crc32.ts';
+import { TidemarkError, corrupt } from '../base/errors.ts';
+import { KiB } from '../base/limits.ts';
+import { segmentPath } from '../storage/names.ts';
+import type { Storage } from '../storage/storage.ts';
+import { validatePayload } from './payload.ts';
+import { checkRecord } from './reader.ts';
+import {
+  RECORD_ALIGN,
+  RECORD_COMMIT,
+  RECORD_HEADER_BYTES,
+  RECORD_SEAL,
+  RecordHeader,
+  isRecordHeader,
+} from './record.ts';
+import { SEGMENT_BLOCK_BYTES, decodeSegmentBlock, saltOf } from './segment.ts';
+import type { SegmentHeader } from './segment.ts';
+
+/** Read at once; a record that is larger is read whole. */
+export const followBytesDefault: number = 64 * KiB;
+
+/** A segment as the directory of the log names it. */
+export type FollowSegment = { readonly seq: number; readonly base: number };
+
+/** What a follower is told of the log it reads. */
+export interface FollowSource {
+  readonly storage: Storage;
+  /** The segments that are kept, oldest first; those of the last moments may be missing. */
+  segments(): readonly FollowSegment[];
+  /** The segment that is being written, 0 when nobody writes; loaded after a limit it holds or follows it. */
+  currentSeq(): number;
+  /** Where what was taken into the segment that is being written ends, written or not. */
+  currentEnd(): number;
+}
+
+/** Where a record stands; good for as long as its segment is there. */
+export type FollowPlace = { readonly seq: number; readonly position: number };
+
+/** Transactions [from, to) as they lie in the log. Its bytes are its own and never change. */
+export class LogChunk {
+  readonly bytes: Buffer;
+  /** First offset of its first record: a record is read whole. */
+  from = 0;
+  to = 0;
+  /** Of each record: offset of its first transaction, how many, where its payload stands, its time. */
+  readonly firstOffsets: number[] = [];
+  readonly txCounts: number[] = [];
+  readonly payloadOffsets: number[] = [];
+  readonly atMs: number[] = [];
+  /** Where the record after the last one stands. */
+  end: FollowPlace = { seq: 0, position: 0 };
+
+  constructor(bytes: Buffer) {
+    this.bytes = bytes;
+  }
+
+  get records(): number {
+    return this.firstOffsets.length;
+  }
+}
+
+/** What stopped a look at the bytes of a segment. */
+const STOPPED_MORE = 0;
+const STOPPED_LIMIT = 1;
+const STOPPED_SEALED = 2;
+const STOPPED_BAD = 3;
+const STOPPED_PAYLOAD = 4;
+
+/** Tries of a place that looks bad, each with the file opened anew. */
+const TRIES_MAX = 3;
+
+const NOT_THERE = 'ENOENT';
+
+export class LogFollower {
+  readonly #source: FollowSource;
+  readonly #chunkBytes: number;
+  readonly #header: RecordHeader = new RecordHeader();
+  /** The offset that is read next. */
+  #next = 0;
+  #fd = -1;
+  #seq = 0;
+  #salt = 0;
+  /** Where the next record stands; -1: to be looked for. */
+  #position = -1;
+  /** Bytes that the next read must bring at least. */
+  #wanted = 0;
+  #logId: Uint8Array | undefined;
+  #busy = false;
+  #closed = false;
+
+  constructor(source: FollowSource, chunkBytes: number = followBytesDefault) {
+    this.#source = source;
+    this.#chunkBytes = chunkBytes;
+  }
+
+  get next(): number {
+    return this.#next;
+  }
+
+  get busy(): boolean {
+    return this.#busy;
+  }
+
+  /** The next read begins with the record of `offset`, which stands at `place` if that is given. */
+  seek(offset: number, place?: FollowPlace): void {
+    invariant(!this.#busy, 'a follower is moved between reads');
+    this.#next = offset;
+    this.#wanted = 0;
+    if (place !== undefined && place.seq === this.#seq && this.#fd >= 0) {
+      this.#position = place.position;
+      return;
+    }
+    this.#release();
+    if (place === undefined) return;
+    this.#seq = place.seq;
+    this.#position = place.position;
+  }
+
+  /**
+   * The next transactions, all below `limit`; the first record may begin below `next`. Rejects with
+   * TIDEMARK_HISTORY_LOST when the log begins above `next`, with TIDEMARK_CORRUPT when it is damaged.
+   * Requires: `next` < `limit`, and all below `limit` is written.
+   */
+  async read(limit: number): Promise<LogChunk> {
+    invariant(!this.#busy && !this.#closed, 'a follower reads once at a time');
+    invariant(this.#next < limit, 'there is something to read', this.#next, limit);
+    this.#busy = true;
+    try {
+      return await this.#read(limit);
+    } catch (error) {
+      this.#release();
+      throw error;
+    } finally {
+      this.#busy = false;
+      if (this.#closed) this.#release();
+    }
+  }
+
+  /** Gives its descriptor back, at once or when the read under way has ended. */
+  close(): void {
+    this.#closed = true;
+    if (!this.#busy) this.#release();
+  }
+
+  #release(): void {
+    if (this.#fd >= 0) this.#source.storage.close(this.#fd);
+    this.#fd = -1;
+    this.#seq = 0;
+    this.#position = -1;
+  }
+
+  async #read(limit: number): Promise<LogChunk> {
+    let tries = 0;
+    for (;;) {
+      await this.#stand();
+      const { storage } = this.#source;
+      const bytes = Buffer.allocUnsafe(this.#bytesToRead());
+      const got = await storage.readLater(this.#fd, bytes, 0, bytes.length, this.#position);
+      const chunk = new LogChunk(bytes);
+      const stopped = this.#take(chunk, got, limit);
+      if (chunk.records > 0) {
+        chunk.end = { seq: this.#seq, position: this.#position };
+        return chunk;
+      }
+      if (stopped === STOPPED_SEALED) {
+        await this.#moveOn();
+        continue;
+      }
+      if (stopped === STOPPED_MORE) {
+        if (got === bytes.length) continue;
+        // The file ends where more of it must be.
+      }
+      if (++tries >= TRIES_MAX) throw this.#damaged(stopped);
+      // It was written before the limit was; if these are not its bytes, they are no longer its file.
+      this.#release();
+      this.#wanted = 0;
+    }
+  }
+
+  /** No more than is there: what follows the live end of a segment is zeros. */
+  #bytesToRead(): number {
+    const source = this.#source;
+    const isLive = source.currentSeq() === this.#seq;
+    const left = isLive ? source.currentEnd() - this.#position : 0;
+    const most = left > 0 ? Math.min(left, this.#chunkBytes) : this.#chunkBytes;
+    return Math.max(most, this.#wanted);
+  }
+
+  /** Takes what is whole, sound and below the limit from the bytes at the position. */
+  #take(chunk: LogChunk, got: number, limit: number): number {
+    const { bytes } = chunk;
+    const header = this.#header;
+    const upper = this.#upperOf();
+    let at = 0;
+    for (;;) {
+      if (this.#next >= upper) return STOPPED_SEALED;
+      if (this.#next >= limit) return STOPPED_LIMIT;
+      this.#wanted = RECORD_HEADER_BYTES;
+      if (got - at < RECORD_HEADER_BYTES) return STOPPED_MORE;
+      if (!isRecordHeader(bytes, at, this.#salt, this.#position)) return STOPPED_BAD;
+      header.decode(bytes, at, this.#seq, this.#position);
+      checkRecord(header);
+      this.#wanted = header.bytes;
+      if (header.bytes > got - at) return STOPPED_MORE;
+      if (header.kind === RECORD_COMMIT && header.endOffset > this.#next) {
+        // In between would be what nobody wrote; a place that was looked for may be too low, never too high.
+        if (header.minTxOffset > this.#next) return STOPPED_BAD;
+        if (header.endOffset > limit) return STOPPED_LIMIT;
+        const payload = at + RECORD_HEADER_BYTES;
+        const { payloadLen, txCount } = header;
+        if (crc32(bytes, payload, payloadLen) !== header.payloadCrc) return STOPPED_PAYLOAD;
+        validatePayload(bytes, payload, payloadLen, txCount);
+        if (chunk.records === 0) chunk.from = header.minTxOffset;
+        chunk.firstOffsets.push(header.minTxOffset);
+        chunk.txCounts.push(txCount);
+        chunk.payloadOffsets.push(payload);
+        chunk.atMs.push(header.committedAtMs);
+        chunk.to = header.endOffset;
+        this.#next = header.endOffset;
+      }
+      at += header.bytes;
+      this.#position += header.bytes;
+      if (header.kind === RECORD_SEAL) return STOPPED_SEALED;
+    }
+  }
+
+  // ---------------------------------------------------------------- segments
+
+  /** First offset that is not of the open segment, as far as the directory knows. */
+  #upperOf(): number {
+    return this.#successorOf(this.#seq)?.base ?? Infinity;
+  }
+
+  #successorOf(seq: number): FollowSegment | undefined {
+    return this.#source.segments().find((segment) => segment.seq > seq);
+  }
+
+  /** Opens the segment of `next` if none is open, and finds the record in it. */
+  async #stand(): Promise<void> {
+    if (this.#fd < 0 && this.#position >= 0) {
+      // A place that was known before: its segment may be gone by now, and then it is looked for.
+      const position = this.#position;
+      if ((await this.#open(this.#seq)) !== undefined) this.#position = position;
+    }
+    if (this.#fd < 0) {
+      const segments = this.#source.segments();
+      const segment = segments.findLast(({ base }) => base <= this.#next);
+      if (segment === undefined) throw lost(this.#next, segments[0]?.base);
+      const header = await this.#open(segment.seq);
+      if (header === undefined) throw this.#gone(segment.seq);
+    }
+    if (this.#position < 0) await this.#find();
+  }
+
+  /** The segment after the one that has ended. */
+  async #moveOn(): Promise<void> {
+    const ended = this.#seq;
+    let next = this.#successorOf(ended)?.seq;
+    if (next === undefined) {
+      // The directory says it a moment later; the segments themselves name who came before.
+      let seq = this.#source.currentSeq();
+      while (seq > ended) {
+        const header = await this.#headerOf(seq);
+        if (header === undefined) throw this.#gone(seq);
+        next = seq;
+        seq = header.prevSeq;
+      }
+      if (next === undefined || seq !== ended) throw this.#damaged(STOPPED_SEALED);
+    }
+    const header = await this.#open(next);
+    if (header === undefined) throw this.#gone(next);
+    if (header.baseOffset > this.#next) throw lost(this.#next, header.baseOffset);
+    this.#position = SEGMENT_BLOCK_BYTES;
+    this.#wanted = 0;
+  }
+
+  async #headerOf(seq: number): Promise<SegmentHeader | undefined> {
+    const { storage } = this.#source;
+    const fd = this.#openFile(seq);
+    if (fd < 0) return undefined;
+    try {
+      const block = Buffer.allocUnsafe(SEGMENT_BLOCK_BYTES);
+      const got = await storage.readLater(fd, block, 0, block.length, 0);
+      return got < block.length ? undefined : this.#check(block, seq);
+    } finally {
+      storage.close(fd);
+    }
+  }
+
+  /** Opens a segment, its place unknown; undefined when there is none of that number any more. */
+  async #open(seq: number): Promise<SegmentHeader | undefined> {
+    this.#release();
+    const { storage } = this.#source;
+    const fd = this.#openFile(seq);
+    if (fd < 0) return undefined;
+    this.#fd = fd;
+    this.#seq = seq;
+    const block = Buffer.allocUnsafe(SEGMENT_BLOCK_BYTES);
+    const got = await storage.readLater(fd, block, 0, block.length, 0);
+    const header = got < block.length ? undefined : this.#check(block, seq);
+    if (header === undefined) this.#release();
+    else this.#salt = saltOf(header.logId, seq);
+    return header;
+  }
+
+  #openFile(seq: number): number {
+    try {
+      return this.#source.storage.open(segmentPath(seq), 'read');
+    } catch (error) {
+      if ((error as { code?: unknown }).code === NOT_THERE) return -1;
+      throw error;
+    }
+  }
+
+  /** The header of segment `seq`, or undefined when the block is not it: the file is being used again. */
+  #check(block: Uint8Array, seq: number): SegmentHeader | undefined {
+    const { header } = decodeSegmentBlock(block, segmentPath(seq));
+    if (header === undefined || header.seq !== seq) return undefined;
+    this.#logId ??= header.logId;
+    if (Buffer.compare(header.logId, this.#logId) === 0) return header;
+    throw corrupt('FOREIGN_SEGMENT', `${segmentPath(seq)} belongs to another log`, {
+      seq,
+      position: 0,
+    });
+  }
+
+  // ---------------------------------------------------------------- places
+
+  /**
+   * Finds a record at or below the one of `next` by halving: at each place the first sound header behind
+   * it says which half. Headers are bound to their position, so bytes of values cannot pass for one.
+   */
+  async #find(): Promise<void> {
+    const { storage } = this.#source;
+    const upper = this.#upperOf();
+    let low = SEGMENT_BLOCK_BYTES;
+    let high = alignUp(storage.size(this.#fd), RECORD_ALIGN);
+    const bytes = Buffer.allocUnsafe(this.#chunkBytes);
+    const header = this.#header;
+    while (high - low > this.#chunkBytes) {
+      const middle = alignUp(Math.floor((low + high) / 2), RECORD_ALIGN);
+      let found = -1;
+      for (let from = middle; from < high && found < 0;) {
+        const wanted = Math.min(bytes.length, high - from + RECORD_HEADER_BYTES);
+        const got = await storage.readLater(this.#fd, bytes, 0, wanted, from);
+        const at = firstHeader(bytes, got, this.#salt, from);
+        if (at >= 0) {
+          header.decode(bytes, at, this.#seq, from + at);
+          found = from + at;
+        }
+        if (got < wanted) break;
+        // What may begin in the last bytes is looked at again.
+        from += alignUp(got - RECORD_HEADER_BYTES, RECORD_ALIGN);
+      }
+      // What lies behind the segment's end was made void by the next one.
+      const isBelow = found >= 0 && header.minTxOffset <= this.#next && header.minTxOffset < upper;
+      if (isBelow && found < high) low = found;
+      else high = middle;
+    }
+    this.#position = low;
+  }
+
+  // ---------------------------------------------------------------- errors
+
+  /** The segment's file is not there: let go of, or lost. */
+  #gone(seq: number): TidemarkError {
+    const segments = this.#source.segments();
+    if (!segments.some((segment) => segment.seq === seq))
+      return lost(this.#next, segments[0]?.base);
+    return corrupt('MISSING_SEGMENT', `${segmentPath(seq)} is missing`, {
+      seq,
+      offset: this.#next,
+    });
+  }
+
+  #damaged(stopped: number): TidemarkError {
+    const offset = this.#next;
+    const seq = this.#seq;
+    const segments = this.#source.segments();
+    if (segments.length > 0 && segments[0].base > offset) return lost(offset, segments[0].base);
+    const kind = stopped === STOPPED_PAYLOAD ? 'payload' : 'header';
+    const position = this.#position;
+    return corrupt(
+      'CHECKSUM',
+      `${segmentPath(seq)} is damaged at ${position}: offset ${offset} must be there`,
+      { file: segmentPath(seq), seq, position, offset, kind },
+    );
+  }
+}
+
+/** Place of the first sound header at a stride of 8 in bytes[0, length), which stand at `position`; -1: none. */
+function firstHeader(bytes: Uint8Array, length: number, salt: number, position: number): number {
+  const last = length - RECORD_HEADER_BYTES;
+  for (let at = 0; at <= last; at += RECORD_ALIGN) {
+    if (isRecordHeader(bytes, at, salt, position + at)) return at;
+  }
+  return -1;
+}
+
+function lost(offset: number, first: number | undefined): TidemarkError {
+  return new TidemarkError(
+    'TIDEMARK_HISTORY_LOST',
+    `offset ${offset} is no longer in the log; the oldest one in it is ${first}`,
+    { offset, oldest: first },
+  );
+}
