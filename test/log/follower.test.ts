@@ -77,8 +77,8 @@ function compare(chunks: readonly LogChunk[], log: Log, from: number, limit: num
     expected.map(({ offset, txCount }) => [offset, txCount]),
   );
   for (const [n, { chunk, i }] of got.entries()) {
-    const at = chunk.payloadOffsets[i]!;
-    const { payload } = expected[n]!;
+    const at = chunk.payloadOffsets[i];
+    const { payload } = expected[n];
     assert.ok(chunk.bytes.subarray(at, at + payload.length).equals(payload), 'the very bytes');
   }
 }
@@ -123,7 +123,7 @@ test('a limit is not passed, whatever lies behind it', async () => {
   const { records } = log;
   const follower = new LogFollower(log, CHUNK_BYTES);
   for (let i = 1; i < records.length; i++) {
-    const limit = records[i]!.offset;
+    const limit = records[i].offset;
     const chunks = await readAll(follower, limit);
     assert.equal(chunks.at(-1)!.to, limit);
   }
@@ -170,7 +170,7 @@ test('an open segment that is deleted is read to its end; a closed one is lost h
   const limit = log.writer.written;
   const follower = new LogFollower(log, CHUNK_BYTES);
   const chunks = [await follower.read(limit)];
-  const second = log.list[1]!;
+  const second = log.list[1];
   log.storage.unlink(segmentPath(1));
   log.list.shift();
   chunks.push(...(await readAll(follower, limit)));
@@ -214,14 +214,14 @@ test('damage is named, with its place; a missing segment too', async () => {
   bytes[0] ^= 1;
   log.storage.write(fd, bytes, 0, 1, 4096 + 100);
   log.storage.close(fd);
-  const { base } = log.list[1]!;
+  const { base } = log.list[1];
   const follower = new LogFollower(log, CHUNK_BYTES);
   await assert.rejects(
     readAll(follower, limit),
     coded('TIDEMARK_CORRUPT', { finding: 'CHECKSUM', seq: 2, position: 4096, offset: base }),
   );
   log.storage.unlink(segmentPath(3));
-  follower.seek(log.list[2]!.base);
+  follower.seek(log.list[2].base);
   await assert.rejects(
     follower.read(limit),
     coded('TIDEMARK_CORRUPT', { finding: 'MISSING_SEGMENT', seq: 3 }),
