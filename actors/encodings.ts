@@ -3,6 +3,8 @@
  * caller's. Keys order by their encoded bytes. Public, and used by the client on its own thread.
  */
 import { TidemarkError } from '../core/base/errors.ts';
+import { tuple } from './tuple.ts';
+import type { TupleElement } from './tuple.ts';
 
 /**
  * Turns values into bytes and back. `name` is stored with the collection: opening it under another
@@ -17,10 +19,12 @@ export interface Codec<T> {
   encodeInto?(value: T, target: Uint8Array, at: number): number;
   /** Decodes bytes[start, end), which are lent for the call only. */
   decodeFrom?(bytes: Uint8Array, start: number, end: number): T;
+  /** Bytes with which every key that begins with `prefix` begins, and no other: what ranges need for `prefix`. */
+  encodePrefix?(prefix: unknown): Uint8Array;
 }
 
 /** Names under which the built-in encodings can be asked for. */
-export type EncodingName = 'utf8' | 'buffer' | 'view' | 'json' | 'u64';
+export type EncodingName = 'utf8' | 'buffer' | 'view' | 'json' | 'u64' | 'tuple';
 
 export type Encoding<T> = EncodingName | Codec<T>;
 
@@ -36,9 +40,11 @@ export type TypeOf<E> =
           ? Uint8Array
           : E extends 'u64'
             ? number
-            : E extends 'json'
-              ? unknown
-              : never;
+            : E extends 'tuple'
+              ? TupleElement[]
+              : E extends 'json'
+                ? unknown
+                : never;
 
 const ASCII_LOOP_MAX = 24;
 
@@ -68,6 +74,9 @@ export const utf8: Codec<string> = {
   decodeFrom(bytes: Uint8Array, start: number, end: number): string {
     return asBuffer(bytes).toString('utf8', start, end);
   },
+  encodePrefix(prefix: unknown): Uint8Array {
+    return utf8.encode(prefix as string);
+  },
 };
 
 /** Bytes, given and returned as Buffers of the caller's own. */
@@ -83,6 +92,7 @@ export const buffer: Codec<Buffer> = {
     asBuffer(bytes).copy(copy, 0, start, end);
     return copy;
   },
+  encodePrefix: (prefix) => checkBytes(prefix as Uint8Array),
 };
 
 /** Bytes, returned as Uint8Arrays. The same bytes and name as `buffer`. */
@@ -99,6 +109,7 @@ export const view: Codec<Uint8Array> = {
     copy.set(bytes.subarray(start, end));
     return copy;
   },
+  encodePrefix: (prefix) => checkBytes(prefix as Uint8Array),
 };
 
 /** Safe integers from 0, eight bytes big endian, in numeric order. */
@@ -161,6 +172,7 @@ const BY_NAME: Readonly<Record<EncodingName, Codec<never>>> = {
   view: view as Codec<never>,
   u64: u64 as Codec<never>,
   json: JSON_CODEC as Codec<never>,
+  tuple: tuple() as Codec<never>,
 };
 
 const OURS: ReadonlySet<unknown> = new Set(Object.values(BY_NAME));
@@ -196,11 +208,22 @@ export function isOurs(codec: unknown): boolean {
 
 /** What a codec's encode returned, if it is what it should be. */
 export function encodedBy<T>(codec: Codec<T>, value: T): Uint8Array {
-  const bytes: unknown = codec.encode(value);
+  return checkEncoded(codec.name, codec.encode(value), 'encode');
+}
+
+/** The bytes with which keys begin that begin with `prefix`. */
+export function encodedPrefix<T>(codec: Codec<T>, prefix: unknown): Uint8Array {
+  if (codec.encodePrefix !== undefined) {
+    return checkEncoded(codec.name, codec.encodePrefix(prefix), 'encodePrefix');
+  }
+  throw new TypeError(`keys of codec ${codec.name} have no prefixes: it has no encodePrefix`);
+}
+
+function checkEncoded(name: string, bytes: unknown, by: string): Uint8Array {
   if (ArrayBuffer.isView(bytes) && (bytes as Uint8Array).BYTES_PER_ELEMENT === 1) {
     return bytes as Uint8Array;
   }
-  throw new TypeError(`codec ${codec.name}: encode must return a Uint8Array`);
+  throw new TypeError(`codec ${name}: ${by} must return a Uint8Array`);
 }
 
 /** Encodes into target[at...] where the codec can and there is room; returns the count, or -1. */

@@ -12,6 +12,7 @@ export type {
   ReadOptions,
 } from './collection.ts';
 export type { RangeIterable, RangeOptions } from './range.ts';
+export type { KeyBounds, PrefixOf } from './key-range.ts';
 export type { Transaction } from './transaction.ts';
 export type { Snapshot } from './snapshot.ts';
 export type { Receipt } from './commit-line.ts';
@@ -20,6 +21,8 @@ export type { VerifyOptions, VerifyProgress } from './verify.ts';
 export type { VerifyReport } from '../core/store/verify.ts';
 export type { Severity, StoreFinding } from '../core/store/report.ts';
 export { buffer, json, u64, utf8, view } from './encodings.ts';
+export { tuple } from './tuple.ts';
+export type { TupleElement } from './tuple.ts';
 export type { Codec, Encoding, EncodingName, TypeOf } from './encodings.ts';
 export { TidemarkError } from '../core/base/errors.ts';
 export type { ErrorCode, ErrorDetail } from '../core/base/errors.ts';

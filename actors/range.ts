@@ -3,21 +3,16 @@
  * Between batches nothing is held but a time: each batch enters anew and seeks by key, so an iterator
  * that is left lying keeps history, never memory of the write path. Runs on the caller's thread.
  */
-import { NO_BYTES } from '../core/base/bytes.ts';
-import { keyBytesMax } from '../core/base/limits.ts';
 import type { Client } from './client.ts';
-import { decodeLent, encodedBy, tooLarge } from './encodings.ts';
+import { decodeLent } from './encodings.ts';
 import type { Codec } from './encodings.ts';
+import { byteRange, successor } from './key-range.ts';
+import type { KeyBounds } from './key-range.ts';
 import { checkFields } from './options.ts';
 import type { RangeBounds, RowBatch } from './reader.ts';
 import type { Snapshot } from './snapshot.ts';
 
-export interface RangeOptions<K> {
-  /** Lower bound, included or not; upper bound, included or not. */
-  readonly gte?: K;
-  readonly gt?: K;
-  readonly lte?: K;
-  readonly lt?: K;
+export interface RangeOptions<K> extends KeyBounds<K> {
   /** From the last row to the first. */
   readonly reverse?: boolean;
   /** At most so many rows; default all. */
@@ -36,6 +31,7 @@ const KNOWN: ReadonlySet<string> = new Set([
   'gt',
   'lte',
   'lt',
+  'prefix',
   'reverse',
   'limit',
   'asOf',
@@ -44,42 +40,18 @@ const KNOWN: ReadonlySet<string> = new Set([
 
 /** Bounds as encoded keys, half open. */
 export function checkRange<K>(range: RangeOptions<K> | undefined, keys: Codec<K>): CheckedRange {
-  const bounds: RangeBounds = {
-    lower: NO_BYTES,
-    upper: NO_BYTES,
-    upperOpen: true,
-    reverse: false,
-  };
-  if (range === undefined) return { bounds, limit: Infinity };
+  if (range === undefined) {
+    return { bounds: { ...byteRange({}, keys), reverse: false }, limit: Infinity };
+  }
   checkFields(range, KNOWN, 'range option');
-  if (range.gte !== undefined && range.gt !== undefined) throw new TypeError('give gte or gt');
-  if (range.lte !== undefined && range.lt !== undefined) throw new TypeError('give lte or lt');
-  if (range.gte !== undefined) bounds.lower = encoded(keys, range.gte);
-  if (range.gt !== undefined) bounds.lower = successor(encoded(keys, range.gt));
-  if (range.lt !== undefined) bounds.upper = encoded(keys, range.lt);
-  if (range.lte !== undefined) bounds.upper = successor(encoded(keys, range.lte));
-  bounds.upperOpen = range.lt === undefined && range.lte === undefined;
-  bounds.reverse = range.reverse === undefined ? false : range.reverse;
-  if (typeof bounds.reverse !== 'boolean') throw new TypeError('reverse is true or false');
+  const { reverse = false } = range;
+  if (typeof reverse !== 'boolean') throw new TypeError('reverse is true or false');
+  const bounds: RangeBounds = { ...byteRange(range, keys), reverse };
   const { limit = Infinity } = range;
   if (limit !== Infinity && (!Number.isSafeInteger(limit) || limit < 0)) {
     throw new TypeError('limit is a count from 0');
   }
   return { bounds, limit };
-}
-
-function encoded<K>(keys: Codec<K>, key: K): Uint8Array {
-  const bytes = encodedBy(keys, key);
-  if (bytes.length > keyBytesMax) throw tooLarge('key', bytes.length, keyBytesMax);
-  // Bounds outlive the call, the caller's bytes may not.
-  return Uint8Array.prototype.slice.call(bytes);
-}
-
-/** The least key above: byte strings need no more than a zero at the end. */
-function successor(key: Uint8Array): Uint8Array {
-  const next = new Uint8Array(key.length + 1);
-  next.set(key);
-  return next;
 }
 
 type Item<K, V, T> = (key: () => K, value: () => V) => T;

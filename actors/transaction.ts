@@ -30,7 +30,7 @@ export class Transaction {
     return this.#set.operations;
   }
 
-  put<K, V>(collection: Collection<K, V>, key: K, value: V): this {
+  put<K, V>(collection: Collection<K, V>, key: NoInfer<K>, value: NoInfer<V>): this {
     this.#assertOpen();
     collection.assertOf(this.#client);
     collection.assertThere();
@@ -38,7 +38,7 @@ export class Transaction {
     return this;
   }
 
-  delete<K, V>(collection: Collection<K, V>, key: K): this {
+  delete<K, V>(collection: Collection<K, V>, key: NoInfer<K>): this {
     this.#assertOpen();
     collection.assertOf(this.#client);
     collection.assertThere();

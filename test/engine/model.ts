@@ -9,6 +9,7 @@ export type Bounds = {
   gt?: string;
   lte?: string;
   lt?: string;
+  prefix?: string;
   reverse?: boolean;
   limit?: number;
 };
@@ -40,14 +41,15 @@ export class Model {
       if (value === undefined) state.delete(key);
       else state.set(key, value);
     }
-    const { gte, gt, lte, lt, reverse, limit } = bounds;
+    const { gte, gt, lte, lt, prefix, reverse, limit } = bounds;
     const rows = [...state]
       .filter(
         ([key]) =>
           (gte === undefined || compareKeys(key, gte) >= 0) &&
           (gt === undefined || compareKeys(key, gt) > 0) &&
           (lte === undefined || compareKeys(key, lte) <= 0) &&
-          (lt === undefined || compareKeys(key, lt) < 0),
+          (lt === undefined || compareKeys(key, lt) < 0) &&
+          (prefix === undefined || key.startsWith(prefix)),
       )
       .toSorted(([a], [b]) => compareKeys(a, b));
     return (reverse === true ? rows.toReversed() : rows).slice(0, limit);
@@ -63,6 +65,7 @@ export function randomBounds(random: Prng, key: () => string): Bounds {
   const bounds: Bounds = {};
   if (random.chance(0.6)) bounds[random.chance(0.5) ? 'gte' : 'gt'] = key();
   if (random.chance(0.6)) bounds[random.chance(0.5) ? 'lte' : 'lt'] = key();
+  if (random.chance(0.25)) bounds.prefix = key();
   if (random.chance(0.5)) bounds.reverse = random.chance(0.8);
   if (random.chance(0.4)) bounds.limit = random.below(40);
   return bounds;

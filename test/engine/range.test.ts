@@ -3,7 +3,7 @@
  * memtable and several runs, and iterators keep the state they began with.
  */
 import assert from 'node:assert/strict';
-import type { Collection, Engine, RangeOptions } from '../../actors/index.ts';
+import type { Codec, Collection, Engine, RangeOptions } from '../../actors/index.ts';
 import { Prng } from '../../core/base/prng.ts';
 import { Model, randomBounds } from './model.ts';
 import { inBothHosts, misuse, turn } from './world.ts';
@@ -218,6 +218,59 @@ inBothHosts('empty ranges and empty collections', async (home) => {
   assert.deepEqual([...words.entries()], []);
 });
 
+inBothHosts('a prefix ends where the bytes can be counted up, or nowhere', async (home) => {
+  const engine = await home.open();
+  const rows = await engine.collection('rows', { key: 'buffer', value: 'utf8' });
+  const keys = [
+    '',
+    '00',
+    '61',
+    '61ff',
+    '61ffff',
+    '61ffff00',
+    '62',
+    'fe',
+    'ff',
+    'ff00',
+    'ffff',
+    'ffffff',
+  ];
+  const all = keys.map((hex) => Buffer.from(hex, 'hex'));
+  for (const key of all) await rows.put(key, '');
+  for (let round = 0; round < 2; round++) {
+    for (const prefix of all) {
+      const begun = all.filter((key) => key.subarray(0, prefix.length).equals(prefix));
+      assert.deepEqual([...rows.keys({ prefix })], begun, prefix.toString('hex'));
+      const upward = begun.filter((key) => Buffer.compare(key, prefix) > 0);
+      assert.deepEqual([...rows.keys({ prefix, gt: prefix, reverse: true })], upward.toReversed());
+      assert.deepEqual([...rows.keys({ prefix, lte: prefix })], [prefix]);
+    }
+    await engine.flush();
+  }
+  // The caller may change the bytes while it walks.
+  const prefix = Buffer.from('61', 'hex');
+  const walk = rows.keys({ prefix });
+  prefix.fill(0);
+  assert.equal([...walk].length, 4);
+});
+
+inBothHosts('keys without beginnings have no prefixes', async (home) => {
+  const engine = await home.open();
+  const numbers = await engine.collection('numbers', { key: 'u64', value: 'u64' });
+  assert.throws(() => numbers.keys({ prefix: 1 }), misuse(/u64 have no prefixes/));
+  const texts = await engine.collection('texts', { key: 'json', value: 'u64' });
+  assert.throws(() => texts.keys({ prefix: 'a' }), misuse(/json have no prefixes/));
+  const own: Codec<string> = {
+    name: 'lower case',
+    encode: (text) => Buffer.from(text.toLowerCase()),
+    decode: (bytes) => Buffer.from(bytes).toString(),
+    encodePrefix: (text) => Buffer.from((text as string).toLowerCase()),
+  };
+  const cases = await engine.collection('cases', { key: own, value: 'u64' });
+  for (const key of ['Abc', 'abD', 'b']) await cases.put(key, 1);
+  assert.deepEqual([...cases.keys({ prefix: 'AB' })], ['abc', 'abd']);
+});
+
 inBothHosts('a range that makes no sense is misuse', async (home) => {
   const engine = await home.open();
   const words = await engine.collection('words', {});
@@ -226,6 +279,8 @@ inBothHosts('a range that makes no sense is misuse', async (home) => {
     [{ gte: 'a', gt: 'a' }, /gte or gt/],
     [{ lte: 'a', lt: 'a' }, /lte or lt/],
     [{ gte: 7 }, /string/],
+    [{ prefix: 7 }, /string/],
+    [{ prefix: null }, /string/],
     [{ reverse: 1 }, /reverse/],
     [{ limit: -1 }, /limit/],
     [{ limit: 1.5 }, /limit/],
