@@ -60,25 +60,28 @@ type Candidate = { fd: number; own: boolean; file: number; position: number; byt
 
 /** Rows of one batch of a range read, copied out: keys and values in one slab. */
 export class RowBatch {
-  slab: Buffer = Buffer.allocUnsafe(64 * 1024);
+  slab: Buffer;
   used = 0;
   count = 0;
   /** Per row: key start, value start, value end. */
-  places: Int32Array = new Int32Array(3 * 1_024);
-  times: Float64Array = new Float64Array(1_024);
+  places: Int32Array;
+  times: Float64Array;
   /** True when nothing follows the last row of the batch. */
   ended = false;
 
-  /** A fresh slab: rows of the last one may be in the caller's hands. */
-  clear(bytes: number): void {
-    this.slab = Buffer.allocUnsafe(bytes);
-    this.used = 0;
-    this.count = 0;
-    this.ended = false;
+  /** For so many rows, or more. */
+  constructor(rows: number) {
+    const least = Math.min(rows, BATCH_ROWS_LEAST);
+    this.slab = Buffer.allocUnsafe(Math.min(BATCH_SLAB_BYTES, least * ROW_BYTES_GUESS));
+    this.places = new Int32Array(3 * least);
+    this.times = new Float64Array(least);
   }
 }
 
 const BATCH_SLAB_BYTES: number = 64 * 1024;
+const BATCH_ROWS_LEAST = 1_024;
+/** A short read of small rows gets a small slab. */
+const ROW_BYTES_GUESS = 1_024;
 
 export class Reader {
   readonly #context: ActorContext;
@@ -630,8 +633,7 @@ export class Reader {
    * `upperOpen` is the end. The time must be held or NEWEST.
    */
   readRange(collection: number, asOf: number, range: RangeBounds, rowsMax: number): RowBatch {
-    const batch = new RowBatch();
-    batch.clear(BATCH_SLAB_BYTES);
+    const batch = new RowBatch(rowsMax);
     const block = this.enter(collection, asOf);
     try {
       const cursor = this.#openCursor(collection, block);

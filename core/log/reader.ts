@@ -76,12 +76,18 @@ export class SegmentReader {
     this.#salt = salt;
     this.position = from;
     this.#end = end;
-    this.bytes = new Uint8Array(readBytes);
+    // It grows when a record needs more, and never beyond what is there to be read.
+    this.bytes = new Uint8Array(Math.max(RECORD_HEADER_BYTES, Math.min(readBytes, end - from)));
   }
 
   /** End of what has passed its checksums. */
   get validBytes(): number {
     return this.#found ? this.position + this.header.bytes : this.position;
+  }
+
+  /** Bytes from the current record on to the end. */
+  get bytesLeft(): number {
+    return Math.max(0, this.#end - this.position);
   }
 
   /** Moves past the current record to the next. Throws for sound headers this version cannot read. */
@@ -210,7 +216,8 @@ export class TailScan {
     this.#end = end;
     this.contentEnd = from;
     // Room for more than a header, so that windows that overlap by one still move on.
-    const room = Math.max(alignUp(readBytes, RECORD_ALIGN), 4 * RECORD_HEADER_BYTES);
+    const window = Math.min(readBytes, end - from);
+    const room = Math.max(alignUp(window, RECORD_ALIGN), 4 * RECORD_HEADER_BYTES);
     this.#bytes = new Uint8Array(room);
     this.#words = new Uint32Array(this.#bytes.buffer);
   }
@@ -235,8 +242,8 @@ export class TailScan {
   /** Prepared room is most of what is looked at: whole windows of zeros go by at the speed of memory. */
   #isBlank(got: number): boolean {
     if (got !== this.#bytes.length) return false;
-    if (zeros.length !== got) zeros = Buffer.alloc(got);
-    return zeros.equals(this.#bytes);
+    if (zeros.length < got) zeros = Buffer.alloc(got);
+    return zeros.compare(this.#bytes, 0, got, 0, got) === 0;
   }
 
   #look(got: number): void {

@@ -712,7 +712,11 @@ export class LogRecovery {
   ): Generator<void, number, void> {
     const writer = new LogWriter(
       this.#storage,
-      { segmentBytes: segmentBytesMax, prepare: false, batchBytesMax: REWRITE_BATCH_BYTES },
+      {
+        segmentBytes: segmentBytesMax,
+        prepare: false,
+        batchBytesMax: Math.min(REWRITE_BATCH_BYTES, reader.bytesLeft),
+      },
       {
         logId: header.logId,
         seq: header.seq,

@@ -43,6 +43,10 @@ export class RunSpace {
   take(words: number): number {
     const start = this.#words;
     if (!this.#grow(start + words)) return -1;
+    // Not with their pages: a generation that is never filled never needs them.
+    while (this.#codePages.length < this.#pages) {
+      this.#codePages.push(sparePages.pop() ?? new Float64Array(PAGE_WORDS));
+    }
     this.#words = start + words;
     return start;
   }
@@ -65,7 +69,6 @@ export class RunSpace {
       if (page === 0) return false;
       // Plain: whoever reads this entry found a directory that was published after it.
       this.#u32[this.#tableWord + this.#pages] = page;
-      this.#codePages.push(sparePages.pop() ?? new Float64Array(PAGE_WORDS));
       this.#pages++;
     }
     return true;

@@ -45,7 +45,8 @@ export class EngineFailure extends Error {
   override readonly name: string = 'EngineFailure';
 }
 
-let arena: Arena | undefined;
+/** Everything of a context that outlives an incarnation: the arena and its drawing. */
+let house: ActorContext | undefined;
 let identities = 0;
 
 export class Incarnation {
@@ -67,7 +68,6 @@ export class Incarnation {
   constructor(disk: SimDisk, how: How, schedule?: Prng, more: Partial<EngineConfig> = {}) {
     const identity = Buffer.alloc(16, 0x5a);
     identity.writeUInt32LE(++identities);
-    arena ??= Arena.create(ARENA_BYTES);
     const config: EngineConfig = {
       directory: 'crash',
       synced: how.synced,
@@ -87,7 +87,8 @@ export class Incarnation {
     };
     this.disk = disk;
     this.#schedule = schedule;
-    const context = makeContext(arena.buffer, config, disk, this.clock);
+    house ??= makeContext(Arena.create(ARENA_BYTES).buffer, config, disk, this.clock);
+    const context = { ...house, config, storage: disk, clock: this.clock };
     resetArena(context);
     this.#context = context;
     this.#pool = new StepPool((job) => this.#watched(makeMachine(job, disk, context.arena)));

@@ -240,9 +240,9 @@ export type EnumerateOptions = {
   /** Only these. */
   readonly moment?: number | undefined;
   readonly state?: number | undefined;
-  /** States already seen, which are left out. */
-  readonly seen?: Set<number>;
-  readonly onState?: () => void;
+  /** States already seen, with what was owed: they are not opened again. */
+  readonly seen?: Set<string>;
+  readonly onState?: (isNew: boolean) => void;
   /** Asked before each moment. */
   readonly isEnough?: () => boolean;
 };
@@ -267,7 +267,7 @@ export function* statesOf(
   }
 }
 
-/** Leads one life and checks its crash states. Returns how many. */
+/** Leads one life and checks its crash states. Returns how many different ones. */
 export async function enumerate(
   workload: Workload,
   seed: number,
@@ -278,7 +278,7 @@ export async function enumerate(
     const at = { workload: workload.name, seed, moment: -1, state: 0 };
     throw new CrashFailure(at, 'the life itself', failure);
   }
-  const { step = 1, from = 0, seen = new Set<number>(), isEnough = () => false } = options;
+  const { step = 1, from = 0, seen = new Set<string>(), isEnough = () => false } = options;
   let states = 0;
   for (let m = from; m < hand.moments.length; m += step) {
     if (isEnough()) break;
@@ -289,11 +289,12 @@ export async function enumerate(
     for (const { left, owed } of statesOf(moment, workload.how, prng, options.choice)) {
       n++;
       if ((options.state ?? n) !== n) continue;
-      const mark = left.fingerprint() * 4096 + (owed.floor & 4095);
-      if (options.state === undefined && seen.has(mark)) continue;
+      const mark = `${left.fingerprint()} ${owed.floor} ${owed.submitted}`;
+      const isNew = !seen.has(mark);
+      options.onState?.(isNew);
+      if (options.state === undefined && !isNew) continue;
       seen.add(mark);
       states++;
-      options.onState?.();
       try {
         revive(left, owed, new Prng(seedOf(seed, m, n)), { depth: depthOf(n) });
       } catch (error) {

@@ -384,22 +384,31 @@ export class SimDisk implements Storage {
 
   /** A number for all names and bytes as they now read, and for how much of it is not durable yet. */
   fingerprint(): number {
+    // Two halves, so that a million states meet no accident.
     let h = this.#operations.length;
+    let g = 0x811c9dc5;
+    const mix = (n: number): void => {
+      h = Math.imul(h ^ n, 0x01000193);
+      h ^= h >>> 15;
+      g = Math.imul(g ^ n, 0x85ebca6b);
+      g ^= g >>> 13;
+    };
     const visit = (dir: SimDir, path: string): void => {
       for (const name of [...dir.entries.keys()].toSorted()) {
         const node = dir.entries.get(name);
         const whole = `${path}/${name}`;
-        for (let i = 0; i < whole.length; i++) h = Math.imul(h ^ whole.charCodeAt(i), 0x01000193);
+        for (let i = 0; i < whole.length; i++) mix(whole.charCodeAt(i));
         if (node instanceof SimDir) {
           visit(node, whole);
         } else if (node !== undefined) {
-          h = Math.imul(h ^ crcOf(node.cache), 0x01000193) ^ node.dirty.size;
-          h = Math.imul(h ^ node.cache.size, 0x01000193);
+          mix(crcOf(node.cache));
+          mix(node.cache.size);
+          mix(node.dirty.size);
         }
       }
     };
     visit(this.#root, '');
-    return (h ^ (h >>> 15)) >>> 0;
+    return (g & 0x1f_ffff) * 0x1_0000_0000 + (h >>> 0);
   }
 
   /** Puts a file there, durable, or replaces its contents. For tests: not a call. */
