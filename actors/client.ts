@@ -276,7 +276,13 @@ export class Client {
     await this.#request(MSG_FLUSH, 0, false);
   }
 
-  /** The same, and the manifest rolled up: what the log holds of it is needed no more. */
+  /** The same for an engine that takes no more commits: the next open need not replay them. */
+  async flushLast(): Promise<void> {
+    await this.line.sequenced();
+    await this.#send(MSG_FLUSH, 0, false);
+  }
+
+  /** Flushes, and rolls the manifest up: what the log holds of it is needed no more. */
   async checkpoint(): Promise<void> {
     this.assertUsable();
     await this.line.sequenced();
@@ -289,6 +295,10 @@ export class Client {
 
   #request(kind: number, collection: number, whole: boolean): Promise<void> {
     this.assertUsable();
+    return this.#send(kind, collection, whole);
+  }
+
+  #send(kind: number, collection: number, whole: boolean): Promise<void> {
     const slot = this.#requests.claim();
     if (slot < 0) {
       const busy = new TidemarkError('TIDEMARK_BUSY', 'too many requests are under way');

@@ -240,6 +240,23 @@ inBothHosts('reopened: the same state under new handles', async (home) => {
   }
 });
 
+inBothHosts('an engine that closed with much in memory has nothing to replay', async (home) => {
+  const value = 'v'.repeat(16_000);
+  const first = await home.open();
+  const words = await first.collection('words', {});
+  const commits = Array.from({ length: 400 }, (_, i) => words.put(`${i}`, value));
+  // Commits that are still under way when it closes are among what is flushed.
+  await commits[0];
+  const closing = first.close();
+  await assert.rejects(words.put('late', value), coded('TIDEMARK_CLOSED'));
+  await closing;
+  await Promise.all(commits);
+  await using engine = await home.open();
+  assert.equal(engine.stats().durability['recoveredTransactions'], 0);
+  const again = await engine.collection('words', {});
+  assert.equal(Array.from(again.keys()).length, 400);
+});
+
 // ---------------------------------------------------------------- poisoned
 
 function saysWhy(failure: unknown): void {
