@@ -17,7 +17,7 @@ export const RECORD = {
   TX_COUNT: 4,
   PAYLOAD_CRC: 5,
   OPERATIONS: 6,
-  /** RECORD_SYNC | RECORD_CHAINED | RECORD_RESENT */
+  /** RECORD_SYNC | RECORD_CHAINED | RECORD_RESENT | RECORD_RANGES */
   FLAGS: 7,
   /** Address of its conditions (core/memtable/conditions.ts), 0 = none. */
   CONDITIONS: 8,
@@ -31,6 +31,8 @@ export const RECORD_SYNC = 1;
 export const RECORD_CHAINED = 2;
 /** The first record after those that were refused with REFUSAL_AGAIN. */
 export const RECORD_RESENT = 4;
+/** Range deletes are among its operations; at replay nobody has looked. */
+export const RECORD_RANGES = 8;
 
 // sequencer -> client
 /** What became of a record: its first offset, or the number of an error code. */

@@ -22,6 +22,7 @@ import {
   CONDITIONS_UNKNOWN,
   ConditionChecker,
 } from '../core/memtable/conditions.ts';
+import { Overtaken } from '../core/memtable/overtaken.ts';
 import { GenerationWriter, maintainFuel } from '../core/memtable/writer.ts';
 import type { GenerationOptions } from '../core/memtable/writer.ts';
 import { ACTOR_SEQUENCER } from '../core/shared/control.ts';
@@ -50,6 +51,7 @@ import {
   MSG_SPARE_PUBLISHED,
   RECEIPT,
   RECORD,
+  RECORD_RANGES,
   RECORD_RESENT,
   REFUSAL_AGAIN,
   REPLAY,
@@ -86,6 +88,7 @@ export class Sequencer implements Actor {
   readonly #keeper: Outbox;
   readonly #counters: Counters;
   readonly #walker: OperationWalker;
+  readonly #overtaken: Overtaken;
   readonly #checker: ConditionChecker;
   readonly #generationOptions: GenerationOptions;
 
@@ -133,6 +136,7 @@ export class Sequencer implements Actor {
       SEQUENCER_COUNTERS,
     );
     this.#walker = new OperationWalker(context.arena, context.pool);
+    this.#overtaken = new Overtaken(context.arena);
     this.#checker = new ConditionChecker(context.arena);
     this.#isRewound = topology.clients.map(() => false);
     const bytes = context.config.memtableBytes;
@@ -343,7 +347,8 @@ export class Sequencer implements Actor {
     const first = this.#next;
     const txCount = u32[slot + RECORD.TX_COUNT];
     this.#atMs = Math.max(clock.nowMs(), this.#atMs);
-    this.#insert(u32[slot + RECORD.ADDRESS], txCount, first);
+    const hasRanges = (u32[slot + RECORD.FLAGS] & RECORD_RANGES) !== 0;
+    this.#insert(u32[slot + RECORD.ADDRESS], txCount, first, hasRanges);
 
     const out = this.#line.claim();
     for (let word = 0; word < RECORD.OFFSET; word++) u32[out + word] = u32[slot + word]!;
@@ -403,14 +408,22 @@ export class Sequencer implements Actor {
     return open.roomFor(operations, payloadBytes);
   }
 
-  /** Requires: `#makeRoom`. Inserts every operation and publishes `applied`. */
-  #insert(address: number, txCount: number, first: number): void {
+  /**
+   * Requires: `#makeRoom`. Inserts every operation and publishes `applied`; but for those that a range
+   * delete behind them in their transaction takes away, which are as if they had never been.
+   */
+  #insert(address: number, txCount: number, first: number, mayHaveRanges: boolean): void {
     const open = this.#open!;
     const walker = this.#walker;
+    const overtaken = this.#overtaken;
     // Held before the client hears of it and lets go.
     open.retainPage(pageOf(address));
+    const hasRanges = mayHaveRanges && overtaken.scan(walker, address, txCount);
     walker.start(address, txCount);
-    while (walker.next()) open.insert(walker, first + walker.txIndex);
+    while (walker.next()) {
+      if (hasRanges && overtaken.isNext(walker)) continue;
+      open.insert(walker, first + walker.txIndex);
+    }
     invariant(walker.txIndex < txCount, 'a record holds the transactions it says', txCount);
     this.#next = first + txCount;
     this.#maintaining = true;
@@ -454,7 +467,7 @@ export class Sequencer implements Actor {
             if (this.#open!.rows === 0 && this.#sealed.size === 0) throw recordTooLarge(first);
             return taken > 0;
           }
-          this.#insert(u32[slot + RECORD.ADDRESS], u32[slot + RECORD.TX_COUNT], first);
+          this.#insert(u32[slot + RECORD.ADDRESS], u32[slot + RECORD.TX_COUNT], first, true);
           break;
         }
         case MSG_REPLAY_END:

@@ -70,7 +70,7 @@ export const populateRingSlots = 128;
 
 invariant(pageBytes === 1 << pageShift, 'a page is a power of two');
 // An operation's header and key never cross a page, and a page holds at least one of the largest.
-invariant(16 + 8 + 8 + keyBytesMax < pageBytes, 'header and key fit a page');
+invariant(16 + 8 + 8 + 2 * keyBytesMax < pageBytes, 'header and key, or two bounds, fit a page');
 invariant(commitBytesMax >= valueBytesMax + keyBytesMax + 64, 'the largest value can be committed');
 invariant(writeBudgetBytesMin * 2 <= arenaBytesMin, 'the write budget is at most half the arena');
 invariant(unsyncedBytesMax >= logBatchBytesMax, 'one batch may always be unsynced');

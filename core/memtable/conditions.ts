@@ -106,8 +106,14 @@ export class ConditionChecker {
     }
     const { u8 } = this.#arena;
     const node = generation.find(collection, u8, key, keyBytes, hash, Infinity);
-    if (node === 0) return;
-    this.time = generation.timeOf(node);
-    this.isDelete = generation.kindOf(node) === OP_DELETE;
+    if (node !== 0) {
+      this.time = generation.timeOf(node);
+      this.isDelete = generation.kindOf(node) === OP_DELETE;
+    }
+    if (!generation.hasRanges) return;
+    const newest = generation.newestRange(collection, u8, key, keyBytes, this.time, Infinity);
+    if (newest === this.time) return;
+    this.time = newest;
+    this.isDelete = true;
   }
 }

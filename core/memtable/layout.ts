@@ -8,14 +8,15 @@
  *              0     4  magic
  *              4     4  serial of the generation on its arena: tells two users of one page apart
  *              8     4  bucket mask (bucket count - 1)
- *             12     4  zero (kept for the list of range deletes)
+ *             12     4  L ranges: address of the newest range delete's node, 0 = none
  *             16     4  L anchors: how many there are
  *             20     4  L directory: address of the newest list of sorted runs, 0 = none
  *             24     8  lower       \
  *             32     8  upper        | written when sealed; read by whoever was
  *             40     8  rows         | told so by a message or a view
  *             48     8  bytes       /
- *             56    72  zero
+ *             56     4  L range sets: address of the newest list of them, 0 = none
+ *             60    68  zero
  *            128   16K  page table of the buckets, u32 each
  *                  16K  page table of the anchors
  *                  16K  page table of the sorted runs
@@ -32,10 +33,15 @@
  *             28     4  time, high 21 bits; above them hops: how many versions back `jump` is
  *
  *   directory      u32 run count, u32 anchors that are in runs, then {u32 start, u32 count} a run
+ *   range sets     u32 set count, u32 node: that range delete and all older ones are in sets; then an
+ *                  address a set (core/base/range-set.ts, base 0)
  *
  * An *anchor* is the first version of a key in its generation. Anchors fill pages in the order of
  * insertion and are the only members of sorted runs: a key stands there once, however often it is
  * written. A bucket's chain holds one node a key, the newest; a new version takes its place.
+ *
+ * The node of a range delete has time, operation and, in `next`, the one before it; the rest is 0. Its
+ * operation lies in one piece. What it overtook in its own transaction never came in (overtaken.ts).
  */
 import { invariant } from '../base/assert.ts';
 import { hashAt } from '../base/bytes.ts';
@@ -67,12 +73,14 @@ export const hopsMax = 256;
 export const MAGIC_WORD = 0;
 export const SERIAL_WORD = 1;
 export const MASK_WORD = 2;
+export const RANGES_WORD = 3;
 export const ANCHORS_WORD = 4;
 export const DIRECTORY_WORD = 5;
 export const LOWER_WORD = 6;
 export const UPPER_WORD: number = LOWER_WORD + 2;
 export const ROWS_WORD: number = UPPER_WORD + 2;
 export const BYTES_WORD: number = ROWS_WORD + 2;
+export const RANGE_SETS_WORD: number = BYTES_WORD + 2;
 export const BUCKET_TABLE_WORD = 32;
 export const ANCHOR_TABLE_WORD: number = BUCKET_TABLE_WORD + TABLE_PAGES_MAX;
 export const RUN_TABLE_WORD: number = ANCHOR_TABLE_WORD + TABLE_PAGES_MAX;
@@ -87,6 +95,10 @@ export const DIRECTORY_HEADER_WORDS = 2;
 export const RUN_START_WORD = 0;
 export const RUN_COUNT_WORD = 1;
 export const DIRECTORY_RUN_WORDS = 2;
+
+export const RANGE_SETS_COUNT_WORD = 0;
+export const RANGE_SETS_NODE_WORD = 1;
+export const RANGE_SETS_HEADER_WORDS = 2;
 
 invariant(HEADER_BYTES <= pageBytes, 'the header is one page');
 invariant(COLLECTION_SLOTS >= 2 * collectionsMax, 'the collection table is at most half full');

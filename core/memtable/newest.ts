@@ -1,6 +1,6 @@
 /**
  * Every key of a sealed generation with its newest version, each once, in the order in which keys came
- * in: what enters the row cache when the generation enters the source. Position is a count of keys,
+ * in; one that a range delete hides counts as deleted by that: what enters the row cache when the generation enters the source. Position is a count of keys,
  * so a walk can be left and taken up at will. Called by the evictor, which is told of a sealed
  * generation by a message and keeps it until it answers: no enter and leave.
  */
@@ -22,13 +22,16 @@ import {
   keyHash,
   timeAt,
 } from './layout.ts';
-import { valueBytesAt } from './reader.ts';
+import { OP_DELETE } from '../base/update.ts';
+import { GenerationReader, valueBytesAt } from './reader.ts';
 
 const ANCHOR_MASK: number = (1 << ANCHORS_SHIFT) - 1;
 
 export class NewestRows {
   readonly #arena: Arena;
   readonly #pool: BufferPool;
+  readonly #reader: GenerationReader;
+  #hasRanges = false;
   /** Of the header. */
   #word = 0;
   #keys = 0;
@@ -47,6 +50,7 @@ export class NewestRows {
   constructor(arena: Arena, pool: BufferPool) {
     this.#arena = arena;
     this.#pool = pool;
+    this.#reader = new GenerationReader(arena);
   }
 
   /** Stands before the first key of a sealed generation. */
@@ -59,6 +63,8 @@ export class NewestRows {
     );
     this.#keys = loadLink(this.#arena.i32, this.#word + ANCHORS_WORD);
     this.#next = 0;
+    this.#reader.attach(header);
+    this.#hasRanges = this.#reader.hasRanges;
   }
 
   /** Keys that the walk has not come to. */
@@ -82,7 +88,29 @@ export class NewestRows {
     this.valueBytes = valueBytesAt(u32, operation);
     this.time = timeAt(u32, node);
     this.hash = keyHash(u8, this.keyAddress, this.keyBytes);
+    if (this.#hasRanges) this.#hide();
     return true;
+  }
+
+  #hide(): void {
+    const { collection, keyAddress, keyBytes, time } = this;
+    const { u8 } = this.#arena;
+    const newest = this.#reader.newestRange(collection, u8, keyAddress, keyBytes, time, Infinity);
+    if (newest === time) return;
+    this.time = newest;
+    this.kind = OP_DELETE;
+    this.valueBytes = 0;
+  }
+
+  /** Range deletes hide cached rows whose keys are not here. */
+  get hasRanges(): boolean {
+    return this.#hasRanges;
+  }
+
+  /** Time of the newest range delete that holds the key, whose bytes are in the arena; -1 when none does. */
+  rangeOver(collection: number, keyAddress: number, keyBytes: number): number {
+    const { u8 } = this.#arena;
+    return this.#reader.newestRange(collection, u8, keyAddress, keyBytes, -1, Infinity);
   }
 
   /** Copies the value of the key it stands on to the arena's bytes from `address` on. */

@@ -1,10 +1,12 @@
 /**
- * The reading side of a generation: points. Finds, for a time T, what was newest at T; a generation
- * that goes on growing changes no answer at T. Any thread, between enter and leave; the sequencer
+ * The reading side of a generation: points, and the range deletes that hide them. Finds, for a time T,
+ * what was newest at T; a generation that goes on growing changes no answer at T. Any thread, between enter and leave; the sequencer
  * itself for preconditions.
  */
 import { invariant } from '../base/assert.ts';
-import { equalAt } from '../base/bytes.ts';
+import { compareAt, equalAt } from '../base/bytes.ts';
+import { RangeSetReader } from '../base/range-set.ts';
+import type { RangeDelete } from '../base/range-set.ts';
 import { OP_DELETE, OP_DIFF_OFFSET, OP_UPDATE, OP_VALUE_BYTES_OFFSET } from '../base/update.ts';
 import { fromWords } from '../shared/arena.ts';
 import type { Arena } from '../shared/arena.ts';
@@ -24,6 +26,11 @@ import {
   NODE_NEXT_WORD,
   NODE_OLDER_WORD,
   NODE_OPERATION_WORD,
+  RANGES_WORD,
+  RANGE_SETS_COUNT_WORD,
+  RANGE_SETS_HEADER_WORDS,
+  RANGE_SETS_NODE_WORD,
+  RANGE_SETS_WORD,
   ROWS_WORD,
   UPPER_WORD,
   collectionSlot,
@@ -53,6 +60,7 @@ export class GenerationReader {
   readonly #i32: Int32Array;
   readonly #u32: Uint32Array;
   readonly #u8: Uint8Array;
+  readonly #set: RangeSetReader;
   /** Of the header. */
   #word = 0;
   #mask = 0;
@@ -62,6 +70,7 @@ export class GenerationReader {
     this.#i32 = arena.i32;
     this.#u32 = arena.u32;
     this.#u8 = arena.u8;
+    this.#set = new RangeSetReader(arena.u32, arena.u8);
   }
 
   /** Looks at the generation from here on. Costs two loads. */
@@ -100,6 +109,79 @@ export class GenerationReader {
       word = loadLink(i32, word + NODE_NEXT_WORD) >>> 2;
     }
     return 0;
+  }
+
+  /** False when no range delete is in the generation, of any collection: nothing more need be asked. */
+  get hasRanges(): boolean {
+    return loadLink(this.#i32, this.#word + RANGES_WORD) !== 0;
+  }
+
+  /**
+   * The largest time in (above, T] of a range delete that holds the key; `above` when there is none.
+   * It hides what is older, here and in everything below.
+   */
+  newestRange(
+    collection: number,
+    key: Uint8Array,
+    offset: number,
+    length: number,
+    above: number,
+    T: number,
+  ): number {
+    const u32 = this.#u32;
+    // The sets first: what they do not hold is then on the list, up to the node that they name.
+    const sets = loadLink(this.#i32, this.#word + RANGE_SETS_WORD) >>> 2;
+    let word = loadLink(this.#i32, this.#word + RANGES_WORD) >>> 2;
+    const end = sets === 0 ? 0 : u32[sets + RANGE_SETS_NODE_WORD] >>> 2;
+    let best = above;
+    for (; word !== end && word !== 0; word = u32[word + NODE_NEXT_WORD] >>> 2) {
+      const time = timeAt(u32, word);
+      // Newest first: none that follows is better.
+      if (time <= best) return best;
+      if (time > T) continue;
+      const operation = u32[word + NODE_OPERATION_WORD];
+      if (collectionAt(u32, operation) !== collection) continue;
+      if (this.#holds(operation, key, offset, length)) best = time;
+    }
+    const count = sets === 0 ? 0 : u32[sets + RANGE_SETS_COUNT_WORD];
+    for (let i = 0; i < count; i++) {
+      this.#set.attach(u32[sets + RANGE_SETS_HEADER_WORDS + i], 0);
+      best = this.#set.newest(collection, key, offset, length, best, T);
+    }
+    return best;
+  }
+
+  #holds(operation: number, key: Uint8Array, offset: number, length: number): boolean {
+    const u32 = this.#u32;
+    const u8 = this.#u8;
+    const lo = keyAddressAt(u32, operation);
+    const loBytes = keyBytesAt(u32, operation);
+    if (compareAt(u8, lo, loBytes, key, offset, length) > 0) return false;
+    const hiBytes = valueBytesAt(u32, operation);
+    return hiBytes === 0 || compareAt(u8, lo + loBytes, hiBytes, key, offset, length) > 0;
+  }
+
+  /** Every range delete, by collection, newest first. Copies. */
+  ranges(): Map<number, RangeDelete[]> {
+    const u32 = this.#u32;
+    const u8 = this.#u8;
+    const found = new Map<number, RangeDelete[]>();
+    let word = loadLink(this.#i32, this.#word + RANGES_WORD) >>> 2;
+    for (; word !== 0; word = u32[word + NODE_NEXT_WORD] >>> 2) {
+      const operation = u32[word + NODE_OPERATION_WORD];
+      const collection = collectionAt(u32, operation);
+      const lo = keyAddressAt(u32, operation);
+      const hi = lo + keyBytesAt(u32, operation);
+      const range = {
+        lo: u8.slice(lo, hi),
+        hi: u8.slice(hi, hi + valueBytesAt(u32, operation)),
+        time: timeAt(u32, word),
+      };
+      const others = found.get(collection);
+      if (others === undefined) found.set(collection, [range]);
+      else others.push(range);
+    }
+    return found;
   }
 
   timeOf(node: number): number {
@@ -144,7 +226,7 @@ export class GenerationReader {
     return this.#u32[(node >>> 2) + NODE_OLDER_WORD];
   }
 
-  /** Time of the collection's newest node, whatever its key; -1 when it has none here. */
+  /** Time of the collection's newest change, row or range; -1 when it has none here. */
   newestTimeOf(collection: number): number {
     const u32 = this.#u32;
     const table = this.#word + COLLECTION_TABLE_WORD;
@@ -159,7 +241,7 @@ export class GenerationReader {
     }
   }
 
-  /** Ids of the collections with nodes here, ascending. */
+  /** Ids of the collections with rows or range deletes here, ascending. */
   collections(): number[] {
     const u32 = this.#u32;
     const table = this.#word + COLLECTION_TABLE_WORD;

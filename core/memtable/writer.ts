@@ -13,7 +13,7 @@
  */
 import { invariant } from '../base/assert.ts';
 import { KiB, collectionsMax, pageShift } from '../base/limits.ts';
-import { OP_PUT, OP_UPDATE, operationBytes } from '../base/update.ts';
+import { OP_DELETE_RANGE, OP_PUT, OP_UPDATE, operationBytes } from '../base/update.ts';
 import { highWord, lowWord } from '../shared/arena.ts';
 import type { Arena } from '../shared/arena.ts';
 import { KIND_MEMTABLE } from '../shared/buffer-pool.ts';
@@ -56,6 +56,7 @@ import {
   NODE_SHIFT,
   NODE_TIME_HIGH_WORD,
   NODE_TIME_LOW_WORD,
+  RANGES_WORD,
   ROWS_WORD,
   RUN_COUNT_WORD,
   RUN_START_WORD,
@@ -70,6 +71,7 @@ import {
 } from './layout.ts';
 import { RunMerger } from './merge.ts';
 import type { Run } from './merge.ts';
+import { RangeSets } from './range-sets.ts';
 import { PAGE_WORD_MASK, RunSpace } from './run-space.ts';
 import { AnchorSorter } from './sort.ts';
 
@@ -131,7 +133,7 @@ export class GenerationWriter {
   lower = -1;
   /** First offset it does not hold; -1 until sealed. */
   upper = -1;
-  /** Nodes: one an operation. */
+  /** Nodes: one an operation that came in. */
   rows = 0;
   /** Distinct keys. */
   keys = 0;
@@ -178,6 +180,7 @@ export class GenerationWriter {
   /** Fuel that maintenance is behind by. */
   #due = 0;
   readonly #space: RunSpace;
+  readonly #ranges: RangeSets;
   readonly #sorter: AnchorSorter;
   readonly #levels: Level[] = [];
   #freed = false;
@@ -203,6 +206,7 @@ export class GenerationWriter {
     this.#word = header >>> 2;
     this.#held = new Int32Array(((arena.bytes >>> pageShift) + 31) >>> 5);
     this.#space = new RunSpace(arena, pool, header);
+    this.#ranges = new RangeSets(arena, this.#space, header);
     this.#sorter = new AnchorSorter(arena);
     this.#sorter.reserve(this.#chunkKeys);
     invariant(this.#fanIn >= 2, 'a merge has two inputs at least', this.#fanIn);
@@ -294,10 +298,14 @@ export class GenerationWriter {
     const i32 = this.#i32;
     const u32 = this.#u32;
     const { address, collection, kind, keyAddress, keyBytes } = operation;
-    // Range deletes will hang on a list of the header's; attached files never come here.
-    invariant(kind >= OP_PUT && kind <= OP_UPDATE, 'a row is put, deleted or updated', kind);
     invariant((address & 7) === 0, 'an operation starts at a multiple of 8', address);
     if (time !== this.#lastTime) this.#setTime(time);
+    if (kind === OP_DELETE_RANGE) {
+      this.#insertRange(operation);
+      return;
+    }
+    // Attached files never come here.
+    invariant(kind >= OP_PUT && kind <= OP_UPDATE, 'a row is put, deleted or updated', kind);
 
     const hash = mixCollection(keyHash(this.#u8, keyAddress, keyBytes), collection);
     const bucket = hash & this.#mask;
@@ -337,6 +345,26 @@ export class GenerationWriter {
     this.rows++;
     this.bytes += NODE_BYTES + operationBytes(kind, keyBytes, operation.valueBytes);
     if (found === 0) this.#extendChunk(keyBytes);
+  }
+
+  /** As a version, but on a list of its own; the collection's newest change all the same. */
+  #insertRange(operation: OperationFields): void {
+    const { address, collection, keyBytes, valueBytes } = operation;
+    const i32 = this.#i32;
+    const u32 = this.#u32;
+    const node = this.#versionAddress();
+    const word = node >>> 2;
+    u32.fill(0, word, word + (NODE_BYTES >>> 2));
+    u32[word + NODE_NEXT_WORD] = loadLink(i32, this.#word + RANGES_WORD);
+    u32[word + NODE_OPERATION_WORD] = address;
+    u32[word + NODE_TIME_LOW_WORD] = this.#timeLow;
+    u32[word + NODE_TIME_HIGH_WORD] = this.#timeHigh;
+    storeLink(i32, this.#word + RANGES_WORD, node);
+    if (collection !== this.#lastCollection) this.#findCollection(collection);
+    storeLink(i32, this.#lastCollectionWord, node);
+    this.rows++;
+    this.bytes += NODE_BYTES + operationBytes(OP_DELETE_RANGE, keyBytes, valueBytes);
+    this.bytes += this.#ranges.add(node);
   }
 
   #setTime(time: number): void {

@@ -1,12 +1,13 @@
 /**
  * Records in pages: how a payload lies in one page or runs on through chained ones, how it is laid
- * there, walked and gathered. Operation headers and keys never cross a page end; a value may, and then
- * fills each page to its end. `used[page]` is where a chained page's payload ends. Called by clients
+ * there, walked and gathered. Operation headers, keys and range deletes never cross a page end; a value
+ * may, and then fills each page to its end. `used[page]` is where a chained page's payload ends. Called by clients
  * and by recovery (lay), the sequencer (walk), durability (pieces) and readers (gather).
  */
 import { invariant } from '../base/assert.ts';
 import {
   OP_COLLECTION_OFFSET,
+  OP_DELETE_RANGE,
   OP_KEY_BYTES_OFFSET,
   OP_KIND_OFFSET,
   OP_UPDATE_HEADER_BYTES,
@@ -155,7 +156,8 @@ export function eachPiece(
 
 /** Pages that laying a payload may need at the most: each page end wastes less than one small operation. */
 export function pagesFor(payloadBytes: number): number {
-  const wasteMax = OP_UPDATE_HEADER_BYTES + keyBytesMax + inPlaceBytesMin + 8;
+  const togetherMax = Math.max(inPlaceBytesMin, keyBytesMax);
+  const wasteMax = OP_UPDATE_HEADER_BYTES + keyBytesMax + togetherMax + 8;
   return Math.ceil(payloadBytes / (pageBytes - wasteMax)) + 1;
 }
 
@@ -198,12 +200,14 @@ export function layChained(
     if (at + TX_HEADER_BYTES > page + pageBytes && !advance()) return abandon(pool, first);
     copy(TX_HEADER_BYTES);
     for (let o = 0; o < operations; o++) {
-      const keyOffset = keyOffsetOf(source[from + OP_KIND_OFFSET]);
+      const kind = source[from + OP_KIND_OFFSET];
+      const keyOffset = keyOffsetOf(kind);
       const head = keyOffset + getU16(source, from + OP_KEY_BYTES_OFFSET);
       let value = getU32(source, from + OP_VALUE_BYTES_OFFSET);
       const whole = (head + value + 7) & ~7;
       const padding = whole - head - value;
-      const together = value <= inPlaceBytesMin ? whole : head;
+      const isWhole = value <= inPlaceBytesMin || kind === OP_DELETE_RANGE;
+      const together = isWhole ? whole : head;
       if (at + together > page + pageBytes && !advance()) return abandon(pool, first);
       copy(head);
       while (at + value > page + pageBytes) {

@@ -8,7 +8,7 @@ import { setVerify } from '../../core/base/assert.ts';
 import { compareBytes } from '../../core/base/bytes.ts';
 import { KiB, MiB, keyBytesMax, pageBytes } from '../../core/base/limits.ts';
 import { Prng } from '../../core/base/prng.ts';
-import { OP_DELETE_RANGE, OP_PUT } from '../../core/base/update.ts';
+import { OP_ATTACH, OP_PUT } from '../../core/base/update.ts';
 import { VERSIONS_ALL, VERSIONS_NEWEST } from '../../core/memtable/cursor.ts';
 import { NODE_JUMP_WORD, hopsMax } from '../../core/memtable/layout.ts';
 import { keyHash } from '../../core/memtable/reader.ts';
@@ -439,10 +439,7 @@ describe('room and pages', () => {
     assert.throws(write([put(1, 'a', '')], 4), /do not decrease/);
     write([put(1, 'a', '')], 7)();
     assert.throws(write([put(1, 'a', '')], 6), /do not decrease/);
-    assert.throws(
-      write([{ ...put(1, 'a', 'z'), kind: OP_DELETE_RANGE }], 7),
-      /put, deleted or updated/,
-    );
+    assert.throws(write([{ ...put(1, 'a', 'z'), kind: OP_ATTACH }], 7), /put, deleted or updated/);
     assert.throws(() => writer.seal(7), /above all times/);
     writer.seal(8);
     assert.throws(write([put(1, 'a', '')], 9), /open generation/);

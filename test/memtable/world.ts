@@ -7,8 +7,10 @@ import { compareBytes, setF64, setU16, setU32 } from '../../core/base/bytes.ts';
 import type { RowCursor } from '../../core/base/cursor.ts';
 import { pageBytes } from '../../core/base/limits.ts';
 import type { Prng } from '../../core/base/prng.ts';
+import { rangeHolds } from '../../core/base/range-set.ts';
 import {
   OP_COLLECTION_OFFSET,
+  OP_DELETE_RANGE,
   OP_DIFF_OFFSET,
   OP_KEY_BYTES_OFFSET,
   OP_KIND_OFFSET,
@@ -214,10 +216,15 @@ export class Model {
     return kept;
   }
 
+  /** What was last said of a key: a row, or the range delete that took it away. */
   find(collection: number, key: string, T: number): Row | undefined {
-    return this.#rows.findLast(
-      (entry) => entry.collection === collection && entry.row.key === key && entry.row.time <= T,
-    )?.row;
+    return this.#rows.findLast((entry) => {
+      const { row } = entry;
+      if (entry.collection !== collection || row.time > T) return false;
+      if (row.kind !== OP_DELETE_RANGE) return row.key === key;
+      const range = { lo: bytesOf(row.key), hi: bytesOf(row.value), time: row.time };
+      return rangeHolds(range, bytesOf(key));
+    })?.row;
   }
 
   newestTime(collection: number): number {
