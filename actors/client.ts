@@ -19,6 +19,8 @@ import { poison } from './host.ts';
 import {
   DONE,
   KIND_WORD,
+  MSG_BACKUP,
+  MSG_BACKUP_END,
   MSG_CHECKPOINT,
   MSG_COMPACT,
   MSG_DONE,
@@ -287,6 +289,22 @@ export class Client {
     this.assertUsable();
     await this.line.sequenced();
     await this.#request(MSG_CHECKPOINT, 0, false);
+  }
+
+  /**
+   * A checkpoint whose parts, and the log from it on, stay as they are until `endBackup` with what this
+   * resolves with. It is written down in the file backupStatePath(0, that).
+   */
+  async beginBackup(): Promise<number> {
+    this.assertUsable();
+    await this.line.sequenced();
+    const number = this.#nextRequest;
+    await this.#request(MSG_BACKUP, 0, false);
+    return number;
+  }
+
+  endBackup(number: number): Promise<void> {
+    return this.#request(MSG_BACKUP_END, number, false);
   }
 
   compact(collection: number | undefined): Promise<void> {

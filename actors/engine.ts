@@ -15,6 +15,9 @@ import { DescriptorTable } from '../core/shared/descriptors.ts';
 import { readersInside } from '../core/shared/epoch.ts';
 import { releaseLock } from '../core/storage/lock.ts';
 import type { ActorContext, EngineConfig } from './actor.ts';
+import { backupStatePath } from './backup-holds.ts';
+import { backupInSlices, backupOnThread, checkBackup } from './backup.ts';
+import type { BackupOptions, BackupResult } from './backup.ts';
 import {
   CATALOG_KEYS,
   CATALOG_VALUES,
@@ -103,6 +106,7 @@ export class Engine extends EventEmitter {
   readonly #run: Promise<void>;
   readonly #catalog: Collection<Buffer, unknown>;
   #changing: Promise<unknown> = Promise.resolve();
+  readonly #backups: Map<AbortController, Promise<unknown>> = new Map();
   #closed: Promise<void> | undefined;
   #poisonTold = false;
   #isOver: Promise<void> | undefined;
@@ -498,6 +502,61 @@ export class Engine extends EventEmitter {
   }
 
   /**
+   * Makes a store of its own in `directory`, which must be empty or not there: all that is committed when
+   * it is called, and what follows until its parts are there, beside whatever is going on. Parts are linked
+   * where the file system can, so that they take no room of their own until the engine has merged them away.
+   * Resolves with the newest offset in it (-1: none) and the bytes it holds, linked ones included. One that
+   * fails or is aborted removes what it made. `TIDEMARK_EXISTS`: something is in the directory.
+   */
+  async backup(directory: string, options?: BackupOptions): Promise<BackupResult> {
+    const { config, inline, workerUrl, seam } = this.#options;
+    const checked = checkBackup(directory, config.directory, options);
+    this.#assertWritable();
+    const { signal, onProgress = () => {} } = checked.options;
+    signal?.throwIfAborted();
+    const stop = new AbortController();
+    const onAbort = (): void => stop.abort(signal?.reason);
+    signal?.addEventListener('abort', onAbort);
+    const run = async (): Promise<BackupResult> => {
+      const number = await this.#client.beginBackup();
+      try {
+        stop.signal.throwIfAborted();
+        const { target } = checked;
+        const statePath = backupStatePath(OWNER_CLIENT, number);
+        const upper = (): number => this.#context.control.durable();
+        if (!inline && workerUrl === undefined) {
+          const task = { source: config.directory, target, statePath };
+          return await backupOnThread(task, upper, stop.signal, onProgress);
+        }
+        const storage = seam?.storage ?? new NodeStorage(config.directory);
+        const task = { target, statePath };
+        return await backupInSlices(storage, task, upper, stop.signal, onProgress);
+      } finally {
+        await this.#endBackup(number);
+      }
+    };
+    const running = run().finally(() => {
+      signal?.removeEventListener('abort', onAbort);
+      this.#backups.delete(stop);
+    });
+    this.#backups.set(stop, running);
+    return running;
+  }
+
+  /** Lets go of what a backup held; an engine that has ended holds nothing. */
+  async #endBackup(number: number): Promise<void> {
+    for (;;) {
+      try {
+        await this.#client.endBackup(number);
+        return;
+      } catch (error) {
+        if ((error as TidemarkError).code !== 'TIDEMARK_BUSY') return;
+        await new Promise<void>((resolve) => nextTurn(resolve));
+      }
+    }
+  }
+
+  /**
    * Looks for damage in everything the store has on disk, beside whatever is going on, and lists it. Damage
    * is a result, never an error.
    */
@@ -533,6 +592,10 @@ export class Engine extends EventEmitter {
 
   async #close(): Promise<void> {
     const { control } = this.#context;
+    for (const stop of this.#backups.keys()) {
+      stop.abort(new TidemarkError('TIDEMARK_CLOSED', 'the engine is closed'));
+    }
+    if (this.#backups.size > 0) await Promise.allSettled(this.#backups.values());
     if (control.state() === STATE_OPEN) {
       // What this turn has committed goes first.
       this.#client.line.flush();

@@ -17,6 +17,7 @@ export type { Transaction } from './transaction.ts';
 export type { Snapshot } from './snapshot.ts';
 export type { Receipt } from './commit-line.ts';
 export type { CollectionStats, EngineStats, RunStats } from './stats.ts';
+export type { BackupOptions, BackupProgress, BackupResult } from './backup.ts';
 export type { VerifyOptions, VerifyProgress } from './verify.ts';
 export type { VerifyReport } from '../core/store/verify.ts';
 export type { Severity, StoreFinding } from '../core/store/report.ts';

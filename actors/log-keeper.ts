@@ -22,6 +22,7 @@ import type { Views } from './views.ts';
 /** Who keeps the log from a floor on, as a counter says it; a collection's id says: its history. */
 export const HELD_BY_CHECKPOINT = -1;
 export const HELD_BY_KEEP_MS = -2;
+export const HELD_BY_BACKUP = -3;
 
 const ROLLUPS: number = indexIn(KEEPER_COUNTERS, 'rollups');
 const CHECKPOINTS: number = indexIn(KEEPER_COUNTERS, 'checkpoints');
@@ -45,11 +46,15 @@ export type LogKeeperPorts = {
   ) => void;
   /** Tells a client that its request is done; false: its ring has no room now. */
   readonly tellClient: (client: number, number: number) => boolean;
+  /** A backup's checkpoint is on disk: holds it, and tells the client. */
+  readonly beginBackup: (client: number, number: number) => void;
+  /** From here on backups need the log; undefined: none is under way. */
+  readonly backupFloor: () => number | undefined;
   /** Offsets of history that each collection keeps, KEEP_ALL for all; without the catalog. */
   readonly histories: () => Iterable<readonly [collection: number, history: number]>;
 };
 
-type Wish = { readonly client: number; readonly number: number };
+type Wish = { readonly client: number; readonly number: number; readonly isBackup: boolean };
 
 type Checkpoint = {
   /** The seal that it waits for; a later one while it waits itself. */
@@ -116,9 +121,9 @@ export class LogKeeper {
     if (isRotation) this.#want();
   }
 
-  /** A client wishes a checkpoint of all that is sequenced by now. */
-  onWish(client: number, number: number): void {
-    this.#want().wishes.push({ client, number });
+  /** A client wishes a checkpoint of all that is sequenced by now; `isBackup`: and that it is held. */
+  onWish(client: number, number: number, isBackup: boolean): void {
+    this.#want().wishes.push({ client, number, isBackup });
   }
 
   /** The seal of `token` was answered: all below `upper` is sealed. */
@@ -173,7 +178,11 @@ export class LogKeeper {
     // One begun before may not cover it: then another is on its way.
     if (running?.asked === true && le(running.upper, store.checkpoints.newer.upper)) {
       this.#values[CHECKPOINTS]++;
-      this.#done.push(...running.wishes);
+      for (const wish of running.wishes) {
+        // Held in this very moment: the manifest is as the rollup says.
+        if (wish.isBackup) this.#ports.beginBackup(wish.client, wish.number);
+        else this.#done.push(wish);
+      }
       this.#running = this.#pending;
       this.#pending = undefined;
     }
@@ -227,6 +236,11 @@ export class LogKeeper {
     const { control, clock } = this.#context;
     let floor = store.checkpoints.older.upper;
     let holder = HELD_BY_CHECKPOINT;
+    const backup = this.#ports.backupFloor();
+    if (backup !== undefined && lt(backup, floor)) {
+      floor = backup;
+      holder = HELD_BY_BACKUP;
+    }
     // What a loss of power may take back moves no history on.
     const settled = Math.min(control.durable(), control.applied());
     for (const [collection, history] of this.#ports.histories()) {

@@ -138,6 +138,10 @@ export const MSG_FLUSH = 26;
 export const MSG_COMPACT = 27;
 /** Flush, and a rollup of the manifest that says so. */
 export const MSG_CHECKPOINT = 31;
+/** The same; its parts and the log from it on stay, and it is written down (backup-holds.ts), until ... */
+export const MSG_BACKUP = 34;
+/** ... this: COLLECTION is the NUMBER of the request that began the backup. */
+export const MSG_BACKUP_END = 35;
 export const REQUEST = { NUMBER: 1, COLLECTION: 2, WHOLE: 3 } as const;
 export const MSG_DONE = 28;
 export const DONE = { NUMBER: 1, REFUSAL: 2 } as const;

@@ -108,6 +108,20 @@ export class NodeStorage implements Storage {
     fs.linkSync(this.#at(from), this.#at(to));
   }
 
+  /** A hard link of a file below another root. */
+  linkFrom(source: NodeStorage, from: string, to: string): void {
+    fs.linkSync(source.#at(from), this.#at(to));
+  }
+
+  /** Removes an empty directory, the root too (''); gone already is success. */
+  removeDir(path: string): void {
+    try {
+      fs.rmdirSync(this.#at(path));
+    } catch (error) {
+      if (!isMissing(error)) throw error;
+    }
+  }
+
   unlink(path: string): void {
     try {
       fs.unlinkSync(this.#at(path));

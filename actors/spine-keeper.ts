@@ -15,13 +15,20 @@
  *   compactor   CREDIT, RESULT   how many jobs may run; what became of one
  *   evictor     APPLIED          the row cache has taken a flushed generation in
  *   client      FLUSH, COMPACT,  DONE back when it is so
- *               CHECKPOINT
+ *               CHECKPOINT,
+ *               BACKUP, BACKUP_END
  *
  * A sealed generation's way: flush job -> parts loaded -> (durable) edit proposed -> edit answered ->
  * APPLY to the evictor -> APPLIED -> view without the generation -> retired by epoch -> FREE.
  */
 import { invariant } from '../core/base/assert.ts';
-import { corrupt, isFullDisk, TidemarkError } from '../core/base/errors.ts';
+import {
+  codeNumber,
+  corrupt,
+  isFullDisk,
+  TidemarkError,
+  toPlainError,
+} from '../core/base/errors.ts';
 import { clientsMax, runsHard } from '../core/base/limits.ts';
 import { logHoldsRecords } from '../core/log/create.ts';
 import { KIND_VIEW } from '../core/shared/buffer-pool.ts';
@@ -46,6 +53,7 @@ import { PARTS_DIR, STORE_DIRS, TMP_DIR, numberOf, partPath } from '../core/stor
 import type { StorageAnswer, StorageCall } from '../core/storage/storage.ts';
 import { Outbox, inboxOf } from './actor.ts';
 import type { Actor, ActorContext } from './actor.ts';
+import { BackupHolds } from './backup-holds.ts';
 import { KEEPER_COUNTERS, indexIn, makeCounters } from './counters.ts';
 import type { RecoverRequest } from './durability.ts';
 import { Edits } from './edits.ts';
@@ -60,6 +68,8 @@ import {
   KIND_WORD,
   MSG_APPLIED,
   MSG_APPLY,
+  MSG_BACKUP,
+  MSG_BACKUP_END,
   MSG_BOUND_REACHED,
   MSG_CHECKPOINT,
   MSG_CLOSE,
@@ -117,6 +127,8 @@ const FLUSHED_UPPER: number = indexIn(KEEPER_COUNTERS, 'flushedUpper');
 const SEGMENTS: number = indexIn(KEEPER_COUNTERS, 'segments');
 const WORK_WAITING: number = indexIn(KEEPER_COUNTERS, 'workWaiting');
 
+/** What a client is told as soon as its ring has room. */
+type Done = { readonly client: number; readonly number: number; readonly refusal: number };
 type FlushWish = { client: number; number: number; token: number; upper: number };
 type CompactWish = { client: number; number: number; collections: Collection[] };
 
@@ -142,6 +154,7 @@ export class SpineKeeper implements Actor {
   readonly #flushes: Flushes;
   readonly #merges: Merges;
   readonly #log: LogKeeper;
+  readonly #backups: BackupHolds;
 
   /** File ids below it were given out before this run. */
   #filesBefore = 0;
@@ -163,6 +176,7 @@ export class SpineKeeper implements Actor {
   /** Newest token sent to the sequencer, and newest answered. */
   #sealAsked = 0;
   #sealAnswered = 0;
+  readonly #done: Done[] = [];
   readonly #flushWishes: FlushWish[] = [];
   readonly #compactWishes: CompactWish[] = [];
   #recoverText = 0;
@@ -220,11 +234,16 @@ export class SpineKeeper implements Actor {
       onFailure: (collection, failure) => this.#onFailure(collection, failure, false),
       onSuccess,
     });
+    this.#backups = new BackupHolds(this.#parts, (fd, calls, done) =>
+      this.#submit(fd, calls, done),
+    );
     this.#log = new LogKeeper(context, this.#views, this.#counters, {
       askSeal: () => this.#askSeal(),
       propose: (edit, show) => this.#edits.propose(edit, show),
       submit: (fd, calls, done) => this.#submit(fd, calls, done),
       tellClient: (client, number) => this.#tellClient(client, number),
+      beginBackup: (client, number) => this.#beginBackup(client, number),
+      backupFloor: () => this.#backups.floor,
       histories: () => this.#spines.histories(),
     });
   }
@@ -597,7 +616,12 @@ export class SpineKeeper implements Actor {
         const token = this.#askSeal();
         this.#flushWishes.push({ client, number, token, upper: -1 });
       } else if (u32[slot + KIND_WORD] === MSG_CHECKPOINT) {
-        this.#log.onWish(client, number);
+        this.#log.onWish(client, number, false);
+      } else if (u32[slot + KIND_WORD] === MSG_BACKUP) {
+        this.#log.onWish(client, number, true);
+      } else if (u32[slot + KIND_WORD] === MSG_BACKUP_END) {
+        this.#backups.end(client, u32[slot + REQUEST.COLLECTION]);
+        this.#done.push({ client, number, refusal: 0 });
       } else {
         invariant(u32[slot + KIND_WORD] === MSG_COMPACT, 'a request of a client');
         const whole = u32[slot + REQUEST.WHOLE] === 1;
@@ -643,6 +667,11 @@ export class SpineKeeper implements Actor {
   #answerWishes(): void {
     this.#answersWait = false;
     this.#log.answerWishes();
+    while (this.#done.length > 0) {
+      const { client, number, refusal } = this.#done[0];
+      if (!this.#tellClient(client, number, refusal)) return;
+      this.#done.shift();
+    }
     for (let i = 0; i < this.#flushWishes.length; i++) {
       const wish = this.#flushWishes[i];
       if (wish.upper < 0 || wish.upper > this.#flushes.shownUpper) continue;
@@ -657,7 +686,7 @@ export class SpineKeeper implements Actor {
     }
   }
 
-  #tellClient(client: number, number: number): boolean {
+  #tellClient(client: number, number: number, refusal: number = 0): boolean {
     const outbox = this.#answers[client];
     const slot = outbox.claim();
     if (slot < 0) this.#answersWait = true;
@@ -665,9 +694,18 @@ export class SpineKeeper implements Actor {
     const { u32 } = outbox.ring;
     u32[slot + KIND_WORD] = MSG_DONE;
     u32[slot + DONE.NUMBER] = number;
-    u32[slot + DONE.REFUSAL] = 0;
+    u32[slot + DONE.REFUSAL] = refusal;
     outbox.send();
     return true;
+  }
+
+  /** A checkpoint that a backup is to be made of is on disk. */
+  #beginBackup(client: number, number: number): void {
+    this.#backups.begin(client, number, this.#edits.store!.state, (failure) => {
+      const plain = failure === undefined ? undefined : toPlainError(failure);
+      const code = plain !== undefined && isFullDisk(plain) ? 'TIDEMARK_NO_SPACE' : plain?.code;
+      this.#done.push({ client, number, refusal: code === undefined ? 0 : codeNumber(code) });
+    });
   }
 
   // ---------------------------------------------------------------- jobs

@@ -6,7 +6,7 @@ import { KIND_CACHE, KIND_MEMTABLE, KIND_RECORD, KIND_VIEW } from '../core/share
 import { pageBytes } from '../core/base/limits.ts';
 import type { Client } from './client.ts';
 import { ACTOR_COUNTERS, CLIENT_COUNTERS, readCounters } from './counters.ts';
-import { HELD_BY_CHECKPOINT, HELD_BY_KEEP_MS } from './log-keeper.ts';
+import { HELD_BY_BACKUP, HELD_BY_CHECKPOINT, HELD_BY_KEEP_MS } from './log-keeper.ts';
 import type { CheckedOptions } from './options.ts';
 
 /** One run of a collection: a read may have to look into it. */
@@ -56,7 +56,7 @@ export type EngineStats = {
     readonly floor: {
       readonly offset: number;
       /** Why not higher. 'history': that of `collection`, '' otherwise. */
-      readonly heldBy: 'checkpoint' | 'history' | 'keepMs';
+      readonly heldBy: 'checkpoint' | 'history' | 'keepMs' | 'backup';
       readonly collection: string;
     };
     readonly checkpoints: {
@@ -150,6 +150,7 @@ function floorStats(
 ): EngineStats['log']['floor'] {
   const { logFloor: offset, logFloorHolder: holder } = keeper;
   if (holder === HELD_BY_CHECKPOINT) return { offset, heldBy: 'checkpoint', collection: '' };
+  if (holder === HELD_BY_BACKUP) return { offset, heldBy: 'backup', collection: '' };
   if (holder === HELD_BY_KEEP_MS) return { offset, heldBy: 'keepMs', collection: '' };
   return { offset, heldBy: 'history', collection: names.get(holder) ?? '' };
 }

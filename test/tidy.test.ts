@@ -143,6 +143,7 @@ test('every source of core and actors is imported by another, or is an entry', (
     'actors/index.ts',
     'actors/worker.ts',
     'actors/merge-worker.ts',
+    'actors/backup-worker.ts',
     'actors/verify-worker.ts',
   ]);
   const imported = new Set([...sources].flatMap(([path, text]) => importsOf(path, text)));
