@@ -230,7 +230,7 @@ export class Flushes {
         for (const part of parts) this.#parts.discard(part);
         continue;
       }
-      const collection = this.#spines.ensure(id);
+      const collection = this.#spines.ensure(id, flushed.kind);
       const { spine } = collection;
       collection.history = this.#spines.historyOf(id);
       const before = this.#edits.proposed.spines.get(id);
@@ -265,7 +265,7 @@ export class Flushes {
     this.#views.version++;
     for (const { collection, state } of changed) {
       collection.unshown--;
-      this.#views.show(collection.id, state, collection.history);
+      this.#views.show(collection.id, collection.kind, state, collection.history);
     }
     invariant(this.#sealed[0] === item, 'generations enter the source in order');
     this.#sealed.shift();

@@ -6,6 +6,7 @@ import { unreachable } from '../core/base/assert.ts';
 import { SpareMaker, ZeroFill } from '../core/log/prepare.ts';
 import { GenerationCursor, VERSIONS_ALL } from '../core/memtable/cursor.ts';
 import { GenerationReader } from '../core/memtable/reader.ts';
+import { KIND_KEYED, KIND_MULTISET, OP_UPDATE } from '../core/base/update.ts';
 import { Arena } from '../core/shared/arena.ts';
 import { BufferPool } from '../core/shared/buffer-pool.ts';
 import { FlushJob } from '../core/spine/flush-job.ts';
@@ -19,6 +20,7 @@ import { topologyOf } from './topology.ts';
 /** What a flush must know of a collection whose history may be cut or that has no run yet. */
 export type FlushCollection = {
   readonly collection: number;
+  /** Of its runs; 0 when it has none, then the rows say it. */
   readonly kind: number;
   readonly since: number;
   readonly oldest: boolean;
@@ -70,8 +72,14 @@ function* flushInputs(job: Job & { kind: 'flush' }, arena: Arena): Generator<Flu
   for (const { collection, kind, since, oldest } of job.collections) {
     const rows = new GenerationCursor(arena, pool);
     rows.open(job.generation, collection, job.upper - 1, VERSIONS_ALL);
-    yield { collection, kind, since, oldest, rows };
+    yield { collection, kind: kind === 0 ? kindOfRows(rows) : kind, since, oldest, rows };
   }
+}
+
+/** Updates are a multiset's; a keyed collection has none. */
+function kindOfRows(rows: GenerationCursor): number {
+  rows.first();
+  return rows.valid && rows.kind === OP_UPDATE ? KIND_MULTISET : KIND_KEYED;
 }
 
 /** Ids of the collections with rows in a sealed generation. */

@@ -412,7 +412,12 @@ export class SpineKeeper implements Actor {
     this.#parts.restore(infos, (_, failure) => {
       if (failure !== undefined) throw asCorrupt(failure);
       for (const collection of this.#spines.values()) {
-        this.#views.show(collection.id, collection.spine.state(), collection.history);
+        this.#views.show(
+          collection.id,
+          collection.kind,
+          collection.spine.state(),
+          collection.history,
+        );
       }
       this.#restored = true;
     });

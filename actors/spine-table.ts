@@ -3,6 +3,7 @@
  * how much history it keeps, and whether it is still there. A spine goes once no hold is left below its
  * collection's drop. A part of the keeper, on its thread; which jobs run is not known here.
  */
+import { invariant } from '../core/base/assert.ts';
 import { le } from '../core/base/frontier.ts';
 import { clientsMax } from '../core/base/limits.ts';
 import { CATALOG_ID, KIND_KEYED } from '../core/base/update.ts';
@@ -19,9 +20,10 @@ import type { Views } from './views.ts';
 /** A collection that has, or is about to have, parts. */
 export type Collection = {
   readonly id: number;
-  readonly kind: number;
+  /** Until there is a part, a guess. */
+  kind: number;
   /** With every proposed edit. */
-  readonly spine: Spine<PartInfo>;
+  spine: Spine<PartInfo>;
   /** Offsets of history, or KEEP_ALL: also while the catalog has not been read. */
   history: number;
   /** Edits proposed and not yet shown. */
@@ -59,21 +61,28 @@ export class SpineTable {
   }
 
   restore(id: number, state: SpineState<PartInfo>): void {
-    const kind = this.kindOf(id);
+    const part = state.hollows.find(({ hollow }) => hollow.len > 0)?.hollow.runs[0].parts[0];
+    // Without a part the first rows that come will say it.
+    const kind = part?.kind ?? KIND_KEYED;
     const collection = this.#add(id, kind, Spine.restore(state, this.#options(kind)));
     collection.touchedAt = this.#context.clock.ticksMs();
   }
 
-  /** The collection, with an empty spine if it has none yet. */
-  ensure(id: number): Collection {
+  /** The collection of the kind, with an empty spine if it has none yet. */
+  ensure(id: number, kind: number): Collection {
     const known = this.#byId.get(id);
-    if (known !== undefined) return known;
-    const kind = this.kindOf(id);
-    return this.#add(id, kind, new Spine(this.#options(kind)));
+    if (known === undefined) return this.#add(id, kind, new Spine(this.#options(kind)));
+    if (known.kind === kind) return known;
+    invariant(known.spine.len === 0, 'a collection is of one kind', id, kind);
+    known.kind = kind;
+    known.spine = Spine.restore(known.spine.state(), this.#options(kind));
+    return known;
   }
 
-  kindOf(_id: number): number {
-    return KIND_KEYED;
+  /** What its parts are of, 0 while there are none. */
+  kindOf(id: number): number {
+    const known = this.#byId.get(id);
+    return known === undefined || known.spine.len === 0 ? 0 : known.kind;
   }
 
   #options(kind: number): ConstructorParameters<typeof Spine<PartInfo>>[0] {
@@ -104,7 +113,7 @@ export class SpineTable {
     collection.unshown++;
     this.#edits.propose({ spines: [{ collection: collection.id, delta }] }, () => {
       collection.unshown--;
-      this.#views.show(collection.id, state, collection.history);
+      this.#views.show(collection.id, collection.kind, state, collection.history);
       return true;
     });
   }

@@ -7,7 +7,6 @@ import { TidemarkError } from '../core/base/errors.ts';
 import { join, meet } from '../core/base/frontier.ts';
 import { invariant } from '../core/base/assert.ts';
 import { clientsMax } from '../core/base/limits.ts';
-import { KIND_KEYED } from '../core/base/update.ts';
 import { UNTIL_NOW, lowestHold } from '../core/shared/epoch.ts';
 import type { RetireList } from '../core/shared/epoch.ts';
 import type { Slab } from '../core/shared/slab.ts';
@@ -34,6 +33,7 @@ type ShownRun = { readonly block: number; readonly parts: readonly PartRef[]; le
 /** A collection as the newest view shows it. */
 export type Shown = {
   readonly id: number;
+  readonly kind: number;
   state: SpineState<PartInfo>;
   /** Offsets of history, or KEEP_ALL. */
   history: number;
@@ -81,7 +81,7 @@ export class Views {
   }
 
   /** Makes `state` what readers of the collection see, from the next view on. Its parts are loaded. */
-  show(id: number, state: SpineState<PartInfo>, history: number): void {
+  show(id: number, kind: number, state: SpineState<PartInfo>, history: number): void {
     const former = this.#shown.get(id);
     const before = former?.runs ?? new Map<number, ShownRun>();
     const after = new Map<number, ShownRun>();
@@ -95,6 +95,7 @@ export class Views {
     }
     const shown: Shown = {
       id,
+      kind,
       state,
       history,
       since: former?.since ?? state.since,
@@ -141,7 +142,7 @@ export class Views {
   rewrite(shown: Shown): void {
     const former = shown.block;
     this.#moveSince(shown);
-    const fields = { ...shown, kind: KIND_KEYED, runs: [...shown.runs.values()].toReversed() };
+    const fields = { ...shown, runs: [...shown.runs.values()].toReversed() };
     shown.block = this.#allocate(collectionBytes(fields));
     writeCollection(this.#context.arena, shown.block, fields);
     if (former !== 0) this.#afterPublish.push(() => this.#retire(former));

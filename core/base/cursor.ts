@@ -1,12 +1,12 @@
 /**
  * The one shape in which rows of one collection are walked in order, whatever holds them: memtable
- * generations, blocks, runs, and merges of all of these. Order: key ascending by bytes, then time
- * descending, so that the newest version of a key comes first. Fields are valid until the cursor moves.
+ * generations, blocks, runs, and merges of all of these. Order: key ascending by bytes; of puts and
+ * deletes then time descending, so that the newest version of a key comes first; of updates value
+ * ascending by bytes, then time ascending. Fields are valid until the cursor moves.
  */
 
-export interface RowCursor {
-  /** False when the cursor stands on no row. The other fields mean nothing then. */
-  valid: boolean;
+/** One row. What lends it says how long. */
+export interface Row {
   keyBytes: Uint8Array;
   keyOffset: number;
   keyLength: number;
@@ -22,6 +22,11 @@ export interface RowCursor {
   valueBytes: Uint8Array;
   valueOffset: number;
   loadValue(): void;
+}
+
+export interface RowCursor extends Row {
+  /** False when the cursor stands on no row. The other fields mean nothing then. */
+  valid: boolean;
 
   /** Stands on the first row with key >= the given one. */
   seek(key: Uint8Array, offset: number, length: number): void;

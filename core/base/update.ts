@@ -52,6 +52,22 @@ export function operationBytes(kind: number, keyBytes: number, valueBytes: numbe
   return (keyOffsetOf(kind) + keyBytes + valueBytes + 7) & ~7;
 }
 
+const DIFF_MODULUS: number = 2 ** 53;
+const DIFF_HALF: number = 2 ** 52;
+
+/**
+ * Adds to a sum of diffs that is only compared, never shown: modulo 2^53, in [-2^52, 2^52), so that rows
+ * may be as large as they like and the sum is the same in whatever order.
+ */
+export function addDiffSum(sum: number, diff: number): number {
+  let part = diff;
+  if (part >= DIFF_HALF) part -= DIFF_MODULUS;
+  else if (part < -DIFF_HALF) part += DIFF_MODULUS;
+  const total = sum + part;
+  if (total >= DIFF_HALF) return total - DIFF_MODULUS;
+  return total < -DIFF_HALF ? total + DIFF_MODULUS : total;
+}
+
 export const CATALOG_ID = 0;
 
 /** What a collection is; numbers are in the catalog and in parts. */

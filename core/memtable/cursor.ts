@@ -38,7 +38,10 @@ import {
 import { diffAt, valueBytesAt } from './reader.ts';
 import { AnchorSorter } from './sort.ts';
 
-/** Which versions with time <= T a cursor shows. Of one time all shows every update, but only the last put or delete. */
+/**
+ * Which versions with time <= T a cursor shows. Of one time all shows every update, but only the last put
+ * or delete. Updates of a key, which never stand beside puts, are shown in the order of their values.
+ */
 export const VERSIONS_NEWEST = 0;
 export const VERSIONS_ALL = 1;
 
@@ -404,10 +407,36 @@ export class GenerationCursor implements RowCursor {
         this.#chain[count++] = word;
       }
       this.#chainCount = count;
+      if (kindAt(u32, u32[this.#chain[0] + NODE_OPERATION_WORD]) === OP_UPDATE) this.#sortUpdates();
       if (this.#direction === BACKWARD) this.#chainIndex = count - 1;
       word = this.#chain[this.#chainIndex];
     }
     this.#setRow(word);
+  }
+
+  /** By value, then time; the newest of one transaction first, as they stand. */
+  #sortUpdates(): void {
+    const u32 = this.#u32;
+    const words = Array.from(this.#chain.subarray(0, this.#chainCount));
+    words.sort((a, b) => this.#compareValues(a, b) || timeAt(u32, a) - timeAt(u32, b));
+    this.#chain.set(words);
+  }
+
+  #compareValues(a: number, b: number): number {
+    const u32 = this.#u32;
+    const aOperation = u32[a + NODE_OPERATION_WORD];
+    const bOperation = u32[b + NODE_OPERATION_WORD];
+    const aValue = keyAddressAt(u32, aOperation) + keyBytesAt(u32, aOperation);
+    const bValue = keyAddressAt(u32, bOperation) + keyBytesAt(u32, bOperation);
+    const aBytes = valueBytesAt(u32, aOperation);
+    const bBytes = valueBytesAt(u32, bOperation);
+    if (isContiguous(aValue, aBytes) && isContiguous(bValue, bBytes)) {
+      return compareAt(this.#u8, aValue, aBytes, this.#u8, bValue, bBytes);
+    }
+    const both = new Uint8Array(aBytes + bBytes);
+    gatherValue(this.#arena, this.#pool, aValue, aBytes, both, 0);
+    gatherValue(this.#arena, this.#pool, bValue, bBytes, both, aBytes);
+    return compareAt(both, 0, aBytes, both, aBytes, bBytes);
   }
 
   #setRow(nodeWord: number): void {

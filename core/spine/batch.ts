@@ -5,7 +5,7 @@
  */
 import { compareBytes } from '../base/bytes.ts';
 import { advance, isFrontier, join, le, lt, meet } from '../base/frontier.ts';
-import { KIND_KEYED } from '../base/update.ts';
+import { KIND_KEYED, addDiffSum } from '../base/update.ts';
 
 /** What the spine asks of a part; `PartInfo` of the part format is one. */
 export type SpinePart = {
@@ -166,7 +166,7 @@ export function sumsOf(runs: Iterable<{ readonly parts: readonly SpinePart[] }>)
   for (const run of runs) {
     for (const part of run.parts) {
       len += part.len;
-      diffSum += part.diffSum;
+      diffSum = addDiffSum(diffSum, part.diffSum);
       h0 = (h0 + part.hash[0]) | 0;
       h1 = (h1 + part.hash[1]) | 0;
     }
@@ -177,7 +177,7 @@ export function sumsOf(runs: Iterable<{ readonly parts: readonly SpinePart[] }>)
 export function addSums(a: Sums, b: Sums): Sums {
   return {
     len: a.len + b.len,
-    diffSum: a.diffSum + b.diffSum,
+    diffSum: addDiffSum(a.diffSum, b.diffSum),
     hash: [(a.hash[0] + b.hash[0]) >>> 0, (a.hash[1] + b.hash[1]) >>> 0],
   };
 }

@@ -3,22 +3,24 @@
  * order, keeps or drops each, and carries what it knows of the current key across blocks and parts.
  * Called once a row by flush and merge jobs, in private memory.
  */
-import { equalAt } from '../base/bytes.ts';
-import type { RowCursor } from '../base/cursor.ts';
+import { equalAt, NO_BYTES } from '../base/bytes.ts';
+import type { Row } from '../base/cursor.ts';
 import { corrupt, TidemarkError } from '../base/errors.ts';
-import { le, lt } from '../base/frontier.ts';
-import { KIND_KEYED, OP_DELETE } from '../base/update.ts';
+import { advance, le, lt } from '../base/frontier.ts';
+import { KIND_KEYED, KIND_MULTISET, OP_DELETE, OP_UPDATE } from '../base/update.ts';
 import { copyAt, grown } from './copy.ts';
 
-/** Where rows go. Both are called while the cursor stands on the row. */
+/** Where rows go. Each row that is given is kept, dropped or folded; a kept one may be several folded into it. */
 export interface RowSink {
-  keep(row: RowCursor): void;
-  drop(row: RowCursor): void;
+  keep(row: Row): void;
+  drop(row: Row): void;
+  /** A row fell together with another. */
+  fold(): void;
 }
 
 export interface Consolidation {
   /** Takes the next row. */
-  row(row: RowCursor, sink: RowSink): void;
+  row(row: Row, sink: RowSink): void;
   /** There are no more rows of this run. */
   end(sink: RowSink): void;
 }
@@ -34,6 +36,7 @@ export type ConsolidationTerms = {
 
 export function consolidation(kind: number, terms: ConsolidationTerms): Consolidation {
   if (kind === KIND_KEYED) return new KeyedConsolidation(terms);
+  if (kind === KIND_MULTISET) return new MultisetConsolidation(terms);
   throw new TidemarkError(
     'TIDEMARK_UNSUPPORTED_FORMAT',
     `no merge of collections of kind ${kind}`,
@@ -68,7 +71,7 @@ class KeyedConsolidation implements Consolidation {
     this.#settled = false;
   }
 
-  row(row: RowCursor, sink: RowSink): void {
+  row(row: Row, sink: RowSink): void {
     const { keyBytes, keyOffset, keyLength, time } = row;
     if (equalAt(keyBytes, keyOffset, keyLength, this.#key, 0, this.#keyLength)) {
       if (time === this.#time) throw duplicate(time);
@@ -99,4 +102,100 @@ class KeyedConsolidation implements Consolidation {
 
 function duplicate(time: number): TidemarkError {
   return corrupt('DUPLICATE_VERSION', `two versions of one key have offset ${time}`, { time });
+}
+
+/**
+ * Multiset: times below `since` are raised to it, then diffs of one key, value and time add up, and what
+ * comes to nothing goes. Two diffs whose sum is no safe integer stay apart: what was written is never
+ * lost, nor is a merge for it; who reads the sum is told.
+ */
+class MultisetConsolidation implements Consolidation {
+  readonly #since: number;
+  readonly #cut: number;
+  /** The sum of rows so far; its diff may be 0. */
+  readonly #sum: FoldedRow;
+
+  constructor(terms: ConsolidationTerms) {
+    this.#since = terms.since;
+    this.#cut = terms.cut ?? Number.MAX_SAFE_INTEGER;
+    this.#sum = new FoldedRow();
+  }
+
+  row(row: Row, sink: RowSink): void {
+    if (le(this.#cut, row.time)) {
+      sink.drop(row);
+      return;
+    }
+    row.loadValue();
+    const time = advance(row.time, this.#since);
+    const sum = this.#sum;
+    if (sum.isOf(row, time)) {
+      const diff = sum.diff + row.diff;
+      if (Number.isSafeInteger(diff)) {
+        sum.diff = diff;
+        sink.fold();
+        return;
+      }
+    }
+    this.#close(sink);
+    sum.take(row, time);
+  }
+
+  end(sink: RowSink): void {
+    this.#close(sink);
+  }
+
+  #close(sink: RowSink): void {
+    const sum = this.#sum;
+    if (!sum.taken) return;
+    if (sum.diff === 0) sink.fold();
+    else sink.keep(sum);
+    sum.taken = false;
+  }
+}
+
+/** A row of its own, with key and value copied. */
+class FoldedRow implements Row {
+  taken = false;
+  keyBytes: Uint8Array = NO_BYTES;
+  keyOffset = 0;
+  keyLength = 0;
+  time = -1;
+  kind: number = OP_UPDATE;
+  diff = 0;
+  valueLength = 0;
+  valueBytes: Uint8Array = NO_BYTES;
+  valueOffset = 0;
+
+  loadValue(): void {}
+
+  isOf(row: Row, time: number): boolean {
+    return (
+      this.taken &&
+      this.time === time &&
+      equalAt(this.keyBytes, 0, this.keyLength, row.keyBytes, row.keyOffset, row.keyLength) &&
+      equalAt(
+        this.valueBytes,
+        0,
+        this.valueLength,
+        row.valueBytes,
+        row.valueOffset,
+        row.valueLength,
+      )
+    );
+  }
+
+  /** Requires: the row's value is loaded. */
+  take(row: Row, time: number): void {
+    const { keyLength, valueLength } = row;
+    if (keyLength > this.keyBytes.length) this.keyBytes = grown(NO_BYTES, 0, keyLength);
+    if (valueLength > this.valueBytes.length) this.valueBytes = grown(NO_BYTES, 0, valueLength);
+    copyAt(row.keyBytes, row.keyOffset, keyLength, this.keyBytes, 0);
+    copyAt(row.valueBytes, row.valueOffset, valueLength, this.valueBytes, 0);
+    this.keyLength = keyLength;
+    this.valueLength = valueLength;
+    this.time = time;
+    this.diff = row.diff;
+    this.taken = true;
+  }
 }

@@ -31,6 +31,7 @@ export type FlushRequest = { jobId: number; outFiles: FileIds; shape?: PartShape
 
 export type FlushedCollection = RowFigures & {
   collection: number;
+  kind: number;
   since: number;
   /** The parts of its run, ascending; none when no row is left. */
   parts: PartRef[];
@@ -135,12 +136,13 @@ export class FlushJob {
   }
 
   #endInput(): void {
-    const { collection, since } = this.#input!;
+    const { collection, kind, since } = this.#input!;
     this.#policy!.end(this.#output);
     this.#input = undefined;
     const parts = this.#output.end();
     this.#collections.push({
       collection,
+      kind,
       since,
       parts: parts.map(partRef),
       ...figuresOf(sumsOfParts(parts)),

@@ -1,6 +1,5 @@
 /**
- * Walks any number of cursors as one, in order: key ascending, time descending, then the cursors' own
- * order. A loser tree: every inner node remembers the cursor that lost there, so that a step plays only
+ * Walks any number of cursors as one, in order of rows (core/base/cursor.ts), then the cursors' own. A loser tree: every inner node remembers the cursor that lost there, so that a step plays only
  * the matches on one path.
  *
  *            tree[1]                  leaf of source s: count + s; its parent: >> 1
@@ -14,6 +13,7 @@
 import { compareAt, NO_BYTES } from '../base/bytes.ts';
 import type { RowCursor } from '../base/cursor.ts';
 import { invariant } from '../base/assert.ts';
+import { OP_UPDATE } from '../base/update.ts';
 
 const FORWARD = 1;
 const BACKWARD = -1;
@@ -29,7 +29,25 @@ function isBefore(a: RowCursor, i: number, b: RowCursor, j: number): boolean {
     b.keyLength,
   );
   if (order !== 0) return order < 0;
+  if (a.kind === OP_UPDATE) return isUpdateBefore(a, i, b, j);
   if (a.time !== b.time) return a.time > b.time;
+  return i < j;
+}
+
+/** The same among updates of one key. */
+function isUpdateBefore(a: RowCursor, i: number, b: RowCursor, j: number): boolean {
+  a.loadValue();
+  b.loadValue();
+  const order = compareAt(
+    a.valueBytes,
+    a.valueOffset,
+    a.valueLength,
+    b.valueBytes,
+    b.valueOffset,
+    b.valueLength,
+  );
+  if (order !== 0) return order < 0;
+  if (a.time !== b.time) return a.time < b.time;
   return i < j;
 }
 

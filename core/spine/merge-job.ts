@@ -174,7 +174,7 @@ export class MergeJob {
       runs: parts.length === 0 ? [] : [{ parts: parts.map(partRef) }],
       ...output,
       dropped: figuresOf(this.#output.dropped),
-      folded: 0,
+      folded: this.#output.folded,
       createdFiles,
       stats: {
         rowsIn: this.#rows,
@@ -190,6 +190,7 @@ export class MergeJob {
     const { dropped } = this.#output;
     met.addSums(output.len, output.diffSum, output.hash);
     met.addSums(dropped.len, dropped.diffSum, dropped.hash());
+    met.len += this.#output.folded;
     const promised = figuresOf(this.#inputs!);
     const found = figuresOf(met);
     if (JSON.stringify(promised) === JSON.stringify(found)) return;

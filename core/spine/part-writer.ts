@@ -5,10 +5,10 @@
  * Called by flush and merge jobs, in private memory.
  */
 import { invariant } from '../base/assert.ts';
-import { commonPrefix } from '../base/bytes.ts';
-import type { RowCursor } from '../base/cursor.ts';
+import { NO_BYTES, commonPrefix, compareAt } from '../base/bytes.ts';
+import type { Row } from '../base/cursor.ts';
 import { blockBytesTarget, keyBytesMax, partBytesTarget, partRowsMax } from '../base/limits.ts';
-import { KIND_KEYED, OP_DELETE, OP_PUT } from '../base/update.ts';
+import { KIND_KEYED, OP_DELETE, OP_PUT, OP_UPDATE } from '../base/update.ts';
 import { BlockBuilder } from './block.ts';
 import { copyAt } from './copy.ts';
 import { filterBytes, writeFilter } from './filter.ts';
@@ -46,6 +46,9 @@ export class PartWriter {
   #lastLength: number;
   #lastTime: number;
   #lastHash: number;
+  /** Of updates, which order by it too. */
+  #lastValue: Uint8Array;
+  #lastValueLength: number;
 
   /** The part that is being written. */
   #partAt: number;
@@ -70,6 +73,8 @@ export class PartWriter {
     this.#lastLength = NO_KEY;
     this.#lastTime = -1;
     this.#lastHash = 0;
+    this.#lastValue = NO_BYTES;
+    this.#lastValueLength = 0;
     this.#partAt = 0;
     this.#keyLo = this.#last;
     this.#minT = -1;
@@ -87,12 +92,14 @@ export class PartWriter {
   }
 
   /** Adds the row that the cursor stands on, with its value loaded. Requires rows in order. */
-  add(row: RowCursor): void {
+  add(row: Row): void {
     const { keyBytes, keyOffset, keyLength, time, kind, diff } = row;
     const { valueBytes, valueOffset, valueLength } = row;
     invariant(keyLength <= keyBytesMax, 'a key has a legal length', keyLength);
     if (this.#kind === KIND_KEYED) {
       invariant(kind === OP_PUT || kind === OP_DELETE, 'a keyed run holds puts and deletes', kind);
+    } else {
+      invariant(kind === OP_UPDATE, 'a run of other kinds holds updates', kind);
     }
     const last = this.#last;
     const lastLength = this.#lastLength;
@@ -102,7 +109,7 @@ export class PartWriter {
       shared = commonPrefix(last, 0, lastLength, keyBytes, keyOffset, keyLength);
       if (shared === keyLength) {
         isSameKey = shared === lastLength;
-        invariant(isSameKey && time < this.#lastTime, 'rows ascend', time, this.#lastTime);
+        invariant(isSameKey && this.#ascends(row), 'rows ascend', time, this.#lastTime);
       } else {
         const ascends = shared === lastLength || last[shared] < keyBytes[keyOffset + shared];
         invariant(ascends, 'rows ascend', time);
@@ -129,6 +136,7 @@ export class PartWriter {
       this.#hashes[this.#hashCount++] = this.#lastHash;
     }
     this.#lastTime = time;
+    if (kind === OP_UPDATE) this.#keepValue(valueBytes, valueOffset, valueLength);
     block.add(
       keyBytes,
       keyOffset,
@@ -147,6 +155,29 @@ export class PartWriter {
     if (time > this.#maxT) this.#maxT = time;
     if (diff < 0) this.#negatives += 1;
     this.#rowBytes += keyLength + valueLength;
+  }
+
+  /** Of two rows of one key: the row may follow the last one. */
+  #ascends(row: Row): boolean {
+    if (row.kind !== OP_UPDATE) return row.time < this.#lastTime;
+    const { valueBytes, valueOffset, valueLength } = row;
+    const order = compareAt(
+      valueBytes,
+      valueOffset,
+      valueLength,
+      this.#lastValue,
+      0,
+      this.#lastValueLength,
+    );
+    // Two of one time are two whose sum is no safe integer.
+    return order > 0 || (order === 0 && row.time >= this.#lastTime);
+  }
+
+  #keepValue(value: Uint8Array, offset: number, length: number): void {
+    const fits = length <= this.#lastValue.length;
+    if (!fits) this.#lastValue = new Uint8Array(Math.max(length, 2 * this.#lastValue.length));
+    copyAt(value, offset, length, this.#lastValue, 0);
+    this.#lastValueLength = length;
   }
 
   /** Ends the run. Its parts are complete, but not durable before `PartFiles.finish`. */

@@ -1,15 +1,16 @@
 /**
  * The hash lanes of parts: two uint32 sums over rows, so that hash(inputs) = hash(output) + hash(dropped)
- * whatever the order. Part of format 1: the functions never change. Called by whoever writes or drops
- * rows, once a row, on the worker's thread.
+ * whatever the order, and whichever rows fell together. Part of format 1: the functions never change.
+ * Called by whoever writes or drops rows, once a row, on the worker's thread.
  *
  *   k = keyHash(key), v = valueHash(value)           32 bits each
- *   lane 0 += diff * h(k, kind, v)                   what the row says (diff: 1 for put and delete)
- *   lane 1 += diff * h'(k, kind, v) * time           when it says it; linear in time, mod 2^32
+ *   lane 0 += h(k, kind, v)                          what the row says
+ *   lane 1 += h'(k, kind, v) * time                  when it says it; linear in time, mod 2^32
+ *   of an update: diff * h and diff * h', for its time may be raised to `since`
  */
 import { hashAt } from '../base/bytes.ts';
 import { crc32 } from '../base/crc32.ts';
-import { OP_UPDATE } from '../base/update.ts';
+import { OP_UPDATE, addDiffSum } from '../base/update.ts';
 
 const KEY_SEED = 0x7ad870c8;
 const VALUE_SEED = 0x2545f491;
@@ -59,21 +60,18 @@ export class RowSums {
   }
 
   add(k: number, kind: number, v: number, time: number, diff: number): void {
-    let h0 = mix(k, kind, v, 0x165667b1);
-    let h1 = Math.imul(mix(k, kind, v, 0x5bd1e995) | 1, time);
-    if (kind === OP_UPDATE) {
-      h0 = Math.imul(h0, diff);
-      h1 = Math.imul(h1, diff);
-    }
-    this.#lane0 = (this.#lane0 + h0) | 0;
-    this.#lane1 = (this.#lane1 + h1) | 0;
+    const h0 = mix(k, kind, v, 0x165667b1);
+    const h1 = mix(k, kind, v, 0x5bd1e995) | 1;
+    const isUpdate = kind === OP_UPDATE;
+    this.#lane0 = (this.#lane0 + (isUpdate ? Math.imul(h0, diff) : h0)) | 0;
+    this.#lane1 = (this.#lane1 + Math.imul(h1, isUpdate ? diff : time)) | 0;
     this.len += 1;
-    this.diffSum += diff;
+    this.diffSum = addDiffSum(this.diffSum, diff);
   }
 
   addSums(len: number, diffSum: number, hash: readonly [number, number]): void {
     this.len += len;
-    this.diffSum += diffSum;
+    this.diffSum = addDiffSum(this.diffSum, diffSum);
     this.#lane0 = (this.#lane0 + hash[0]) | 0;
     this.#lane1 = (this.#lane1 + hash[1]) | 0;
   }

@@ -3,7 +3,7 @@
  * result can see that nothing vanished unnoticed. At the end everything is synced and every footer read
  * again from the disk. Called by flush and merge jobs, in private memory.
  */
-import type { RowCursor } from '../base/cursor.ts';
+import type { Row } from '../base/cursor.ts';
 import { corrupt } from '../base/errors.ts';
 import type { Storage } from '../storage/storage.ts';
 import type { RowSink } from './consolidate.ts';
@@ -23,13 +23,15 @@ export function figuresOf(sums: RowSums): RowFigures {
 }
 
 /** Fuel that a row costs: one, and one more for every KiB of it. */
-export function rowFuel(row: RowCursor): number {
+export function rowFuel(row: Row): number {
   return 1 + ((row.keyLength + row.valueLength) >>> 10);
 }
 
 export class RunOutput implements RowSink {
   /** Rows dropped since `begin`. */
   readonly dropped: RowSums;
+  /** Rows that became part of another one since then. */
+  folded: number;
   readonly #storage: Storage;
   readonly #files: PartFiles;
   readonly #writer: PartWriter;
@@ -37,6 +39,7 @@ export class RunOutput implements RowSink {
 
   constructor(storage: Storage, ids: FileIds, shape: PartShape) {
     this.dropped = new RowSums();
+    this.folded = 0;
     this.#storage = storage;
     this.#files = new PartFiles(storage, ids);
     this.#writer = new PartWriter(this.#files, shape);
@@ -45,15 +48,20 @@ export class RunOutput implements RowSink {
   /** Begins the run of one collection. */
   begin(kind: number): void {
     this.dropped.clear();
+    this.folded = 0;
     this.#writer.begin(kind);
   }
 
-  keep(row: RowCursor): void {
+  keep(row: Row): void {
     row.loadValue();
     this.#writer.add(row);
   }
 
-  drop(row: RowCursor): void {
+  fold(): void {
+    this.folded += 1;
+  }
+
+  drop(row: Row): void {
     row.loadValue();
     const k = keyHash(row.keyBytes, row.keyOffset, row.keyLength);
     const v = valueHash(row.valueBytes, row.valueOffset, row.valueLength);

@@ -4,7 +4,7 @@
  * footer sums up. One storage call between two yields. Called by verify, on any thread.
  */
 import { compareAt } from '../base/bytes.ts';
-import { KIND_MULTISET } from '../base/update.ts';
+import { OP_UPDATE } from '../base/update.ts';
 import { corrupt } from '../base/errors.ts';
 import { BlockCursor, blockFault } from '../spine/block.ts';
 import { filterMayHold } from '../spine/filter.ts';
@@ -120,6 +120,9 @@ class RowCheck {
   #key: Uint8Array = new Uint8Array(256);
   #keyLength = -1;
   #time = 0;
+  /** Of the last update. */
+  #value: Uint8Array = new Uint8Array(256);
+  #valueLength = 0;
   #rowBytes = 0;
   #negatives = 0;
   #minT: number = Number.MAX_SAFE_INTEGER;
@@ -144,8 +147,7 @@ class RowCheck {
     const order = isFirst
       ? 1
       : compareAt(keyBytes, keyOffset, keyLength, this.#key, 0, this.#keyLength);
-    const timeMax = this.#part.kind === KIND_MULTISET ? this.#time : this.#time - 1;
-    if (order < 0 || (order === 0 && time > timeMax)) {
+    if (order < 0 || (order === 0 && !this.#follows(kind, time))) {
       this.#fault ??= `row ${this.#sums.len} is out of order`;
     }
     if (order !== 0) {
@@ -154,6 +156,7 @@ class RowCheck {
       this.#keyLength = keyLength;
     }
     this.#time = time;
+    if (kind === OP_UPDATE) this.#keepValue();
     this.#rowBytes += keyLength + valueLength;
     if (diff < 0) this.#negatives++;
     this.#minT = Math.min(this.#minT, time);
@@ -164,6 +167,22 @@ class RowCheck {
     if (this.#filter !== undefined && !filterMayHold(this.#filter, 0, hash)) {
       this.#fault ??= `row ${this.#sums.len - 1} is not in the filter`;
     }
+  }
+
+  /** Of two rows of one key: the cursor's may follow the last one. */
+  #follows(kind: number, time: number): boolean {
+    if (kind !== OP_UPDATE) return time < this.#time;
+    const { valueBytes, valueOffset, valueLength } = this.#cursor;
+    const last = this.#value;
+    const order = compareAt(valueBytes, valueOffset, valueLength, last, 0, this.#valueLength);
+    return order > 0 || (order === 0 && time >= this.#time);
+  }
+
+  #keepValue(): void {
+    const { valueBytes, valueOffset, valueLength } = this.#cursor;
+    if (valueLength > this.#value.length) this.#value = new Uint8Array(valueLength * 2);
+    this.#value.set(valueBytes.subarray(valueOffset, valueOffset + valueLength));
+    this.#valueLength = valueLength;
   }
 
   /** `whole`: no block was left out. */

@@ -62,15 +62,19 @@ const SHAPES: Shape[] = [
   { name: 'many collections', collections: 300, key: (r) => few(r, 'ab', 3) },
 ];
 
-function randomOperation(random: Prng, shape: Shape): Operation {
+/** Every other collection is a multiset; from the second one on where `skip` is 1. */
+function randomOperation(random: Prng, shape: Shape, skip: number): Operation {
   // Ids far apart, the catalog's among them.
-  const collection = random.below(shape.collections) * 1_000_003;
+  const number = random.below(shape.collections) + skip;
+  const collection = number * 1_000_003;
   const key = shape.key(random, collection);
-  const roll = random.unit();
-  if (roll < 0.2) return { collection, key, kind: OP_DELETE, value: bytesOf(''), diff: -1 };
-  const value = randomBytes(random, random.below(40));
-  if (roll < 0.4) {
+  const isFew = random.chance(0.4);
+  const value = isFew ? few(random, 'xy', 2) : randomBytes(random, random.below(40));
+  if (number % 2 === 1) {
     return { collection, key, kind: OP_UPDATE, value, diff: random.between(1, 9) * 1e12 - 5e12 };
+  }
+  if (random.chance(0.2)) {
+    return { collection, key, kind: OP_DELETE, value: bytesOf(''), diff: -1 };
   }
   return { collection, key, kind: OP_PUT, value, diff: 1 };
 }
@@ -176,7 +180,7 @@ function run(
   let time = first;
   for (let n = 0; n < 200; n++) {
     const operations = Array.from({ length: random.between(1, 4) }, () =>
-      randomOperation(random, shape),
+      randomOperation(random, shape, seed % 2),
     );
     world.write(writer, operations, time);
     model.write(operations, time);
@@ -215,4 +219,33 @@ describe('a generation answers like the model', () => {
       run(shape, 9, { chunkKeys: 8, fanIn: 2 }, world);
     }
   });
+});
+
+test('updates of a key order by value, also where values run over pages', () => {
+  const world = new World(64 * MiB);
+  const writer = world.create();
+  writer.open(0);
+  const size = pageBytes + 50;
+  const values = [9, 3, 7].map((last) => {
+    const value = new Uint8Array(size).fill(5);
+    value[size - 1] = last;
+    return value;
+  });
+  const short = new Uint8Array(size - 1).fill(5);
+  const key = bytesOf('k');
+  const all = [...values, short, values[1], bytesOf('')];
+  for (const [time, value] of all.entries()) {
+    world.write(writer, [{ collection: 4, key, kind: OP_UPDATE, value, diff: 1 }], time);
+  }
+  world.cursor.open(writer.header, 4, 10, VERSIONS_ALL);
+  const times = walk(world, false).map(({ time }) => time);
+  assert.deepEqual(times, [5, 3, 1, 4, 2, 0]);
+  assert.deepEqual(
+    walk(world, true).map(({ time }) => time),
+    times.toReversed(),
+  );
+  writer.seal(11);
+  writer.free();
+  world.closePage();
+  assert.deepEqual(world.leased(), { record: 0, memtable: 0 });
 });

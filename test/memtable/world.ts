@@ -197,7 +197,7 @@ export class Model {
 
   /**
    * Rows of a collection up to T in the order of cursors. Of puts and deletes of one key in one
-   * transaction the last counts; updates all do, the later first.
+   * transaction the last counts; updates all do, by value, then time, of one transaction the later first.
    */
   rows(collection: number, T: number, all: boolean): Row[] {
     const rows: Row[] = [];
@@ -205,7 +205,11 @@ export class Model {
       if (entry.collection === collection && entry.row.time <= T) rows.unshift(entry.row);
     }
     // Stable, and newest first already.
-    const sorted = rows.toSorted((a, b) => compareBytes(bytesOf(a.key), bytesOf(b.key)));
+    const sorted = rows.toSorted((a, b) => {
+      const order = compareBytes(bytesOf(a.key), bytesOf(b.key));
+      if (order !== 0 || !all || a.kind !== OP_UPDATE) return order;
+      return compareBytes(bytesOf(a.value), bytesOf(b.value)) || a.time - b.time;
+    });
     if (!all) return sorted.filter((row, i) => i === 0 || sorted[i - 1].key !== row.key);
     const kept: Row[] = [];
     for (const row of sorted) {

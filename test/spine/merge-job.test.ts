@@ -9,7 +9,7 @@ import { fileURLToPath } from 'node:url';
 import { test } from 'node:test';
 import { TidemarkError } from '../../core/base/errors.ts';
 import { Prng } from '../../core/base/prng.ts';
-import { KIND_KEYED, KIND_MULTISET } from '../../core/base/update.ts';
+import { KIND_KEYED, KIND_UPSERT } from '../../core/base/update.ts';
 import { MergeJob } from '../../core/spine/merge-job.ts';
 import type { MergeRequest, MergeResult } from '../../core/spine/merge-job.ts';
 import { partRef } from '../../core/spine/part-format.ts';
@@ -401,7 +401,7 @@ test('rows that are not those of the footer fail the job, and so do two versions
   }
   const again = writeRun(disk, file, [put('b', 2, 'z')]);
   assert.throws(() => run(disk, requestOf([[info], again])), finding('DUPLICATE_VERSION'));
-  assert.throws(() => run(disk, requestOf([[info]], { kind: KIND_MULTISET })), {
+  assert.throws(() => run(disk, requestOf([[info]], { kind: KIND_UPSERT })), {
     code: 'TIDEMARK_UNSUPPORTED_FORMAT',
   });
   assert.equal(outputs(disk).size, 0);

@@ -97,7 +97,7 @@ const HASHES = {
   empty: 1532523542,
   value: 3130822431,
   long: 2057376488,
-  sums: [922032119, 466658374],
+  sums: [922032119, 1928042998],
 };
 
 /** A part field by field, with offsets. */
