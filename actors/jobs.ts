@@ -3,6 +3,8 @@
  * in steps, in private memory; flush jobs name a generation in the arena, all others name files.
  */
 import { unreachable } from '../core/base/assert.ts';
+import { CompressJob } from '../core/log/compress.ts';
+import type { CompressRequest } from '../core/log/compress.ts';
 import { SpareMaker, ZeroFill } from '../core/log/prepare.ts';
 import { GenerationCursor, VERSIONS_ALL } from '../core/memtable/cursor.ts';
 import { GenerationReader } from '../core/memtable/reader.ts';
@@ -37,7 +39,8 @@ export type Job =
       collections: FlushCollection[];
       outFiles: FileIds;
     }
-  | { readonly kind: 'merge'; request: MergeRequest };
+  | { readonly kind: 'merge'; request: MergeRequest }
+  | { readonly kind: 'compress'; request: CompressRequest };
 
 export interface JobMachine {
   /** Works for about `fuel` rows; true while there is more. Throws when the job failed. */
@@ -60,6 +63,8 @@ export function makeMachine(job: Job, storage: Storage, arena: Arena): JobMachin
     }
     case 'merge':
       return new MergeJob(storage, job.request);
+    case 'compress':
+      return new CompressJob(storage, job.request);
     default:
       return unreachable(job);
   }

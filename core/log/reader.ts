@@ -1,8 +1,8 @@
 /**
  * Reads a segment's bytes back: record by record, oldest first, or by looking for headers in what is
  * left of it. Everything below `validBytes` has passed its checksums, and `validBytes` only grows.
- * Called by recovery at open on the durability thread; each move makes at most one storage call.
- * (Feeds and tools will read through the same class, below the frontier that is theirs.)
+ * Called by recovery, feeds and tools, the latter below the frontier that is theirs; each move makes at
+ * most one storage call. What lies compressed is read through the same classes (segment-source.ts).
  */
 import { alignUp, getU32 } from '../base/bytes.ts';
 import { crc32 } from '../base/crc32.ts';
@@ -40,6 +40,35 @@ export const READ_BAD_HEADER = 4;
 export const READ_CUT = 5;
 /** A sound header whose payload is not what it says. */
 export const READ_BAD_PAYLOAD = 6;
+/** The bytes have yet to be fetched by whoever gave the SegmentBytes: call again when they are there. */
+export const READ_WAIT = 7;
+
+/** What `SegmentBytes.read` answers when the bytes have yet to be fetched. */
+export const BYTES_LATER = -1;
+
+/** The bytes of a segment by their position in its .seg. */
+export interface SegmentBytes {
+  /**
+   * Copies [position, position + length) to target[at, ...) and returns how many: fewer only at the end,
+   * or BYTES_LATER. At most one storage call.
+   */
+  read(target: Uint8Array, at: number, length: number, position: number): number;
+}
+
+/** A .seg as it lies there. */
+export class FileBytes implements SegmentBytes {
+  readonly #storage: Storage;
+  readonly #fd: number;
+
+  constructor(storage: Storage, fd: number) {
+    this.#storage = storage;
+    this.#fd = fd;
+  }
+
+  read(target: Uint8Array, at: number, length: number, position: number): number {
+    return this.#storage.read(this.#fd, target, at, length, position);
+  }
+}
 
 export const readBytesDefault: number = 1 * MiB;
 
@@ -51,27 +80,24 @@ export class SegmentReader {
   /** Where the record read, or what stopped the reader, stands. */
   position: number;
 
-  readonly #storage: Storage;
-  readonly #fd: number;
+  readonly #source: SegmentBytes;
   readonly #seq: number;
   readonly #salt: number;
   #end: number;
-  /** File position of bytes[0], and how many bytes are there. */
+  /** Position of bytes[0] in the segment, and how many bytes are there. */
   #windowAt = 0;
   #windowBytes = 0;
   #found = false;
 
   constructor(
-    storage: Storage,
-    fd: number,
+    source: SegmentBytes,
     seq: number,
     salt: number,
     from: number,
     end: number,
     readBytes: number = readBytesDefault,
   ) {
-    this.#storage = storage;
-    this.#fd = fd;
+    this.#source = source;
     this.#seq = seq;
     this.#salt = salt;
     this.position = from;
@@ -126,7 +152,10 @@ export class SegmentReader {
   #load(bytes: number): number {
     if (bytes > this.bytes.length) this.bytes = new Uint8Array(alignUp(bytes, 64 * KiB));
     const wanted = Math.min(this.bytes.length, this.#end - this.position);
-    const got = this.#storage.read(this.#fd, this.bytes, 0, wanted, this.position);
+    // Should it be overwritten only in part: what it held is not asked for again.
+    this.#windowBytes = 0;
+    const got = this.#source.read(this.bytes, 0, wanted, this.position);
+    if (got === BYTES_LATER) return READ_WAIT;
     this.#windowAt = this.position;
     this.#windowBytes = got;
     // The file ends before the place it was said to.
@@ -191,8 +220,7 @@ export class TailScan {
   /** End of the last byte that is not zero; `from` when there is none. */
   contentEnd: number;
 
-  readonly #storage: Storage;
-  readonly #fd: number;
+  readonly #source: SegmentBytes;
   readonly #salt: number;
   readonly #end: number;
   readonly #bytes: Uint8Array;
@@ -202,15 +230,13 @@ export class TailScan {
 
   /** Requires: `from` is a multiple of 8. */
   constructor(
-    storage: Storage,
-    fd: number,
+    source: SegmentBytes,
     salt: number,
     from: number,
     end: number,
     readBytes: number = readBytesDefault,
   ) {
-    this.#storage = storage;
-    this.#fd = fd;
+    this.#source = source;
     this.#salt = salt;
     this.#at = from;
     this.#end = end;
@@ -226,7 +252,7 @@ export class TailScan {
   step(): boolean {
     const wanted = Math.min(this.#bytes.length, this.#end - this.#at);
     if (wanted <= 0) return false;
-    const got = this.#storage.read(this.#fd, this.#bytes, 0, wanted, this.#at);
+    const got = this.#source.read(this.#bytes, 0, wanted, this.#at);
     const last = this.#isBlank(got) ? 0 : lastContent(this.#bytes, got);
     if (last > 0) {
       this.contentEnd = this.#at + last;

@@ -49,6 +49,7 @@ import type { Storage } from '../storage/storage.ts';
 import { OpenFiles, findChain } from './chain.ts';
 import type { ChainFacts, UnusedSegment } from './chain.ts';
 import {
+  FileBytes,
   READ_BAD_HEADER,
   READ_BAD_PAYLOAD,
   READ_CUT,
@@ -350,7 +351,8 @@ export class LogRecovery {
 
   #readerOf(fd: number, seq: number, from: number, end: number): SegmentReader {
     const salt = saltOf(this.#facts.logId, seq);
-    return new SegmentReader(this.#storage, fd, seq, salt, from, end, this.#readBytes);
+    const bytes = new FileBytes(this.#storage, fd);
+    return new SegmentReader(bytes, seq, salt, from, end, this.#readBytes);
   }
 
   /** Feeds the commit the reader stands on, which `cursor` counts in already; waits for room. */
@@ -473,7 +475,7 @@ export class LogRecovery {
 
   *#scan(fd: number, seq: number, from: number, end: number): Generator<void, TailScan, void> {
     const salt = saltOf(this.#facts.logId, seq);
-    const scan = new TailScan(this.#storage, fd, salt, from, end, this.#readBytes);
+    const scan = new TailScan(new FileBytes(this.#storage, fd), salt, from, end, this.#readBytes);
     let more = true;
     while (more) {
       more = scan.step();

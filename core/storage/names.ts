@@ -30,6 +30,11 @@ export function segmentPath(seq: number): string {
   return `${LOG_DIR}/${padded(seq)}.seg`;
 }
 
+/** wal/0000000001.segz: the same segment, compressed. */
+export function compressedPath(seq: number): string {
+  return `${LOG_DIR}/${padded(seq)}.segz`;
+}
+
 export function sparePath(n: number): string {
   return `${LOG_DIR}/spare-${n}.tmp`;
 }

@@ -7,6 +7,7 @@
 import { TidemarkError, corrupt } from '../base/errors.ts';
 import type { Storage } from '../storage/storage.ts';
 import {
+  FileBytes,
   READ_BAD_PAYLOAD,
   READ_CUT,
   READ_END,
@@ -85,13 +86,14 @@ export function* walkSegment(
     const salt = saltOf(logId, file.seq);
     const isLast = file.successor === undefined;
     const end = isLast ? Math.max(file.end, storage.size(fd)) : file.end;
+    const source = new FileBytes(storage, fd);
     let again = -1;
     for (;;) {
-      const reader = new SegmentReader(storage, fd, file.seq, salt, walk.position, end);
+      const reader = new SegmentReader(source, file.seq, salt, walk.position, end);
       yield* read(reader, cursor, walk, isLast, onRecord, progress);
       if (walk.error !== undefined || walk.stopped === READ_RECORD) break;
       if (!isLast && walk.stopped === READ_END && walk.position === end) break;
-      const tail = new TailScan(storage, fd, salt, walk.position, end);
+      const tail = new TailScan(source, salt, walk.position, end);
       let more = true;
       while (more) {
         more = tail.step();
@@ -173,7 +175,7 @@ export function* nextSound(
   const fd = storage.open(file.path, 'read');
   try {
     yield;
-    const tail = new TailScan(storage, fd, salt, from, file.end);
+    const tail = new TailScan(new FileBytes(storage, fd), salt, from, file.end);
     while (tail.firstAt < 0 && tail.step()) yield;
     if (tail.firstAt < 0) return undefined;
     const bytes = new Uint8Array(RECORD_HEADER_BYTES);

@@ -8,7 +8,7 @@
 import { TidemarkError, corrupt } from '../base/errors.ts';
 import { OpenFiles, findChain } from '../log/chain.ts';
 import { SEGMENT_BLOCK_BYTES, saltOf } from '../log/segment.ts';
-import { TailScan } from '../log/reader.ts';
+import { FileBytes, TailScan } from '../log/reader.ts';
 import { cursorAtBase } from '../log/verify.ts';
 import type { Cursor } from '../log/verify.ts';
 import type { LoadedManifest } from '../spine/manifest-store.ts';
@@ -443,7 +443,12 @@ class Verification {
     }
     try {
       const salt = saltOf(logId, file.seq);
-      const scan = new TailScan(this.#storage, fd, salt, SEGMENT_BLOCK_BYTES, file.bytes);
+      const scan = new TailScan(
+        new FileBytes(this.#storage, fd),
+        salt,
+        SEGMENT_BLOCK_BYTES,
+        file.bytes,
+      );
       let more = true;
       while (more) {
         more = scan.step();
