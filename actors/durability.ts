@@ -550,8 +550,9 @@ export class Durability implements Actor {
     this.#count(step, clock.ticksMs() - startedAt);
     if (writer.written !== writtenBefore) {
       if (this.#unsyncedSince < 0) this.#unsyncedSince = startedAt;
-      control.setWritten(writer.written);
+      // The place first: whoever sees the frontier finds the segment that it lies in.
       control.setLogPosition(writer.seq, writer.mark().position);
+      control.setWritten(writer.written);
       if (!config.synced) this.#ringClients();
     }
     if (writer.durable !== before) {

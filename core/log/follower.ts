@@ -59,7 +59,8 @@ export class LogChunk {
   readonly txCounts: number[] = [];
   readonly payloadOffsets: number[] = [];
   readonly atMs: number[] = [];
-  /** Where the record after the last one stands. */
+  /** Where the first record stands, and the one after the last. */
+  start: FollowPlace = { seq: 0, position: 0 };
   end: FollowPlace = { seq: 0, position: 0 };
 
   constructor(bytes: Buffer) {
@@ -222,7 +223,10 @@ export class LogFollower {
         const { payloadLen, txCount } = header;
         if (crc32(bytes, payload, payloadLen) !== header.payloadCrc) return STOPPED_PAYLOAD;
         validatePayload(bytes, payload, payloadLen, txCount);
-        if (chunk.records === 0) chunk.from = header.minTxOffset;
+        if (chunk.records === 0) {
+          chunk.from = header.minTxOffset;
+          chunk.start = { seq: this.#seq, position: this.#position };
+        }
         chunk.firstOffsets.push(header.minTxOffset);
         chunk.txCounts.push(txCount);
         chunk.payloadOffsets.push(payload);

@@ -8,9 +8,10 @@
  *   word 0  state: FREE, CLAIMED, LIVE, DEAD
  *   word 1  now: epoch of the read in progress, 0 = none
  *   word 2  io: oldest epoch among unfinished asynchronous file reads, 0 = none
- *   word 4  version of the hold, odd while it changes
+ *   word 4  version of the hold on history, odd while it changes
  *   word 5  lowest hold, T + 1: high word, 0 with low = none
  *   word 6  low word
+ *   word 8  the hold on the log, likewise: what lies above T is still to be read
  */
 import { invariant } from '../base/assert.ts';
 import { NO_FRONTIER } from '../base/frontier.ts';
@@ -21,6 +22,7 @@ export const SLOT_STATE_WORD = 0;
 export const SLOT_NOW_WORD = 1;
 export const SLOT_IO_WORD = 2;
 export const SLOT_HOLD_WORD = 4;
+export const SLOT_LOG_HOLD_WORD = 8;
 export const CLIENT_SLOT_BYTES: number = LINE_BYTES;
 
 export const SLOT_FREE = 0;
@@ -172,11 +174,16 @@ export class RetireList {
  * not known holds everything. No triple (triple.ts) and no second try: a hold goes down as well as up,
  * and from the words of three holds a triple may read one that is above them all.
  */
-export function lowestHold(arena: Arena, slotsAddress: number, slotCount: number): number {
+export function lowestHold(
+  arena: Arena,
+  slotsAddress: number,
+  slotCount: number,
+  holdWord: number = SLOT_HOLD_WORD,
+): number {
   const { i32 } = arena;
   let lowest = NO_FRONTIER;
   for (let slot = 0; slot < slotCount; slot++) {
-    const word = ((slotsAddress + slot * CLIENT_SLOT_BYTES) >>> 2) + SLOT_HOLD_WORD;
+    const word = ((slotsAddress + slot * CLIENT_SLOT_BYTES) >>> 2) + holdWord;
     const version = Atomics.load(i32, word);
     const high = Atomics.load(i32, word + 1);
     const held = fromWords(Atomics.load(i32, word + 2), high);
@@ -187,9 +194,14 @@ export function lowestHold(arena: Arena, slotsAddress: number, slotCount: number
 }
 
 /** Publishes a client's lowest hold; -1 = none. Its slot has one writer, the client. */
-export function storeHold(arena: Arena, slotAddress: number, T: number): void {
+export function storeHold(
+  arena: Arena,
+  slotAddress: number,
+  T: number,
+  holdWord: number = SLOT_HOLD_WORD,
+): void {
   const { i32 } = arena;
-  const word = (slotAddress >>> 2) + SLOT_HOLD_WORD;
+  const word = (slotAddress >>> 2) + holdWord;
   // Odd already when a former client died in here: the first whole store puts that right.
   const changing = Atomics.load(i32, word) | 1;
   Atomics.store(i32, word, changing);
