@@ -8,13 +8,14 @@ import { TidemarkError, codeOfNumber, describeCode } from '../core/base/errors.t
 import { keyBytesMax } from '../core/base/limits.ts';
 import type { Bell } from '../core/shared/bell.ts';
 import { STATE_CLOSED, STATE_CLOSING, STATE_OPEN, STATE_POISONED } from '../core/shared/control.ts';
-import { storeHold } from '../core/shared/epoch.ts';
+import { SLOT_HOLD_WORD, SLOT_LOG_HOLD_WORD, storeHold } from '../core/shared/epoch.ts';
 import type { RingConsumer } from '../core/shared/ring.ts';
 import { Outbox, inboxOf } from './actor.ts';
 import type { ActorContext } from './actor.ts';
 import { CommitLine, poisonedError } from './commit-line.ts';
 import type { Codec } from './encodings.ts';
 import { encodeInto, encodedBy, isOurs, tooLarge } from './encodings.ts';
+import { FeedHub } from './feed-hub.ts';
 import { poison } from './host.ts';
 import {
   DONE,
@@ -29,16 +30,11 @@ import {
 } from './messages.ts';
 import { NEWEST, Reader, historyLost } from './reader.ts';
 import { THREAD_BACKGROUND } from './topology.ts';
+import { FRONTIER_DURABLE, FRONTIER_VISIBLE } from './waiter.ts';
+import type { Waiter } from './waiter.ts';
 
 /** Look again this often while something is awaited, should a wake-up ever be lost. */
 const WAIT_MS = 1_000;
-
-type Waiter = {
-  readonly upper: number;
-  readonly durable: boolean;
-  readonly resolve: () => void;
-  readonly reject: (error: unknown) => void;
-};
 
 type Pending = { readonly resolve: () => void; readonly reject: (error: unknown) => void };
 
@@ -67,9 +63,11 @@ export class Client {
   readonly #stateWaiters: { state: number; resolve: () => void }[] = [];
   #armed = false;
   #keepAlive: NodeJS.Timeout | undefined;
-  /** Times held, with how many hold each. */
-  readonly #holds: Map<number, number> = new Map();
-  #lowestHold = -1;
+  /** Times at which states are to stay readable, and offsets above which the log is. */
+  readonly #holds: HeldTimes;
+  readonly #logHolds: HeldTimes;
+  /** What follows the log on this thread. */
+  readonly feeds: FeedHub;
   /** Collections that were dropped through this client, each with the number of its drop. */
   readonly dropped: Map<number, number> = new Map();
   /** Number of the last drop. */
@@ -89,10 +87,14 @@ export class Client {
     this.#hooks = hooks;
     this.line = new CommitLine(context, number, hooks.endOfTurn, () => this.wake());
     const { kick } = hooks;
+    this.#holds = new HeldTimes((T) => this.#publishHold(T, SLOT_HOLD_WORD));
+    this.#logHolds = new HeldTimes((T) => this.#publishHold(T, SLOT_LOG_HOLD_WORD));
+    this.feeds = new FeedHub(this);
+    const { times } = this.#holds;
     this.reader =
       kick === undefined
-        ? new Reader(context, number, this.#holds)
-        : new Reader(context, number, this.#holds, { ring: kick });
+        ? new Reader(context, number, times)
+        : new Reader(context, number, times, { ring: kick });
     this.#requests = new Outbox(context, place.requests, context.threadBells[THREAD_BACKGROUND]);
     this.#answers = inboxOf(context, place.answers);
   }
@@ -108,14 +110,27 @@ export class Client {
     );
   }
 
+  /** Whether what is awaited keeps the process alive. */
+  get #keepsAlive(): boolean {
+    return (
+      this.line.pending ||
+      this.#asked.size > 0 ||
+      this.#stateWaiters.length > 0 ||
+      this.#waiters.some(({ ref }) => ref)
+    );
+  }
+
   /** Something is awaited: let the actors work, and look when the bell rings. */
   wake(): void {
     if (this.#hooks.kick !== undefined) {
-      this.#keepProcess(this.#pending);
+      this.#keepProcess(this.#keepsAlive);
       this.#hooks.kick();
       return;
     }
-    if (this.#armed) return;
+    if (this.#armed) {
+      this.#keepProcess(this.#keepsAlive);
+      return;
+    }
     this.#armed = true;
     this.#wait();
   }
@@ -129,7 +144,7 @@ export class Client {
       if (!this.#pending) break;
       const rung = this.#bell.waitAsync(seen, WAIT_MS);
       if (rung === undefined) continue;
-      this.#keepProcess(true);
+      this.#keepProcess(this.#keepsAlive);
       void rung.then(() => {
         if (this.#ended !== undefined) return;
         this.#bell.unpark();
@@ -163,7 +178,7 @@ export class Client {
         this.#hooks.nextTurn(this.#nextTurn);
       }
       if (this.#hooks.kick !== undefined) {
-        this.#keepProcess(this.#pending);
+        this.#keepProcess(this.#keepsAlive);
         if (pushed) this.#hooks.kick();
       }
     } catch (error) {
@@ -201,11 +216,19 @@ export class Client {
     const { control } = this.context;
     const state = control.state();
     if (this.#waiters.length > 0) {
-      const durable = control.durable();
       const visible = this.reader.visible();
+      const durable = control.durable();
+      const logged = Math.min(visible, control.written());
       for (let i = 0; i < this.#waiters.length; i++) {
         const waiter = this.#waiters[i];
-        if (waiter.upper <= (waiter.durable ? durable : visible)) waiter.resolve();
+        const { frontier } = waiter;
+        const reached =
+          frontier === FRONTIER_VISIBLE
+            ? visible
+            : frontier === FRONTIER_DURABLE
+              ? durable
+              : logged;
+        if (waiter.upper <= reached) waiter.resolve();
         else if (state >= STATE_CLOSED) waiter.reject(this.#overError(state));
         else continue;
         this.#waiters.splice(i--, 1);
@@ -252,7 +275,8 @@ export class Client {
       const settled = (): void => signal?.removeEventListener('abort', onAbort);
       const waiter: Waiter = {
         upper,
-        durable,
+        frontier: durable ? FRONTIER_DURABLE : FRONTIER_VISIBLE,
+        ref: true,
         resolve: () => {
           settled();
           resolve();
@@ -266,6 +290,26 @@ export class Client {
       signal?.addEventListener('abort', onAbort, { once: true });
       this.wake();
     });
+  }
+
+  /** Calls `resolve` once the frontier has reached `upper`, or `reject` when it never will. */
+  await(waiter: Waiter): void {
+    this.#waiters.push(waiter);
+    this.wake();
+  }
+
+  /** Nobody waits for it any more. */
+  forget(waiter: Waiter): void {
+    const at = this.#waiters.indexOf(waiter);
+    if (at < 0) return;
+    this.#waiters.splice(at, 1);
+    this.#keepProcess(this.#keepsAlive);
+  }
+
+  /** First offset that is not both seen by readers and in the log's file. */
+  logged(): number {
+    // Visible first: in a buffered engine `written` follows it.
+    return Math.min(this.reader.visible(), this.context.control.written());
   }
 
   // ---------------------------------------------------------------- requests
@@ -352,46 +396,40 @@ export class Client {
 
   /** Keeps history from `T` on, until `release(T)`. The caller checks that it was still there. */
   hold(T: number): void {
-    this.#holds.set(T, (this.#holds.get(T) ?? 0) + 1);
-    if (this.#lowestHold >= 0 && this.#lowestHold <= T) return;
-    this.#lowestHold = T;
-    this.#publishHold();
+    this.#holds.add(T);
   }
 
   release(T: number): void {
-    const count = this.#holds.get(T);
-    invariant(count !== undefined, 'released as often as held', T);
-    if (count > 1) {
-      this.#holds.set(T, count - 1);
-      return;
-    }
-    this.#holds.delete(T);
-    if (T !== this.#lowestHold) return;
-    this.#lowestHold = -1;
-    for (const held of this.#holds.keys()) {
-      if (this.#lowestHold < 0 || held < this.#lowestHold) this.#lowestHold = held;
-    }
-    this.#publishHold();
+    this.#holds.remove(T);
   }
 
-  #publishHold(): void {
+  /** Keeps the log above `T`, likewise. */
+  holdLog(T: number): void {
+    this.#logHolds.add(T);
+  }
+
+  releaseLog(T: number): void {
+    this.#logHolds.remove(T);
+  }
+
+  #publishHold(T: number, word: number): void {
     if (this.#ended !== undefined) return;
     const { arena, topology } = this.context;
-    storeHold(arena, topology.clients[this.number].slot, this.#lowestHold);
+    storeHold(arena, topology.clients[this.number].slot, T, word);
   }
 
   isHeld(T: number): boolean {
-    return this.#holds.has(T);
+    return this.#holds.times.has(T);
   }
 
   get holdCount(): number {
     let count = 0;
-    for (const n of this.#holds.values()) count += n;
+    for (const n of this.#holds.times.values()) count += n;
     return count;
   }
 
   get oldestHold(): number {
-    return this.#lowestHold;
+    return this.#holds.lowest;
   }
 
   /**
@@ -406,7 +444,7 @@ export class Client {
         const { T } = reader;
         // Before everything there is nothing to hold.
         if (T < 0) return T;
-        const wasHeld = this.#holds.has(T);
+        const wasHeld = this.isHeld(T);
         this.hold(T);
         // What has been kept until now stays.
         if (wasHeld) return T;
@@ -435,10 +473,46 @@ export class Client {
   /** Ends the handle: nothing is awaited any more. */
   dispose(): void {
     this.#ended = this.context.control.state();
+    this.feeds.end(this.#overError(this.#ended));
     this.line.dispose(this.#overError(this.#ended));
     this.reader.close();
     clearInterval(this.#keepAlive);
     this.#keepAlive = undefined;
+  }
+}
+
+/** Times that are held, each as often as it was added; tells of the lowest when that changes. */
+class HeldTimes {
+  readonly times: Map<number, number> = new Map();
+  readonly #tell: (lowest: number) => void;
+  /** -1: none. */
+  lowest = -1;
+
+  constructor(tell: (lowest: number) => void) {
+    this.#tell = tell;
+  }
+
+  add(T: number): void {
+    this.times.set(T, (this.times.get(T) ?? 0) + 1);
+    if (this.lowest >= 0 && this.lowest <= T) return;
+    this.lowest = T;
+    this.#tell(T);
+  }
+
+  remove(T: number): void {
+    const count = this.times.get(T);
+    invariant(count !== undefined, 'released as often as held', T);
+    if (count > 1) {
+      this.times.set(T, count - 1);
+      return;
+    }
+    this.times.delete(T);
+    if (T !== this.lowest) return;
+    this.lowest = -1;
+    for (const held of this.times.keys()) {
+      if (this.lowest < 0 || held < this.lowest) this.lowest = held;
+    }
+    this.#tell(this.lowest);
   }
 }
 

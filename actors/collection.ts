@@ -10,6 +10,11 @@ import type { Receipt } from './commit-line.ts';
 import { Conditions } from './conditions.ts';
 import { decodeLent, isOurs } from './encodings.ts';
 import type { Codec } from './encodings.ts';
+import { Feed } from './feed.ts';
+import type { Update } from './feed-changes.ts';
+import { BOUND_OPTIONS, FOLLOW_OPTIONS, startFeed } from './feed-options.ts';
+import type { ChangesOptions } from './feed-options.ts';
+import { byteRange } from './key-range.ts';
 import { checkFields, checkHistory, checkSignal, show } from './options.ts';
 import type { History } from './options.ts';
 import { NEWEST, ROW_ABSENT, ROW_ON_DISK, historyLost } from './reader.ts';
@@ -57,6 +62,7 @@ export interface CommitOptions {
 }
 
 const READ_OPTIONS: ReadonlySet<string> = new Set(['asOf', 'snapshot', 'cachedOnly']);
+const CHANGES_OPTIONS: ReadonlySet<string> = new Set([...FOLLOW_OPTIONS, ...BOUND_OPTIONS]);
 const COMMIT_OPTIONS: ReadonlySet<string> = new Set(['durability', 'signal', 'expect']);
 const ROW_FIELDS: ReadonlySet<string> = new Set(['collection', 'key', 'offset']);
 const COLLECTION_FIELDS: ReadonlySet<string> = new Set(['collection', 'unchangedSince']);
@@ -334,6 +340,31 @@ export class Collection<K, V> {
       checked,
       make,
     );
+  }
+
+  // ---------------------------------------------------------------- following
+
+  /**
+   * Every transaction that touches the collection, or a range of it, once, in order, without gaps: an
+   * async iterable of items. Its place is held from the call on, history for old rows and the log: a slow
+   * reader keeps disk space, never a writer waiting; leave the loop, or call `return()`, to let go. What
+   * the followers of a thread are given is shared among them: do not change it.
+   *
+   * Throws TIDEMARK_HISTORY_LOST when the place lies below `since` (with `old: false`: below the log's
+   * start), TIDEMARK_NOT_YET when it lies above what readers see. The feed ends with TIDEMARK_CLOSED when
+   * the engine closes, with TIDEMARK_NOT_FOUND when all is told of a collection that was dropped.
+   */
+  changes(options: ChangesOptions<K> & { readonly old: false }): Feed<Update<K, V | undefined>>;
+  changes(options?: ChangesOptions<K>): Feed<Update<K, V>>;
+  changes(options: ChangesOptions<K> = {}): Feed<Update<K, V>> {
+    checkFields(options, CHANGES_OPTIONS, 'feed option');
+    this.assertThere();
+    const hasBounds = BOUND_OPTIONS.some(
+      (name) => options[name as keyof typeof options] !== undefined,
+    );
+    const range = hasBounds ? byteRange(options, this.keyCodec) : undefined;
+    const start = startFeed(this.#client, [this.id], options);
+    return new Feed(this.#client, [{ collection: this, range, isNamed: false }], start);
   }
 
   // ---------------------------------------------------------------- time

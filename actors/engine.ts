@@ -37,6 +37,10 @@ import { poisonedError } from './commit-line.ts';
 import type { Receipt } from './commit-line.ts';
 import { buffer, codecOf, codecOfStoredName } from './encodings.ts';
 import type { Codec, Encoding, TypeOf } from './encodings.ts';
+import { Feed } from './feed.ts';
+import type { Update } from './feed-changes.ts';
+import { FOLLOW_OPTIONS, startFeed } from './feed-options.ts';
+import type { FollowOptions } from './feed-options.ts';
 import { InlineHost, makeContext, poison, resetArena, systemClock } from './host.ts';
 import { backgroundActors, writeActors } from './house.ts';
 import { StepPool } from './job-pool.ts';
@@ -70,6 +74,10 @@ export interface CollectionOptions<KE, VE> {
   readonly history?: History;
 }
 
+/** An update that says which of several collections it is of. */
+export type UpdateOf<C> =
+  C extends Collection<infer K, infer V> ? Update<K, V> & { readonly collection: C } : never;
+
 const OWNER_CLIENT = 0;
 
 /** So long a thread of an engine that failed may be in a call to the disk before it is left to itself. */
@@ -81,6 +89,7 @@ const FLUSH_AT_CLOSE_MS = 3_000;
 const READ_WAIT_MS = 5;
 
 const COLLECTION_OPTIONS: ReadonlySet<string> = new Set(['kind', 'key', 'value', 'history']);
+const CHANGES_OPTIONS: ReadonlySet<string> = new Set(FOLLOW_OPTIONS);
 const SNAPSHOT_OPTIONS: ReadonlySet<string> = new Set(['asOf']);
 const WAIT_OPTIONS: ReadonlySet<string> = new Set(['signal']);
 
@@ -133,7 +142,9 @@ export class Engine extends EventEmitter {
       const pool = new StepPool((job) => makeMachine(job, storage, context.arena));
       const actors = [...writeActors(context), ...backgroundActors(context, pool)];
       this.#context = context;
-      this.#client = new Client(context, OWNER_CLIENT, { kick, endOfTurn, nextTurn });
+      // What the caller's own reads open they close themselves, also when the actors' files are taken away.
+      const ours = { ...context, storage: seam?.storage ?? new NodeStorage(config.directory) };
+      this.#client = new Client(ours, OWNER_CLIENT, { kick, endOfTurn, nextTurn });
       host = new InlineHost(
         context,
         actors,
@@ -484,6 +495,31 @@ export class Engine extends EventEmitter {
     return new Snapshot(this.#client, asOf === undefined ? NEWEST : checkOffset(asOf));
   }
 
+  /**
+   * As `collection.changes()`, of several collections in one order: each transaction that touches any of
+   * them is one item, and each of its updates names its collection.
+   */
+  changes<C extends Collection<any, any>>(
+    collections: readonly C[],
+    options: FollowOptions = {},
+  ): Feed<UpdateOf<C>> {
+    if (!Array.isArray(collections) || collections.length === 0) {
+      throw new TypeError('changes takes an array of collections');
+    }
+    checkFields(options, CHANGES_OPTIONS, 'feed option');
+    const given: readonly Collection<any, any>[] = collections;
+    for (const collection of given) {
+      if (!(collection instanceof Collection)) throw new TypeError('changes takes collections');
+      collection.assertOf(this.#client);
+      collection.assertThere();
+    }
+    const ids = given.map(({ id }) => id);
+    if (new Set(ids).size < ids.length) throw new TypeError('a collection is given twice');
+    const start = startFeed(this.#client, ids, options);
+    const targets = given.map((collection) => ({ collection, range: undefined, isNamed: true }));
+    return new Feed(this.#client, targets, start);
+  }
+
   // ---------------------------------------------------------------- keeping
 
   /** Moves everything committed so far from memory into parts. */
@@ -602,6 +638,7 @@ export class Engine extends EventEmitter {
       control.moveState(STATE_OPEN, STATE_CLOSING);
       if (this.#isTailLong()) await this.#flushLast();
       this.#client.line.close();
+      this.#client.feeds.end(new TidemarkError('TIDEMARK_CLOSED', 'the engine is closing'));
       this.#client.wake();
       await this.#client.stateReached(STATE_CLOSED);
     }

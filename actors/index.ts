@@ -2,7 +2,7 @@
  * The public face. Everything a service needs, and nothing else: deep imports are not supported.
  */
 export { open } from './engine.ts';
-export type { CollectionOptions, Engine, EngineState } from './engine.ts';
+export type { CollectionOptions, Engine, EngineState, UpdateOf } from './engine.ts';
 export type { Durability, History, OpenOptions } from './options.ts';
 export type {
   Collection,
@@ -14,6 +14,16 @@ export type {
 export type { RangeIterable, RangeOptions } from './range.ts';
 export type { KeyBounds, PrefixOf } from './key-range.ts';
 export type { Transaction } from './transaction.ts';
+export type {
+  BatchOptions,
+  Feed,
+  FeedItem,
+  ProgressItem,
+  SnapshotItem,
+  TransactionItem,
+} from './feed.ts';
+export type { Update } from './feed-changes.ts';
+export type { ChangesOptions, FollowOptions } from './feed-options.ts';
 export type { Snapshot } from './snapshot.ts';
 export type { Receipt } from './commit-line.ts';
 export type { CollectionStats, EngineStats, RunStats } from './stats.ts';

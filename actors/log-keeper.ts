@@ -8,8 +8,9 @@
  */
 import { invariant } from '../core/base/assert.ts';
 import { le, lt } from '../core/base/frontier.ts';
-import { checkpointTransactions } from '../core/base/limits.ts';
+import { checkpointTransactions, clientsMax } from '../core/base/limits.ts';
 import type { Counters } from '../core/shared/counters.ts';
+import { SLOT_LOG_HOLD_WORD, lowestHold } from '../core/shared/epoch.ts';
 import type { Edit } from '../core/spine/manifest.ts';
 import type { ManifestStore } from '../core/spine/manifest-store.ts';
 import { segmentPath } from '../core/storage/names.ts';
@@ -23,6 +24,7 @@ import type { Views } from './views.ts';
 export const HELD_BY_CHECKPOINT = -1;
 export const HELD_BY_KEEP_MS = -2;
 export const HELD_BY_BACKUP = -3;
+export const HELD_BY_FEED = -4;
 
 const ROLLUPS: number = indexIn(KEEPER_COUNTERS, 'rollups');
 const CHECKPOINTS: number = indexIn(KEEPER_COUNTERS, 'checkpoints');
@@ -223,10 +225,13 @@ export class LogKeeper {
         call: 'unlink',
         path: segmentPath(seq),
       }));
-      this.#ports.submit(-1, calls, ({ failure }) => {
-        // What could not be deleted is an orphan now; the next open takes it.
-        if (failure === undefined) this.#values[SEGMENTS_DELETED] += gone.length;
-      });
+      // Who misses a file looks into the view: it must say by then that the file is gone.
+      this.#views.afterPublish(() =>
+        this.#ports.submit(-1, calls, ({ failure }) => {
+          // What could not be deleted is an orphan now; the next open takes it.
+          if (failure === undefined) this.#values[SEGMENTS_DELETED] += gone.length;
+        }),
+      );
       return true;
     });
   }
@@ -249,6 +254,12 @@ export class LogKeeper {
       if (le(floor, lowest)) continue;
       floor = lowest;
       holder = collection;
+    }
+    const { arena, topology } = this.#context;
+    const held = lowestHold(arena, topology.slots, clientsMax, SLOT_LOG_HOLD_WORD);
+    if (lt(held, floor)) {
+      floor = held;
+      holder = HELD_BY_FEED;
     }
     const { segments } = this.#views;
     const oldestMs = this.#keepMs === 0 ? Infinity : clock.nowMs() - this.#keepMs;

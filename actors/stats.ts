@@ -6,7 +6,13 @@ import { KIND_CACHE, KIND_MEMTABLE, KIND_RECORD, KIND_VIEW } from '../core/share
 import { pageBytes } from '../core/base/limits.ts';
 import type { Client } from './client.ts';
 import { ACTOR_COUNTERS, CLIENT_COUNTERS, readCounters } from './counters.ts';
-import { HELD_BY_BACKUP, HELD_BY_CHECKPOINT, HELD_BY_KEEP_MS } from './log-keeper.ts';
+import type { FeedCounts } from './feed-hub.ts';
+import {
+  HELD_BY_BACKUP,
+  HELD_BY_CHECKPOINT,
+  HELD_BY_FEED,
+  HELD_BY_KEEP_MS,
+} from './log-keeper.ts';
 import type { CheckedOptions } from './options.ts';
 
 /** One run of a collection: a read may have to look into it. */
@@ -56,7 +62,7 @@ export type EngineStats = {
     readonly floor: {
       readonly offset: number;
       /** Why not higher. 'history': that of `collection`, '' otherwise. */
-      readonly heldBy: 'checkpoint' | 'history' | 'keepMs' | 'backup';
+      readonly heldBy: 'checkpoint' | 'history' | 'keepMs' | 'backup' | 'feed';
       readonly collection: string;
     };
     readonly checkpoints: {
@@ -74,6 +80,8 @@ export type EngineStats = {
   /** Jobs, generations and edits under way or due; 0 is quiet. */
   readonly workWaiting: number;
   readonly holds: { readonly count: number; readonly oldest: number };
+  /** Feeds of this thread, and what they have cost. */
+  readonly feeds: FeedCounts & { readonly running: number };
   /** Commits that wait on this thread for room. */
   readonly waitingTransactions: number;
   readonly sequencer: Readonly<Record<string, number>>;
@@ -134,6 +142,7 @@ export function gatherStats(
     sealed: keeper['sealed'],
     workWaiting: keeper['workWaiting'],
     holds: { count: client.holdCount, oldest: client.oldestHold },
+    feeds: { ...client.feeds.counts, running: client.feeds.running },
     waitingTransactions: line.waitingTransactions,
     sequencer,
     durability,
@@ -152,6 +161,7 @@ function floorStats(
   if (holder === HELD_BY_CHECKPOINT) return { offset, heldBy: 'checkpoint', collection: '' };
   if (holder === HELD_BY_BACKUP) return { offset, heldBy: 'backup', collection: '' };
   if (holder === HELD_BY_KEEP_MS) return { offset, heldBy: 'keepMs', collection: '' };
+  if (holder === HELD_BY_FEED) return { offset, heldBy: 'feed', collection: '' };
   return { offset, heldBy: 'history', collection: names.get(holder) ?? '' };
 }
 

@@ -1,0 +1,477 @@
+/**
+ * A feed as callers see it: every transaction that touched its collections or range, once, in order,
+ * without gaps, from a place on; before them, if asked for, the state at that place. A feed holds
+ * history and log from its place on, never memory that grows and never a writer; what it hands out was
+ * read when it was asked for. Public; lives on its client's thread.
+ */
+import { KiB, MiB } from '../core/base/limits.ts';
+import { CATALOG_ID } from '../core/base/update.ts';
+import type { FollowPlace } from '../core/log/follower.ts';
+import type { Client } from './client.ts';
+import type { Collection } from './collection.ts';
+import { decodeLent } from './encodings.ts';
+import type { ChunkChanges, Update } from './feed-changes.ts';
+import type { HubChunk, Waiting } from './feed-hub.ts';
+import { FeedHold, forgottenFeeds } from './feed-hold.ts';
+import type { FeedStart } from './feed-options.ts';
+import type { ByteRange } from './key-range.ts';
+import { checkFields } from './options.ts';
+
+/** Everything that one transaction changed in what is followed. */
+export type TransactionItem<U> = {
+  readonly kind: 'transaction';
+  /** Everything up to and including it has been delivered: resume with `after: offset`. */
+  readonly offset: number;
+  /** Old rows with diff -1, new rows with diff 1, of a multiset the sums; an old row comes before the new one of its key. */
+  readonly updates: readonly U[];
+};
+
+/** A piece of the state that a feed begins with; rows have diff 1 (of a multiset their count). */
+export type SnapshotItem<U> = {
+  readonly kind: 'snapshot';
+  /** As that of a transaction, on the last piece; -1 before: what has come so far cannot be gone on from. */
+  readonly offset: number;
+  /** The state is that at this offset, itself included; -1 of an empty store. */
+  readonly asOf: number;
+  readonly updates: readonly U[];
+  /** The state is complete; transactions follow. */
+  readonly last: boolean;
+};
+
+/** Nothing was delivered for a while: how far the feed has come. */
+export type ProgressItem<U> = {
+  readonly kind: 'progress';
+  readonly offset: number;
+  /** None. */
+  readonly updates: readonly U[];
+};
+
+export type FeedItem<U> = TransactionItem<U> | SnapshotItem<U> | ProgressItem<U>;
+
+export interface BatchOptions {
+  /** A batch ends with the item that reaches so many bytes of encoded rows; default 1 MiB. */
+  readonly maxBytes?: number;
+}
+
+const BATCH_OPTIONS: ReadonlySet<string> = new Set(['maxBytes']);
+const BATCH_BYTES_DEFAULT: number = 1 * MiB;
+
+/** One of the collections that a feed follows. */
+export type FeedTarget = {
+  readonly collection: Collection<any, any>;
+  readonly range: ByteRange | undefined;
+  /** Updates say which collection they are of. */
+  readonly isNamed: boolean;
+};
+
+/** Changes that are made into items at once; the event loop has its turn in between. */
+const CHANGES_PER_SLICE = 256;
+const SNAPSHOT_ROWS = 1_024;
+/** Bytes at which a piece of a snapshot is closed; one batch of rows more fits below the promised 1 MiB. */
+const SNAPSHOT_PIECE_BYTES: number = 256 * KiB;
+
+const WHOLE: ByteRange = { lower: new Uint8Array(0), upper: new Uint8Array(0), upperOpen: true };
+const DONE: IteratorResult<never, undefined> = { done: true, value: undefined };
+
+type AnyUpdate = Update<unknown, unknown>;
+
+export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, Waiting {
+  /** @internal */
+  readonly ref: boolean;
+  readonly #client: Client;
+  readonly #targets: readonly FeedTarget[];
+  readonly #old: boolean;
+  readonly #progressMs: number;
+  readonly #hold: FeedHold;
+  readonly #signal: AbortSignal | undefined;
+  readonly #onAbort: () => void;
+  /** Below it all is made into items, or was none of this feed's. */
+  #next: number;
+  /** Where the record of `#next` stands, if that is known. */
+  #place: FollowPlace | undefined;
+  /** While the state at `#hold` is delivered: the collection that is next, and from which key on. */
+  #snapshot: { target: number; lower: Uint8Array | undefined } | undefined;
+  #ready: FeedItem<U>[] = [];
+  #readyBytes: number[] = [];
+  #at = 0;
+  #delivered: number;
+  /** Collections came or went below `#next`. */
+  #isCatalogTouched = false;
+  #lastItemAtMs: number;
+  #pulls = 0;
+  #lastPull: Promise<unknown> = Promise.resolve();
+  #woken: (() => void) | undefined;
+  #timer: NodeJS.Timeout | undefined;
+  #ended = false;
+  #failure: unknown;
+
+  /** @internal */
+  constructor(client: Client, targets: readonly FeedTarget[], start: FeedStart) {
+    this.#client = client;
+    this.#targets = targets;
+    this.#old = start.old;
+    this.#progressMs = start.progressMs;
+    this.#signal = start.signal;
+    this.#next = start.place + 1;
+    this.#delivered = start.isSnapshot ? -1 : start.place;
+    this.#hold = start.hold;
+    this.ref = start.ref;
+    this.#snapshot = start.isSnapshot ? { target: 0, lower: undefined } : undefined;
+    this.#lastItemAtMs = client.context.clock.ticksMs();
+    this.#onAbort = () => this.#end(this.#signal!.reason);
+    this.#signal?.addEventListener('abort', this.#onAbort, { once: true });
+    client.feeds.running++;
+    forgottenFeeds.register(this, this.#hold, this.#hold);
+  }
+
+  /** Everything up to and including this offset has been handed out; -1: nothing that could be gone on from. */
+  get offset(): number {
+    return this.#delivered;
+  }
+
+  [Symbol.asyncIterator](): this {
+    return this;
+  }
+
+  /** The next item, waiting for it. Rejects once with what ended the feed; then it is done. */
+  next(): Promise<IteratorResult<FeedItem<U>, undefined>> {
+    const isOver = this.#client.feeds.failure !== undefined;
+    if (this.#pulls === 0 && this.#at < this.#ready.length && !isOver) {
+      return Promise.resolve({ done: false, value: this.#shift() });
+    }
+    return this.#inTurn(async () =>
+      (await this.#pull()) ? { done: false, value: this.#shift() } : DONE,
+    );
+  }
+
+  /** Ends the feed and lets go of what it holds; leaving a loop does so too. */
+  return(): Promise<IteratorResult<FeedItem<U>, undefined>> {
+    this.#end(undefined);
+    return Promise.resolve(DONE);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.return();
+  }
+
+  /** The same items, as many at once as are there, up to a size. Walk the feed or its batches, not both. */
+  batches(options?: BatchOptions): AsyncIterableIterator<FeedItem<U>[], undefined> {
+    if (options !== undefined) checkFields(options, BATCH_OPTIONS, 'batch option');
+    const { maxBytes = BATCH_BYTES_DEFAULT } = options ?? {};
+    if (!Number.isSafeInteger(maxBytes) || maxBytes < 1) {
+      throw new TypeError('maxBytes is a count of bytes from 1');
+    }
+    const batches: AsyncIterableIterator<FeedItem<U>[], undefined> = {
+      next: () =>
+        this.#inTurn(async () =>
+          (await this.#pull()) ? { done: false, value: this.#shiftMany(maxBytes) } : DONE,
+        ),
+      return: async () => {
+        await this.return();
+        return DONE;
+      },
+      [Symbol.asyncIterator]: () => batches,
+    };
+    return batches;
+  }
+
+  // ---------------------------------------------------------------- handing out
+
+  /** One pull at a time, in the order in which they were asked for. */
+  #inTurn<T>(run: () => Promise<T>): Promise<T> {
+    this.#pulls++;
+    const pull = this.#lastPull.then(run).finally(() => this.#pulls--);
+    this.#lastPull = pull.catch(() => {});
+    return pull;
+  }
+
+  #shift(): FeedItem<U> {
+    const item = this.#ready[this.#at++];
+    this.#client.feeds.counts.items++;
+    this.#delivered = item.offset;
+    this.#moveHold();
+    return item;
+  }
+
+  #shiftMany(maxBytes: number): FeedItem<U>[] {
+    let bytes = 0;
+    const items: FeedItem<U>[] = [];
+    while (this.#at < this.#ready.length && bytes < maxBytes) {
+      bytes += this.#readyBytes[this.#at];
+      items.push(this.#ready[this.#at++]);
+    }
+    this.#client.feeds.counts.items += items.length;
+    this.#delivered = items[items.length - 1].offset;
+    this.#moveHold();
+    return items;
+  }
+
+  /** What is handed out is needed no more, and what is ready was read. */
+  #moveHold(): void {
+    if (this.#at === this.#ready.length && this.#snapshot === undefined) {
+      this.#hold.move(this.#next - 1);
+    }
+  }
+
+  #push(item: FeedItem<U>, bytes: number): void {
+    this.#ready.push(item);
+    this.#readyBytes.push(bytes);
+  }
+
+  /** True when an item is ready; false when the feed is done. */
+  async #pull(): Promise<boolean> {
+    const over = this.#client.feeds.failure;
+    if (over !== undefined) this.#end(over);
+    while (this.#at >= this.#ready.length) {
+      if (this.#ended) {
+        const failure = this.#failure;
+        this.#failure = undefined;
+        if (failure !== undefined) throw failure;
+        return false;
+      }
+      this.#ready = [];
+      this.#readyBytes = [];
+      this.#at = 0;
+      try {
+        this.#client.assertUsable();
+        await this.#fill();
+      } catch (error) {
+        this.#end(error);
+      }
+      if (this.#ready.length > 0) this.#lastItemAtMs = this.#client.context.clock.ticksMs();
+    }
+    return true;
+  }
+
+  #end(failure: unknown): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    this.#failure = failure;
+    this.#ready = [];
+    this.#readyBytes = [];
+    this.#at = 0;
+    this.#client.feeds.running--;
+    this.#signal?.removeEventListener('abort', this.#onAbort);
+    forgottenFeeds.unregister(this.#hold);
+    this.#hold.release();
+    this.#client.feeds.forget(this);
+    this.wake(undefined);
+  }
+
+  // ---------------------------------------------------------------- waiting
+
+  /** @internal */
+  wake(failure: unknown): void {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    if (failure !== undefined) this.#end(failure);
+    const woken = this.#woken;
+    this.#woken = undefined;
+    woken?.();
+  }
+
+  /** Resolves when there may be more, when progress is due, or when the feed has ended. */
+  #wait(): Promise<void> {
+    const hub = this.#client.feeds;
+    return new Promise((resolve) => {
+      this.#woken = resolve;
+      hub.wait(this, this.#next);
+      if (this.#progressMs === 0 || this.#woken === undefined) return;
+      const onTimer = (): void => {
+        hub.forget(this);
+        this.wake(undefined);
+      };
+      this.#timer = setTimeout(onTimer, Math.max(1, this.#progressInMs())).unref();
+    });
+  }
+
+  #progressInMs(): number {
+    return this.#lastItemAtMs + this.#progressMs - this.#client.context.clock.ticksMs();
+  }
+
+  // ---------------------------------------------------------------- filling
+
+  /** Does a piece of the work that lies before the next item; may make items. */
+  async #fill(): Promise<void> {
+    if (this.#snapshot !== undefined) {
+      await this.#fillSnapshot(this.#snapshot);
+      return;
+    }
+    const hub = this.#client.feeds;
+    if (this.#next >= this.#client.logged()) {
+      this.#assertThere();
+      if (this.#isProgressDue) {
+        this.#push({ kind: 'progress', offset: this.#next - 1, updates: [] }, 0);
+        return;
+      }
+      await this.#wait();
+      return;
+    }
+    const chunk = hub.chunkInMemory(this.#next) ?? (await hub.chunk(this.#next, this.#place));
+    if (this.#ended) return;
+    await this.#take(chunk);
+    if (this.#ended || this.#ready.length > 0) return;
+    this.#hold.move(this.#next - 1);
+    if (this.#isProgressDue) {
+      this.#push({ kind: 'progress', offset: this.#next - 1, updates: [] }, 0);
+    }
+  }
+
+  get #isProgressDue(): boolean {
+    return this.#progressMs > 0 && this.#progressInMs() <= 0;
+  }
+
+  /** What was dropped changes no more: its feed ends when it has told everything. */
+  #assertThere(): void {
+    if (!this.#isCatalogTouched) return;
+    this.#isCatalogTouched = false;
+    for (const { collection } of this.#targets) collection.assertThere();
+  }
+
+  async #take(chunk: HubChunk): Promise<void> {
+    const { touched, log } = chunk;
+    if (touched.has(CATALOG_ID)) this.#isCatalogTouched = true;
+    const sources: Source[] = [];
+    for (const target of this.#targets) {
+      const changes = chunk.changesOf(target.collection.id);
+      if (changes === undefined) continue;
+      const at = changes.transactionAt(this.#next);
+      if (at < changes.transactions) sources.push({ target, changes, at, to: at });
+    }
+    const upper = slice(sources, log.to);
+    if (this.#old) {
+      for (const { target, changes, at, to } of sources) {
+        for (;;) {
+          const loading = changes.loadOld(at, to, target.range);
+          if (loading === undefined) break;
+          await loading;
+          if (this.#ended) return;
+        }
+      }
+    }
+    if (sources.length === 1) this.#takeOne(sources[0]);
+    else this.#takeMany(sources);
+    this.#next = upper;
+    this.#place = upper === log.to ? log.end : log.start;
+  }
+
+  #takeOne(source: Source): void {
+    const { changes, to } = source;
+    for (; source.at < to; source.at++) {
+      const updates: AnyUpdate[] = [];
+      const bytes = this.#collect(source, updates);
+      this.#pushTransaction(changes.offsets[source.at], updates, bytes);
+    }
+  }
+
+  #takeMany(sources: readonly Source[]): void {
+    for (;;) {
+      let offset = Infinity;
+      for (const { changes, at, to } of sources) {
+        if (at < to && changes.offsets[at] < offset) offset = changes.offsets[at];
+      }
+      if (offset === Infinity) return;
+      const updates: AnyUpdate[] = [];
+      let bytes = 0;
+      for (const source of sources) {
+        const { changes, at, to } = source;
+        if (at >= to || changes.offsets[at] !== offset) continue;
+        bytes += this.#collect(source, updates);
+        source.at++;
+      }
+      this.#pushTransaction(offset, updates, bytes);
+    }
+  }
+
+  #collect({ target, changes, at }: Source, updates: AnyUpdate[]): number {
+    const { collection, range, isNamed } = target;
+    const { keyCodec, valueCodec } = collection;
+    if (!isNamed) return changes.collect(at, range, this.#old, keyCodec, valueCodec, updates);
+    const own: AnyUpdate[] = [];
+    const bytes = changes.collect(at, range, this.#old, keyCodec, valueCodec, own);
+    for (const update of own) updates.push(named(collection, update));
+    return bytes;
+  }
+
+  #pushTransaction(offset: number, updates: AnyUpdate[], bytes: number): void {
+    if (updates.length === 0) return;
+    this.#push({ kind: 'transaction', offset, updates: updates as unknown as U[] }, bytes);
+  }
+
+  // ---------------------------------------------------------------- the state at the beginning
+
+  async #fillSnapshot(place: { target: number; lower: Uint8Array | undefined }): Promise<void> {
+    // The last piece may have been read from the disk on this thread: others have their turn.
+    if (place.target > 0 || place.lower !== undefined) await turn();
+    if (this.#ended) return;
+    this.#client.assertUsable();
+    const asOf = this.#next - 1;
+    const updates: AnyUpdate[] = [];
+    let bytes = 0;
+    // Of an empty store there is nothing to read.
+    if (asOf < 0) place.target = this.#targets.length;
+    while (place.target < this.#targets.length && bytes < SNAPSHOT_PIECE_BYTES) {
+      bytes += this.#readRows(place, asOf, updates);
+    }
+    const last = place.target === this.#targets.length;
+    if (last) this.#snapshot = undefined;
+    const offset = last ? asOf : -1;
+    this.#push({ kind: 'snapshot', offset, asOf, updates: updates as unknown as U[], last }, bytes);
+  }
+
+  #readRows(
+    place: { target: number; lower: Uint8Array | undefined },
+    asOf: number,
+    updates: AnyUpdate[],
+  ): number {
+    const { collection, range = WHOLE, isNamed } = this.#targets[place.target];
+    const { keyCodec, valueCodec } = collection;
+    const bounds = { ...range, lower: place.lower ?? range.lower, reverse: false };
+    const batch = this.#client.reader.readRange(collection.id, asOf, bounds, SNAPSHOT_ROWS);
+    const { slab, places, count } = batch;
+    for (let i = 0; i < count; i++) {
+      const key: unknown = decodeLent(keyCodec, slab, places[i * 3], places[i * 3 + 1]);
+      const value: unknown = decodeLent(valueCodec, slab, places[i * 3 + 1], places[i * 3 + 2]);
+      const update = { key, value, diff: 1 };
+      updates.push(isNamed ? named(collection, update) : update);
+    }
+    if (batch.ended || count === 0) {
+      place.target++;
+      place.lower = undefined;
+    } else {
+      const last = (count - 1) * 3;
+      const key = slab.subarray(places[last], places[last + 1]);
+      place.lower = Buffer.concat([key, Buffer.alloc(1)]);
+    }
+    return batch.used;
+  }
+}
+
+type Source = {
+  readonly target: FeedTarget;
+  readonly changes: ChunkChanges;
+  /** Transactions [at, to) are taken in this slice. */
+  at: number;
+  to: number;
+};
+
+/** Gives each source its part of the next slice; returns the offset below which all is taken then. */
+function slice(sources: readonly Source[], end: number): number {
+  let upper = end;
+  for (const { changes, at } of sources) {
+    let to = at;
+    const first = changes.changesBefore(at);
+    while (to < changes.transactions && changes.changesBefore(to) - first < CHANGES_PER_SLICE) to++;
+    if (to < changes.transactions) upper = Math.min(upper, changes.offsets[to]);
+  }
+  for (const source of sources) source.to = source.changes.transactionAt(upper);
+  return upper;
+}
+
+function named(collection: unknown, { key, value, diff }: AnyUpdate): AnyUpdate {
+  return { collection, key, value, diff } as AnyUpdate;
+}
+
+function turn(): Promise<void> {
+  return new Promise((resolve) => setImmediate(resolve));
+}

@@ -1,0 +1,431 @@
+/**
+ * Feeds: every transaction that touched what is followed, once, in order, without gaps, from any place
+ * that is still there; what they hold, what they share, and how they end.
+ */
+import assert from 'node:assert/strict';
+import { json } from '../../actors/index.ts';
+import type { Collection, Engine, Feed, FeedItem, Update } from '../../actors/index.ts';
+import { Prng } from '../../core/base/prng.ts';
+import { coded, inBothHosts, misuse, quiet, until } from './world.ts';
+import type { Home } from './world.ts';
+
+type Row = Update<string, string>;
+type Item = FeedItem<Row>;
+type Users = Collection<string, string>;
+
+async function usersOf(engine: Engine, history = Infinity): Promise<Users> {
+  return engine.collection('users', { key: 'utf8', value: 'utf8', history });
+}
+
+/** The next `count` items. */
+async function take<U>(feed: Feed<U>, count: number): Promise<FeedItem<U>[]> {
+  const items: FeedItem<U>[] = [];
+  while (items.length < count) {
+    const { done, value } = await feed.next();
+    assert.ok(done !== true, 'the feed goes on');
+    items.push(value);
+  }
+  return items;
+}
+
+/** Items until everything up to `offset` is told. */
+async function upTo<U>(feed: Feed<U>, offset: number): Promise<FeedItem<U>[]> {
+  const items: FeedItem<U>[] = [];
+  while (feed.offset < offset) items.push(...(await take(feed, 1)));
+  return items;
+}
+
+function flat(items: readonly Item[]): unknown[] {
+  return items.map(({ kind, offset, updates }) => [
+    kind,
+    offset,
+    ...updates.map(({ key, value, diff }) => [key, value, diff]),
+  ]);
+}
+
+inBothHosts('old rows go before new rows come; what changes nothing is not told', async (home) => {
+  const engine = await home.open();
+  const users = await usersOf(engine);
+  const feed = users.changes();
+  const { offset: a } = await users.put('ada', '1');
+  const { offset: b } = await users.put('ada', '2');
+  await users.put('ada', '2');
+  await users.delete('nobody');
+  const { offset: c } = await engine
+    .transaction()
+    .put(users, 'bob', '1')
+    .put(users, 'eve', '1')
+    .put(users, 'bob', '2')
+    .delete(users, 'ada')
+    .commit();
+  const { offset: d } = await engine
+    .transaction()
+    .put(users, 'cy', '1')
+    .delete(users, 'cy')
+    .commit();
+  const { offset: e } = await users.delete('eve');
+  assert.equal(d, e - 1);
+  assert.deepEqual(flat(await take(feed, 4)), [
+    ['transaction', a, ['ada', '1', 1]],
+    ['transaction', b, ['ada', '1', -1], ['ada', '2', 1]],
+    ['transaction', c, ['bob', '2', 1], ['eve', '1', 1], ['ada', '2', -1]],
+    ['transaction', e, ['eve', '1', -1]],
+  ]);
+  assert.equal(feed.offset, e);
+});
+
+inBothHosts('a feed goes on where another ended, wherever that was', async (home) => {
+  const engine = await home.open();
+  const users = await usersOf(engine);
+  for (let i = 0; i < 50; i++) await users.put(`k${i % 7}`, String(i));
+  const whole = flat(await take(users.changes({ after: -1 }), 50));
+  for (const after of [-1, 0, 1, 17, 30]) {
+    const rest = whole.filter((item) => (item as [string, number])[1] > after);
+    const feed = users.changes({ after });
+    assert.deepEqual(flat(await take(feed, rest.length)), rest);
+    await feed.return();
+    const same = users.changes({ from: after + 1 });
+    assert.deepEqual(flat(await take(same, rest.length)), rest);
+    await same.return();
+  }
+  assert.throws(() => users.changes({ after: engine.upper }), coded('TIDEMARK_NOT_YET'));
+});
+
+inBothHosts('with old: false a change is its new row, and no old row is read', async (home) => {
+  const engine = await home.open();
+  const users = await usersOf(engine);
+  const feed = users.changes({ old: false });
+  await users.put('ada', '1');
+  await users.put('ada', '1');
+  await users.delete('ada');
+  const updates = (await take(feed, 3)).flatMap((item) => [...item.updates]);
+  assert.deepEqual(updates, [
+    { key: 'ada', value: '1', diff: 1 },
+    { key: 'ada', value: '1', diff: 1 },
+    { key: 'ada', value: undefined, diff: -1 },
+  ]);
+  assert.equal(engine.stats().feeds.oldRowsRead, 0);
+});
+
+inBothHosts(
+  'a feed from the past or the newest state needs no pause in the writing',
+  async (home) => {
+    const engine = await home.open();
+    const users = await usersOf(engine, 0);
+    const state = new Map<string, string>();
+    let writing = true;
+    let n = 0;
+    const writer = (async () => {
+      while (writing) await users.put(`k${n++ % 100}`, `v${n}`.padEnd(2_000, '.'));
+    })();
+    await until('some rows', () => n > 300);
+    const feed = users.changes({ from: 'snapshot' });
+    let pieces = 0;
+    let transactions = 0;
+    let last = -1;
+    for await (const item of feed) {
+      if (item.kind === 'snapshot') {
+        pieces++;
+        assert.equal(transactions, 0, 'the state comes first');
+        assert.equal(item.offset, item.last ? item.asOf : -1);
+      } else {
+        transactions++;
+        assert.ok(item.offset > last, 'in order');
+      }
+      last = item.offset;
+      for (const { key, value, diff } of item.updates) {
+        if (diff < 0) assert.equal(state.get(key), value, 'what goes was there');
+        if (diff > 0) state.set(key, value);
+        else state.delete(key);
+      }
+      if (item.kind === 'snapshot' && item.last) {
+        assert.deepEqual(inOrder(state), [...users.entries({ asOf: last })]);
+      }
+      if (transactions === 500) writing = false;
+      if (!writing && last === engine.upper - 1) break;
+    }
+    await writer;
+    const more = users.changes({ after: last });
+    for (const item of await upTo(more, engine.upper - 1)) {
+      for (const { key, value, diff } of item.updates) if (diff > 0) state.set(key, value);
+    }
+    assert.ok(pieces > 0 && transactions >= 500);
+    assert.deepEqual(inOrder(state), [...users.entries()]);
+  },
+);
+
+inBothHosts('the state of an empty collection is one empty piece', async (home) => {
+  const engine = await home.open();
+  const users = await usersOf(engine);
+  const feed = users.changes({ from: 'snapshot' });
+  const [item] = await take(feed, 1);
+  assert.ok(item?.kind === 'snapshot' && item.last);
+  assert.deepEqual(item.updates, []);
+  const { offset } = await users.put('a', '1');
+  assert.equal((await take(feed, 1))[0]?.offset, offset);
+});
+
+inBothHosts('a range is all that is told, with progress where nothing is', async (home) => {
+  const engine = await home.open();
+  const users = await usersOf(engine);
+  const byPrefix = users.changes({ prefix: 'b' });
+  const byBounds = users.changes({ gte: 'b', lt: 'd', from: 'now', progress: 5 });
+  await users.put('a', '1');
+  const { offset: b } = await users.put('b', '1');
+  await users.put('c', '1');
+  const { offset: d } = await users.put('d', '1');
+  assert.deepEqual(flat(await take(byPrefix, 1)), [['transaction', b, ['b', '1', 1]]]);
+  assert.deepEqual(flat(await take(byBounds, 2)), [
+    ['transaction', b, ['b', '1', 1]],
+    ['transaction', b + 1, ['c', '1', 1]],
+  ]);
+  const [progress] = await take(byBounds, 1);
+  assert.equal(progress?.kind, 'progress');
+  assert.equal(progress?.offset, d);
+});
+
+inBothHosts('several collections are followed in one order', async (home) => {
+  const engine = await home.open();
+  const users = await usersOf(engine);
+  const logins = await engine.collection('logins', { key: 'u64', value: json<{ of: string }>() });
+  const other = await engine.collection('other', {});
+  const feed = engine.changes([users, logins]);
+  const { offset: a } = await logins.put(1, { of: 'ada' });
+  await other.put('x', 'y');
+  const { offset: b } = await engine
+    .transaction()
+    .put(logins, 2, { of: 'bob' })
+    .put(users, 'bob', '1')
+    .put(other, 'x', 'z')
+    .commit();
+  const items = await take(feed, 2);
+  assert.deepEqual(
+    items.map(({ offset, updates }) => [
+      offset,
+      ...updates.map(({ collection, key, value, diff }) => [collection.name, key, value, diff]),
+    ]),
+    [
+      [a, ['logins', 1, { of: 'ada' }, 1]],
+      [b, ['users', 'bob', '1', 1], ['logins', 2, { of: 'bob' }, 1]],
+    ],
+  );
+  assert.throws(() => engine.changes([]), misuse(/array of collections/));
+  assert.throws(() => engine.changes([users, users]), misuse(/twice/));
+});
+
+inBothHosts('a thousand followers cost one read and one decoding of a change', async (home) => {
+  const engine = await home.open();
+  const users = await usersOf(engine);
+  await users.put('k', '-1');
+  const feeds = Array.from({ length: 1_000 }, () => users.changes());
+  const before = engine.stats().feeds;
+  assert.equal(before.running, 1_000);
+  const waiting = feeds.map((feed) => take(feed, 20));
+  for (let i = 0; i < 20; i++) await users.put('k', String(i));
+  const all = await Promise.all(waiting);
+  for (const items of all) assert.deepEqual(items, all[0]);
+  const after = engine.stats().feeds;
+  assert.equal(after.changes - before.changes, 20);
+  assert.equal(after.changesDecoded - before.changesDecoded, 20);
+  assert.equal(after.oldRowsRead - before.oldRowsRead, 20);
+  assert.equal(after.items - before.items, 20_000);
+  await Promise.all(feeds.map((feed) => feed.return()));
+  assert.equal(engine.stats().feeds.running, 0);
+  assert.equal(engine.stats().holds.count, 0);
+});
+
+inBothHosts('any feed from any offset tells what a list of all transactions says', async (home) => {
+  const prng = new Prng(7);
+  let engine = await home.open({ segmentBytes: 16_384 });
+  let users = await usersOf(engine);
+  const model: { offset: number; rows: Row[] }[] = [];
+  const state = new Map<string, string>();
+  const feeds: { feed: Feed<Row>; told: number }[] = [];
+  const step = async (): Promise<void> => {
+    const tx = engine.transaction();
+    const touched = new Map<string, string | undefined>();
+    for (let i = prng.between(1, 12); i > 0; i--) {
+      const key = `k${prng.below(30)}`;
+      const value = prng.chance(0.3) ? undefined : `v${prng.below(4)}`.repeat(prng.between(1, 80));
+      touched.delete(key);
+      touched.set(key, value);
+      if (value === undefined) tx.delete(users, key);
+      else tx.put(users, key, value);
+    }
+    const { offset } = await tx.commit();
+    const rows: Row[] = [];
+    for (const [key, value] of touched) {
+      const old = state.get(key);
+      if (old === value) continue;
+      if (old !== undefined) rows.push({ key, value: old, diff: -1 });
+      if (value !== undefined) rows.push({ key, value, diff: 1 });
+      if (value === undefined) state.delete(key);
+      else state.set(key, value);
+    }
+    if (rows.length > 0) model.push({ offset, rows });
+  };
+  const compare = (items: readonly Item[], after: number): void => {
+    const expected = model.filter(({ offset }) => offset > after).slice(0, items.length);
+    assert.deepEqual(
+      items.map(({ offset, updates }) => ({ offset, rows: sorted(updates) })),
+      expected.map(({ offset, rows }) => ({ offset, rows: sorted(rows) })),
+    );
+  };
+  for (let round = 0; round < 400; round++) {
+    await step();
+    if (prng.chance(0.05)) await engine.flush();
+    if (prng.chance(0.05)) {
+      const after = prng.below(engine.upper);
+      feeds.push({ feed: users.changes({ after }), told: after });
+    }
+    if (feeds.length > 0 && prng.chance(0.3)) {
+      const one = prng.pick(feeds);
+      const left = model.filter(({ offset }) => offset > one.told).length;
+      const items = await take(one.feed, prng.between(0, left));
+      compare(items, one.told);
+      one.told = items.at(-1)?.offset ?? one.told;
+    }
+    if (prng.chance(0.01)) {
+      await engine.close();
+      engine = await home.open({ segmentBytes: 16_384 });
+      users = await usersOf(engine);
+      for (const one of feeds) {
+        await assert.rejects(one.feed.next(), coded('TIDEMARK_CLOSED'));
+        one.feed = users.changes({ after: one.told });
+      }
+    }
+  }
+  for (const { feed, told } of feeds) {
+    compare(await take(feed, model.filter(({ offset }) => offset > told).length), told);
+  }
+  assert.ok(feeds.length > 5 && engine.stats().log.segments.length > 3, 'it was tried');
+});
+
+function inOrder(state: ReadonlyMap<string, string>): [string, string][] {
+  return [...state].toSorted(([a], [b]) => (a < b ? -1 : 1));
+}
+
+/** Keys of a transaction in order: which came first is the writer's business. */
+function sorted(rows: readonly Row[]): Row[] {
+  return rows.toSorted((a, b) => (a.key < b.key ? -1 : a.key > b.key ? 1 : a.diff - b.diff));
+}
+
+inBothHosts('a slow feed holds history and log, never a writer; let go, both go', async (home) => {
+  const engine = await home.open({ segmentBytes: 16_384 });
+  const users = await usersOf(engine, 0);
+  await users.put('k', 'first');
+  const slow = users.changes();
+  const { offset } = await users.put('k', 'second');
+  await churn(engine, users);
+  const [item] = await take(slow, 1);
+  assert.deepEqual(flat([item]), [['transaction', offset, ['k', 'first', -1], ['k', 'second', 1]]]);
+  assert.equal(engine.stats().log.floor.heldBy, 'feed');
+  const segments = engine.stats().log.segments.length;
+  await slow.return();
+  await churn(engine, users);
+  assert.ok(engine.stats().log.segments.length < segments, 'the log went');
+  assert.throws(() => users.changes({ after: offset }), coded('TIDEMARK_HISTORY_LOST'));
+  const { floor } = engine.stats().log;
+  assert.throws(
+    () => users.changes({ after: offset, old: false }),
+    coded('TIDEMARK_HISTORY_LOST'),
+    `floor ${floor.offset}`,
+  );
+});
+
+async function churn(engine: Engine, users: Users): Promise<void> {
+  for (let round = 0; round < 4; round++) {
+    const writes = [];
+    for (let i = 0; i < 200; i++) writes.push(users.put(`k${i}`, `${round}`.repeat(200)));
+    await Promise.all(writes);
+    await engine.checkpoint();
+    await engine.compact(users);
+  }
+  await quiet(engine);
+}
+
+inBothHosts('batches hand out what is there, up to a size', async (home) => {
+  const engine = await home.open();
+  const users = await usersOf(engine);
+  for (let i = 0; i < 100; i++) await users.put(`k${i}`, 'v'.repeat(96));
+  const counts: number[] = [];
+  let offset = -1;
+  for await (const batch of users.changes({ after: -1 }).batches({ maxBytes: 1_000 })) {
+    counts.push(batch.length);
+    offset = batch.at(-1)!.offset;
+    if (offset === engine.upper - 1) break;
+  }
+  assert.ok(counts.length >= 10 && counts.every((count) => count <= 11), counts.join());
+  assert.equal(engine.stats().feeds.running, 0, 'leaving the loop ends the feed');
+  assert.throws(() => users.changes().batches({ maxBytes: 0 }), misuse(/maxBytes/));
+});
+
+inBothHosts('feeds end with the engine, with their signal, with return', async (home) => {
+  const engine = await home.open();
+  const users = await usersOf(engine);
+  const abort = new AbortController();
+  const aborted = users.changes({ signal: abort.signal });
+  const left = users.changes();
+  const closed = users.changes();
+  const idle = users.changes();
+  const waiting = [aborted.next(), left.next(), closed.next(), closed.next()];
+  abort.abort(new Error('enough'));
+  await assert.rejects(waiting[0], /enough/);
+  assert.equal((await aborted.next()).done, true, 'a failure is told once');
+  await left.return();
+  assert.equal((await waiting[1]).done, true);
+  assert.throws(() => users.changes({ signal: abort.signal }), /enough/);
+  const closing = engine.close();
+  await assert.rejects(waiting[2], coded('TIDEMARK_CLOSED'));
+  assert.equal((await waiting[3]).done, true);
+  await closing;
+  await assert.rejects(idle.next(), coded('TIDEMARK_CLOSED'));
+  assert.throws(() => users.changes(), coded('TIDEMARK_CLOSED'));
+});
+
+inBothHosts('a close in the middle of reading leaves nothing open', async (home) => {
+  const engine = await home.open({ segmentBytes: 16_384 });
+  const users = await usersOf(engine);
+  for (let i = 0; i < 300; i++) void users.put(`k${i}`, 'v'.repeat(400));
+  await users.put('last', '');
+  const feeds = Array.from({ length: 20 }, (_, i) => users.changes({ after: i * 10 }));
+  const reading = feeds.map(async (feed) => {
+    for await (const item of feed) assert.ok(item.offset >= 0);
+  });
+  const ended = Promise.allSettled(reading);
+  await engine.close();
+  for (const { status, reason } of (await ended) as { status: string; reason?: unknown }[]) {
+    assert.equal(status, 'rejected');
+    coded('TIDEMARK_CLOSED')(reason);
+  }
+});
+
+inBothHosts('a dropped collection is told to its end', async (home) => {
+  const engine = await home.open();
+  const users = await usersOf(engine);
+  const feed = users.changes();
+  const { offset } = await users.put('ada', '1');
+  await engine.drop(users);
+  assert.deepEqual(flat(await take(feed, 1)), [['transaction', offset, ['ada', '1', 1]]]);
+  await assert.rejects(feed.next(), coded('TIDEMARK_NOT_FOUND'));
+});
+
+inBothHosts('what makes no sense is a TypeError', async (home: Home) => {
+  const engine = await home.open();
+  const users = await usersOf(engine);
+  const bad = (options: unknown, message: RegExp): void => {
+    assert.throws(() => users.changes(options as { after: number }), misuse(message));
+  };
+  bad({ after: 1.5 }, /after is an offset/);
+  bad({ after: -2 }, /after is an offset/);
+  bad({ from: 'then' }, /from is an offset/);
+  bad({ from: 1, after: 0 }, /after or from/);
+  bad({ old: 1 }, /old is true or false/);
+  bad({ progress: -1 }, /progress/);
+  bad({ unref: 'yes' }, /unref/);
+  bad({ signal: {} }, /AbortSignal/);
+  bad({ since: 1 }, /unknown feed option since/);
+  bad({ gt: 'a', gte: 'a' }, /gte or gt/);
+  assert.equal(engine.stats().feeds.running, 0);
+  assert.equal(engine.stats().holds.count, 0);
+});
