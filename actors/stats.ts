@@ -7,12 +7,7 @@ import { pageBytes } from '../core/base/limits.ts';
 import type { Client } from './client.ts';
 import { ACTOR_COUNTERS, CLIENT_COUNTERS, readCounters } from './counters.ts';
 import type { FeedCounts } from './feed-hub.ts';
-import {
-  HELD_BY_BACKUP,
-  HELD_BY_CHECKPOINT,
-  HELD_BY_FEED,
-  HELD_BY_KEEP_MS,
-} from './log-keeper.ts';
+import { HELD_BY_BACKUP, HELD_BY_CHECKPOINT, HELD_BY_FEED, HELD_BY_KEEP_MS } from './log-keeper.ts';
 import type { CheckedOptions } from './options.ts';
 
 /** One run of a collection: a read may have to look into it. */
