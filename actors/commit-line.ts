@@ -480,7 +480,8 @@ export class CommitLine {
       const refusal = u32[slot + RECEIPT.REFUSAL];
       if (record.conditions !== undefined) {
         this.#conditionalCount--;
-        if (refusal !== REFUSAL_AGAIN) this.#dropConditions(record);
+        if (refusal === REFUSAL_AGAIN) record.conditions.onTooOld();
+        else this.#dropConditions(record);
       }
       if (refusal !== 0) {
         if (refusal === REFUSAL_AGAIN) this.#returned.push(record);

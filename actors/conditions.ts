@@ -17,7 +17,10 @@ import {
   CONDITION_KEY_BYTES_OFFSET,
   CONDITION_KEY_OFFSET,
   CONDITION_KIND_OFFSET,
+  CONDITION_RANGE,
   CONDITION_ROW,
+  CONDITION_UPPER_BYTES_OFFSET,
+  CONDITION_UPPER_OPEN,
   conditionBytes,
 } from '../core/memtable/conditions.ts';
 import { tooLarge } from './encodings.ts';
@@ -28,9 +31,11 @@ type Expected = {
   readonly kind: number;
   readonly id: number;
   readonly name: string;
-  /** As the caller gave it, and encoded. */
+  /** As the caller gave it, and encoded; of a range the lower bound. */
   readonly key: unknown;
   readonly keyBytes: Uint8Array;
+  /** Of a range; undefined: there is none. */
+  readonly upper: Uint8Array | undefined;
   /** Of the last change; null: the row is absent. */
   readonly offset: number | null;
 };
@@ -38,11 +43,15 @@ type Expected = {
 export class Conditions {
   readonly #reader: Reader;
   readonly #expected: Expected[] = [];
+  readonly #readAt: number;
   #size = CONDITIONS_HEADER_BYTES;
   #bytes: Uint8Array = NO_BYTES;
+  #isTooOld = false;
 
-  constructor(reader: Reader) {
+  /** `readAt`: the one time at which all was read, so that nothing need be looked at again; -1: no such time. */
+  constructor(reader: Reader, readAt = -1) {
     this.#reader = reader;
+    this.#readAt = readAt;
   }
 
   /** A row's last change is at `offset`, or the row is absent. Takes the encoded key for its own. */
@@ -56,17 +65,24 @@ export class Conditions {
     const kind = offset === null ? CONDITION_ABSENT : CONDITION_ROW;
     // Bytes are the caller's to change; the error tells of what was asked.
     const told = key instanceof Uint8Array ? Buffer.from(key) : key;
-    this.#add({ kind, id, name, key: told, keyBytes, offset });
+    this.#add({ kind, id, name, key: told, keyBytes, upper: undefined, offset });
+  }
+
+  /** Nothing in [lower, upper) changed after `readAt`, which is given. Takes the bounds for its own. */
+  addRange(id: number, name: string, lower: Uint8Array, upper: Uint8Array | undefined): void {
+    const kind = CONDITION_RANGE;
+    const offset = this.#readAt;
+    this.#add({ kind, id, name, key: undefined, keyBytes: lower, upper, offset });
   }
 
   /** Nothing in the collection changed after `offset`. */
   addCollection(id: number, name: string, offset: number): void {
     const kind = CONDITION_COLLECTION;
-    this.#add({ kind, id, name, key: undefined, keyBytes: NO_BYTES, offset });
+    this.#add({ kind, id, name, key: undefined, keyBytes: NO_BYTES, upper: undefined, offset });
   }
 
   #add(expected: Expected): void {
-    this.#size += conditionBytes(expected.keyBytes.length);
+    this.#size += bytesOf(expected);
     if (this.#size > pageBytes) throw tooLarge('conditions', this.#size, pageBytes);
     this.#expected.push(expected);
   }
@@ -76,9 +92,18 @@ export class Conditions {
     return this.#bytes;
   }
 
+  /** The sequencer's memory does not reach back to the time of the last look: the next check must look. */
+  onTooOld(): void {
+    this.#isTooOld = true;
+  }
+
   /** What is visible now breaks a condition: the error that says which. All are looked at at one time. */
   check(): TidemarkError | undefined {
     const reader = this.#reader;
+    if (this.#readAt >= 0 && !this.#isTooOld) {
+      this.#layFrom(this.#readAt + 1);
+      return undefined;
+    }
     for (;;) {
       reader.enter(this.#expected[0].id, NEWEST);
       try {
@@ -105,9 +130,10 @@ export class Conditions {
     const bytes = this.#allocate();
     let at = CONDITIONS_HEADER_BYTES;
     for (let i = 0; i < this.#expected.length; i++) {
-      const { kind, id, keyBytes, offset } = this.#expected[i];
+      const expected = this.#expected[i];
+      const { kind, id, keyBytes, offset } = expected;
       let from = reader.T + 1;
-      if (kind === CONDITION_COLLECTION) {
+      if (kind === CONDITION_COLLECTION || kind === CONDITION_RANGE) {
         const newest = reader.newestChange(id);
         // What is not visible yet has its place before us all the same.
         if (newest > offset!) return this.conflict(i, newest);
@@ -119,9 +145,18 @@ export class Conditions {
         if (found !== offset) return this.conflict(i, found);
       }
       setU64(bytes, at + CONDITION_FROM_OFFSET, from);
-      at += conditionBytes(keyBytes.length);
+      at += bytesOf(expected);
     }
     return undefined;
+  }
+
+  #layFrom(from: number): void {
+    const bytes = this.#allocate();
+    let at = CONDITIONS_HEADER_BYTES;
+    for (const expected of this.#expected) {
+      setU64(bytes, at + CONDITION_FROM_OFFSET, from);
+      at += bytesOf(expected);
+    }
   }
 
   /** Everything but the times, once. */
@@ -131,12 +166,17 @@ export class Conditions {
     setU32(bytes, CONDITIONS_COUNT_OFFSET, this.#expected.length);
     setU32(bytes, CONDITIONS_BYTES_OFFSET, this.#size);
     let at = CONDITIONS_HEADER_BYTES;
-    for (const { kind, id, keyBytes } of this.#expected) {
+    for (const expected of this.#expected) {
+      const { kind, id, keyBytes, upper } = expected;
       setU32(bytes, at + CONDITION_COLLECTION_OFFSET, id);
       setU16(bytes, at + CONDITION_KIND_OFFSET, kind);
       setU16(bytes, at + CONDITION_KEY_BYTES_OFFSET, keyBytes.length);
+      const isOpen = kind === CONDITION_RANGE && upper === undefined;
+      const upperBytes = isOpen ? CONDITION_UPPER_OPEN : (upper?.length ?? 0);
+      setU32(bytes, at + CONDITION_UPPER_BYTES_OFFSET, upperBytes);
       bytes.set(keyBytes, at + CONDITION_KEY_OFFSET);
-      at += conditionBytes(keyBytes.length);
+      if (upper !== undefined) bytes.set(upper, at + CONDITION_KEY_OFFSET + keyBytes.length);
+      at += bytesOf(expected);
     }
     this.#bytes = bytes;
     return bytes;
@@ -147,14 +187,17 @@ export class Conditions {
     const { kind, name, key } = this.#expected[index];
     const found = offset === null ? 'the row is absent' : `the last change is at ${offset}`;
     const expected = this.#expected[index].offset;
-    const wish = kind === CONDITION_COLLECTION ? `nothing after ${expected}` : `${expected}`;
+    const isRow = kind === CONDITION_ROW || kind === CONDITION_ABSENT;
+    const wish = !isRow ? `nothing after ${expected}` : `${expected}`;
     const was = kind === CONDITION_ABSENT ? 'no row' : wish;
     return new TidemarkError(
       'TIDEMARK_CONFLICT',
       `a condition on ${name} does not hold: ${was} was expected, and ${found}`,
-      kind === CONDITION_COLLECTION
-        ? { collection: name, offset }
-        : { collection: name, key, offset },
+      isRow ? { collection: name, key, offset } : { collection: name, offset },
     );
   }
+}
+
+function bytesOf({ keyBytes, upper }: Expected): number {
+  return conditionBytes(keyBytes.length, upper?.length ?? 0);
 }

@@ -56,6 +56,9 @@ import { KEEPER_CLIENT } from './spine-keeper.ts';
 import { NEWEST } from './reader.ts';
 import { gatherStats } from './stats.ts';
 import type { EngineStats } from './stats.ts';
+import { transact } from './transact.ts';
+import type { ConflictLines, TransactOptions } from './transact.ts';
+import type { TransactionScope } from './transaction-scope.ts';
 import { Transaction } from './transaction.ts';
 import { checkVerifyOptions, verifyInSlices, verifyOnThread } from './verify.ts';
 import type { VerifyOptions } from './verify.ts';
@@ -114,6 +117,7 @@ export class Engine extends EventEmitter {
   readonly #kit: Kit | undefined;
   readonly #run: Promise<void>;
   readonly #catalog: Collection<Buffer, unknown>;
+  readonly #conflictLines: ConflictLines = new Map();
   #changing: Promise<unknown> = Promise.resolve();
   readonly #backups: Map<AbortController, Promise<unknown>> = new Map();
   #closed: Promise<void> | undefined;
@@ -485,6 +489,21 @@ export class Engine extends EventEmitter {
   tryCommit(transaction: Transaction, options?: CommitOptions): Promise<Receipt> | undefined {
     if (!(transaction instanceof Transaction)) throw new TypeError('tryCommit takes a transaction');
     return transaction.tryCommit(this.#client, options);
+  }
+
+  /**
+   * Runs a function that reads and writes as if nothing else went on: its reads see one offset and its
+   * own writes, and it commits only if nothing that it read has changed meanwhile; else it is run again,
+   * at a newer offset. Resolves with what it returned, once its writes are as durable as a commit's.
+   * What it throws ends it, and nothing is written. After `retries` conflicts: TIDEMARK_CONFLICT.
+   *
+   * Of a range as much counts as was walked over. A function that writes nothing commits nothing.
+   */
+  async transact<R>(
+    run: (tx: TransactionScope) => R | PromiseLike<R>,
+    options?: TransactOptions,
+  ): Promise<R> {
+    return transact(this.#client, this.#conflictLines, run, options);
   }
 
   /** One offset of all collections, held until closed: the newest, or `asOf`. */

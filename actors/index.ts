@@ -24,6 +24,8 @@ export type {
 } from './feed.ts';
 export type { Update } from './feed-changes.ts';
 export type { ChangesOptions, FollowOptions } from './feed-options.ts';
+export type { TransactOptions } from './transact.ts';
+export type { ScopeIterable, ScopeRangeOptions, TransactionScope } from './transaction-scope.ts';
 export type { Snapshot } from './snapshot.ts';
 export type { Receipt } from './commit-line.ts';
 export type { CollectionStats, EngineStats, RunStats } from './stats.ts';

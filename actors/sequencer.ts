@@ -137,7 +137,7 @@ export class Sequencer implements Actor {
     );
     this.#walker = new OperationWalker(context.arena, context.pool);
     this.#overtaken = new Overtaken(context.arena);
-    this.#checker = new ConditionChecker(context.arena);
+    this.#checker = new ConditionChecker(context.arena, context.pool);
     this.#isRewound = topology.clients.map(() => false);
     const bytes = context.config.memtableBytes;
     this.#generationOptions = { bytes, rows: generationRows(bytes) };

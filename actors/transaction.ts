@@ -92,6 +92,16 @@ export class Transaction {
     return isWaiting ? undefined : this.commit(options);
   }
 
+  /** @internal What was written so far. */
+  get set(): WriteSet {
+    return this.#set;
+  }
+
+  /** @internal Nothing more is written, and nobody else commits it. */
+  end(): void {
+    this.#committed = true;
+  }
+
   #assertOpen(): void {
     if (this.#committed) throw new TypeError('the transaction has been committed');
   }

@@ -161,6 +161,34 @@ export class GenerationReader {
     return hiBytes === 0 || compareAt(u8, lo + loBytes, hiBytes, key, offset, length) > 0;
   }
 
+  /**
+   * The largest time of a range delete that meets [lower, upper), both in the arena; -1 when there is none.
+   * `upperBytes` below 0: no upper bound.
+   */
+  newestOverlap(
+    collection: number,
+    lower: number,
+    lowerBytes: number,
+    upper: number,
+    upperBytes: number,
+  ): number {
+    const u32 = this.#u32;
+    const u8 = this.#u8;
+    let word = loadLink(this.#i32, this.#word + RANGES_WORD) >>> 2;
+    for (; word !== 0; word = u32[word + NODE_NEXT_WORD] >>> 2) {
+      const operation = u32[word + NODE_OPERATION_WORD];
+      if (collectionAt(u32, operation) !== collection) continue;
+      const lo = keyAddressAt(u32, operation);
+      const loBytes = keyBytesAt(u32, operation);
+      const hiBytes = valueBytesAt(u32, operation);
+      if (upperBytes >= 0 && compareAt(u8, lo, loBytes, u8, upper, upperBytes) >= 0) continue;
+      if (hiBytes > 0 && compareAt(u8, lo + loBytes, hiBytes, u8, lower, lowerBytes) <= 0) continue;
+      // Newest first.
+      return timeAt(u32, word);
+    }
+    return -1;
+  }
+
   /** Every range delete, by collection, newest first. Copies. */
   ranges(): Map<number, RangeDelete[]> {
     const u32 = this.#u32;

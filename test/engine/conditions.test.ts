@@ -247,9 +247,9 @@ inBothHosts('many conditions, up to 256 KiB of them', async (home) => {
       key: i,
       offset: i < 5_000 ? offset : null,
     }));
-  await rows.put(0, 'w', { expect: expect(10_000) });
+  await rows.put(0, 'w', { expect: expect(8_000) });
   await assert.rejects(
-    rows.put(0, 'x', { expect: expect(10_000) }),
+    rows.put(0, 'x', { expect: expect(8_000) }),
     coded('TIDEMARK_CONFLICT', { key: 0, offset: offset + 1 }),
   );
   await assert.rejects(

@@ -21,7 +21,10 @@ import {
   CONDITION_KEY_BYTES_OFFSET,
   CONDITION_KEY_OFFSET,
   CONDITION_KIND_OFFSET,
+  CONDITION_RANGE,
   CONDITION_ROW,
+  CONDITION_UPPER_BYTES_OFFSET,
+  CONDITION_UPPER_OPEN,
   ConditionChecker,
   conditionBytes,
 } from '../../core/memtable/conditions.ts';
@@ -30,34 +33,47 @@ import type { GenerationWriter } from '../../core/memtable/writer.ts';
 import { Model, World, bytesOf } from './world.ts';
 import type { Operation } from './world.ts';
 
-type Condition = { from: number; collection: number; kind: number; key: string };
+/** `upper`: of a range; null: it has none. */
+type Condition = {
+  from: number;
+  collection: number;
+  kind: number;
+  key: string;
+  upper: string | null;
+};
 
 function encode(conditions: readonly Condition[]): Uint8Array {
   const size = conditions.reduce(
-    (sum, { key }) => sum + conditionBytes(key.length),
+    (sum, { key, upper }) => sum + conditionBytes(key.length, upper?.length ?? 0),
     CONDITIONS_HEADER_BYTES,
   );
   const bytes = new Uint8Array(size);
   setU32(bytes, CONDITIONS_COUNT_OFFSET, conditions.length);
   setU32(bytes, CONDITIONS_BYTES_OFFSET, size);
   let at = CONDITIONS_HEADER_BYTES;
-  for (const { from, collection, kind, key } of conditions) {
+  for (const { from, collection, kind, key, upper } of conditions) {
     setU64(bytes, at + CONDITION_FROM_OFFSET, from);
     setU32(bytes, at + CONDITION_COLLECTION_OFFSET, collection);
     setU16(bytes, at + CONDITION_KIND_OFFSET, kind);
     setU16(bytes, at + CONDITION_KEY_BYTES_OFFSET, key.length);
-    bytes.set(bytesOf(key), at + CONDITION_KEY_OFFSET);
-    at += conditionBytes(key.length);
+    setU32(bytes, at + CONDITION_UPPER_BYTES_OFFSET, upper?.length ?? CONDITION_UPPER_OPEN);
+    bytes.set(bytesOf(key + (upper ?? '')), at + CONDITION_KEY_OFFSET);
+    at += conditionBytes(key.length, upper?.length ?? 0);
   }
   return bytes;
 }
 
 /** Outcome, and of what is broken its index, its time and whether it was a deletion. */
 function expected(model: Model, heldFrom: number, conditions: readonly Condition[]): number[] {
-  for (const [i, { from, collection, kind, key }] of conditions.entries()) {
+  for (const [i, { from, collection, kind, key, upper }] of conditions.entries()) {
     if (from < heldFrom) return [CONDITIONS_UNKNOWN];
     if (kind === CONDITION_COLLECTION) {
       const time = model.newestTime(collection);
+      if (time >= from) return [CONDITIONS_BROKEN, i, time, 0];
+      continue;
+    }
+    if (kind === CONDITION_RANGE) {
+      const time = model.newestWithin(collection, key, upper);
       if (time >= from) return [CONDITIONS_BROKEN, i, time, 0];
       continue;
     }
@@ -76,7 +92,7 @@ test('conditions against generations say what looking at every operation says', 
     const prng = new Prng(seed);
     const world = new World(96 * MiB);
     const model = new Model();
-    const checker = new ConditionChecker(world.arena);
+    const checker = new ConditionChecker(world.arena, world.pool);
     const sealed = new Map<number, GenerationWriter>();
     // Offsets beyond 32 bits too.
     const lower = prng.pick([0, 2 ** 32 - 40, 2 ** 52]);
@@ -111,10 +127,17 @@ test('conditions against generations say what looking at every operation says', 
         }
       }
       const conditions = Array.from({ length: prng.between(1, 3) }, (): Condition => {
-        const kind = prng.pick([CONDITION_ROW, CONDITION_ABSENT, CONDITION_COLLECTION]);
+        const kind = prng.pick([
+          CONDITION_ROW,
+          CONDITION_ABSENT,
+          CONDITION_COLLECTION,
+          CONDITION_RANGE,
+        ]);
         const from = Math.max(0, next - prng.below(prng.pick([3, 30, 150])));
         const of = kind === CONDITION_COLLECTION ? '' : key();
-        return { from, collection: prng.below(5), kind, key: of };
+        const isRange = kind === CONDITION_RANGE;
+        const upper = isRange ? prng.pick([null, key(), `${of}z`]) : '';
+        return { from, collection: prng.below(5), kind, key: of, upper };
       });
       const { address, release } = world.lay(encode(conditions));
       const outcome = checker.check(address, heldFrom, sealed, open.header);

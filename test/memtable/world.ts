@@ -231,6 +231,21 @@ export class Model {
     })?.row;
   }
 
+  /** Time of the last change in [lower, upper), or to the end when that is null; -1: none. */
+  newestWithin(collection: number, lower: string, upper: string | null): number {
+    const lo = bytesOf(lower);
+    const hi = upper === null ? undefined : bytesOf(upper);
+    const found = this.#rows.findLast((entry) => {
+      if (entry.collection !== collection) return false;
+      const { kind, key, value } = entry.row;
+      const from = bytesOf(key);
+      if (hi !== undefined && compareBytes(from, hi) >= 0) return false;
+      if (kind !== OP_DELETE_RANGE) return compareBytes(from, lo) >= 0;
+      return value === '' || compareBytes(bytesOf(value), lo) > 0;
+    });
+    return found?.row.time ?? -1;
+  }
+
   newestTime(collection: number): number {
     return this.#rows.findLast((entry) => entry.collection === collection)?.row.time ?? -1;
   }

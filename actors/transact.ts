@@ -1,0 +1,167 @@
+/**
+ * `engine.transact`: a function that reads at one time, writes into a transaction, and is run again until
+ * nothing that it read had changed when its writes took their place in the order. Serializable by checking
+ * reads: points and ranges become conditions (conditions.ts) that the sequencer looks at. Lives on its
+ * client's thread.
+ *
+ * Who lost waits for the change that beat it to be visible, and in line behind those of this thread
+ * that lost over the same: of many that want one row, one a time tries again.
+ */
+import { setTimeout as sleep } from 'node:timers/promises';
+import { TidemarkError } from '../core/base/errors.ts';
+import type { Client } from './client.ts';
+import { checkFields, checkSignal, show } from './options.ts';
+import { TransactionScope } from './transaction-scope.ts';
+
+export interface TransactOptions {
+  /** How often the function is run again after a conflict; default 16. Then: TIDEMARK_CONFLICT. */
+  readonly retries?: number;
+  /** Looked at before each run and before the commit; a commit that is under way cannot be aborted. */
+  readonly signal?: AbortSignal;
+  /** As of a commit. */
+  readonly durability?: 'synced' | 'buffered';
+}
+
+type Checked = {
+  readonly retries: number;
+  readonly signal: AbortSignal | undefined;
+  readonly durability: 'synced' | 'buffered' | undefined;
+};
+
+const OPTIONS: ReadonlySet<string> = new Set(['retries', 'signal', 'durability']);
+const RETRIES_DEFAULT = 16;
+/** Runs without a pause: what is in line on this thread needs none, other threads may. */
+const RUNS_AT_ONCE = 3;
+const PAUSE_MS_MAX = 32;
+
+/** The ends of the lines that those wait in who lost over a row, by the row. One client's. */
+export type ConflictLines = Map<string, Promise<void>>;
+
+export async function transact<R>(
+  client: Client,
+  lines: ConflictLines,
+  run: (tx: TransactionScope) => R | PromiseLike<R>,
+  options: TransactOptions | undefined,
+): Promise<R> {
+  if (typeof run !== 'function') throw new TypeError('transact takes a function');
+  const checked = checkTransact(options);
+  client.assertUsable();
+  let leaveLine: (() => void) | undefined;
+  try {
+    for (let attempt = 0; ; attempt++) {
+      checked.signal?.throwIfAborted();
+      const outcome = await attemptOnce(client, run, checked);
+      if ('value' in outcome) return outcome.value;
+      const { conflict, isOld } = outcome;
+      if (attempt >= checked.retries) throw conflict;
+      leaveLine?.();
+      leaveLine = isOld ? undefined : await joinLine(lines, lineOf(conflict), checked.signal);
+      const { offset } = conflict.detail;
+      if (typeof offset === 'number') {
+        await client.frontierReached(offset + 1, false, checked.signal);
+      }
+      if (attempt >= RUNS_AT_ONCE) {
+        const most = Math.min(2 ** (attempt - RUNS_AT_ONCE), PAUSE_MS_MAX);
+        const { signal } = checked;
+        await sleep(Math.random() * most, undefined, signal === undefined ? {} : { signal });
+      }
+    }
+  } finally {
+    leaveLine?.();
+  }
+}
+
+type Outcome<R> =
+  { readonly value: R } | { readonly conflict: TidemarkError; readonly isOld: boolean };
+
+async function attemptOnce<R>(
+  client: Client,
+  run: (tx: TransactionScope) => R | PromiseLike<R>,
+  { signal, durability }: Checked,
+): Promise<Outcome<R>> {
+  const scope = new TransactionScope(client);
+  try {
+    let value: R;
+    try {
+      value = await run(scope);
+    } finally {
+      scope.end();
+    }
+    signal?.throwIfAborted();
+    await scope.commitReads(durability);
+    return { value };
+  } catch (error) {
+    if (!(error instanceof TidemarkError)) throw error;
+    // What the function threw may come from what it read, which nobody has checked: only ours is judged.
+    if (error === scope.lost) return { conflict: error, isOld: true };
+    if (error.code === 'TIDEMARK_CONFLICT' && error === scope.conflict) {
+      return { conflict: error, isOld: false };
+    }
+    throw error;
+  } finally {
+    scope.release();
+  }
+}
+
+/** Waits behind those who lost over the same; answers how to leave the line, which must happen. */
+async function joinLine(
+  lines: ConflictLines,
+  line: string,
+  signal: AbortSignal | undefined,
+): Promise<() => void> {
+  const before = lines.get(line);
+  let pass!: () => void;
+  const mine = new Promise<void>((resolve) => {
+    pass = resolve;
+  });
+  lines.set(line, mine);
+  const leave = (): void => {
+    if (lines.get(line) === mine) lines.delete(line);
+    pass();
+  };
+  if (before === undefined) return leave;
+  let onAbort: (() => void) | undefined;
+  try {
+    await Promise.race([
+      before,
+      new Promise((_, reject) => {
+        onAbort = () => reject(signal?.reason as Error);
+        signal?.addEventListener('abort', onAbort);
+      }),
+    ]);
+    return leave;
+  } catch (error) {
+    // Its place stays, for those behind it, until those before it have gone.
+    void before.then(leave);
+    throw error;
+  } finally {
+    if (onAbort !== undefined) signal?.removeEventListener('abort', onAbort);
+  }
+}
+
+/** Rows by their keys where those are plain, else by their collection: a longer line, no worse. */
+function lineOf({ detail }: TidemarkError): string {
+  const name = detail['collection'] as string;
+  const key = detail['key'];
+  if (key instanceof Uint8Array) return `${name} ${Buffer.from(key).toString('latin1')}`;
+  return typeof key === 'string' || typeof key === 'number' ? `${name} ${key}` : name;
+}
+
+function checkTransact(options: unknown): Checked {
+  if (options === undefined) {
+    return { retries: RETRIES_DEFAULT, signal: undefined, durability: undefined };
+  }
+  checkFields(options, OPTIONS, 'transact option');
+  const { retries, signal, durability } = options as Record<string, unknown>;
+  if (retries !== undefined && (!Number.isSafeInteger(retries) || (retries as number) < 0)) {
+    throw new TypeError(`retries is a count from 0, not ${show(retries)}`);
+  }
+  if (durability !== undefined && durability !== 'synced' && durability !== 'buffered') {
+    throw new TypeError("durability is 'synced' or 'buffered'");
+  }
+  return {
+    retries: (retries as number | undefined) ?? RETRIES_DEFAULT,
+    signal: checkSignal(signal),
+    durability,
+  };
+}

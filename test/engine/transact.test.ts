@@ -1,0 +1,413 @@
+/**
+ * Goal: transactions that read and write are serializable, in the order of their offsets: no lost update, no
+ * write skew, no phantom. Method: each of the three on its own, then random transactions at once, their
+ * reads replayed in the order of commits; the same without checks must show anomalies. Both hosts.
+ */
+import assert from 'node:assert/strict';
+import { Prng } from '../../core/base/prng.ts';
+import type { Collection, Engine, TransactionScope } from '../../actors/index.ts';
+import { coded, inBothHosts, misuse } from './world.ts';
+
+type Counters = Collection<string, number>;
+
+async function countersOf(engine: Engine, name = 'counters'): Promise<Counters> {
+  return engine.collection<
+    'utf8',
+    { name: 'n'; encode(n: number): Uint8Array; decode(b: Uint8Array): number }
+  >(name, {
+    key: 'utf8',
+    value: {
+      name: 'n',
+      encode: (n) => Buffer.from(String(n)),
+      decode: (bytes) => Number(Buffer.from(bytes).toString()),
+    },
+  });
+}
+
+inBothHosts('no update is lost, however many want one row at once', async (home) => {
+  await using engine = await home.open();
+  const counters = await countersOf(engine);
+  const results = await Promise.all(
+    Array.from({ length: 60 }, () =>
+      engine.transact(async (tx) => {
+        const n = tx.getSync(counters, 'n') ?? 0;
+        if (n % 3 === 0) await Promise.resolve();
+        tx.put(counters, 'n', n + 1);
+        return n + 1;
+      }),
+    ),
+  );
+  assert.equal(counters.getSync('n'), 60);
+  assert.deepEqual(
+    results.toSorted((a, b) => a - b),
+    Array.from({ length: 60 }, (_, i) => i + 1),
+  );
+});
+
+inBothHosts('no write skew: who reads what another writes is run again', async (home) => {
+  await using engine = await home.open();
+  const counters = await countersOf(engine);
+  for (let round = 0; round < 10; round++) {
+    await engine.transaction().put(counters, 'a', 1).put(counters, 'b', 1).commit();
+    // Each may take one, as long as one is left.
+    const take = (mine: string): Promise<boolean> =>
+      engine.transact((tx) => {
+        const sum = (tx.getSync(counters, 'a') ?? 0) + (tx.getSync(counters, 'b') ?? 0);
+        if (sum < 2) return false;
+        tx.put(counters, mine, 0);
+        return true;
+      });
+    const taken = await Promise.all([take('a'), take('b'), take('a'), take('b')]);
+    assert.equal(taken.filter(Boolean).length, 1);
+    assert.equal((counters.getSync('a') ?? 0) + (counters.getSync('b') ?? 0), 1);
+  }
+});
+
+inBothHosts('no phantom: a row that comes into a range that was read counts', async (home) => {
+  await using engine = await home.open();
+  const rows = await countersOf(engine);
+  const add = (): Promise<number> =>
+    engine.transact((tx) => {
+      const count = Array.from(tx.keys(rows, { gte: 'k', lt: 'l' })).length;
+      tx.put(rows, `k${String(count).padStart(4, '0')}`, count);
+      return count;
+    });
+  const counts = await Promise.all(Array.from({ length: 30 }, add));
+  assert.deepEqual(
+    counts.toSorted((a, b) => a - b),
+    Array.from({ length: 30 }, (_, i) => i),
+  );
+  assert.equal(Array.from(rows.keys()).length, 30);
+});
+
+inBothHosts('what is absent counts as read, and a row deleted in between too', async (home) => {
+  await using engine = await home.open();
+  const rows = await countersOf(engine);
+  await rows.put('there', 1);
+  for (const meddle of [() => rows.put('absent', 1), () => rows.delete('there')]) {
+    let runs = 0;
+    await engine.transact(async (tx) => {
+      runs++;
+      tx.put(
+        rows,
+        'seen',
+        (tx.hasSync(rows, 'absent') ? 1 : 0) + (tx.hasSync(rows, 'there') ? 2 : 0),
+      );
+      if (runs === 1) await meddle();
+    });
+    assert.equal(runs, 2);
+  }
+  assert.equal(rows.getSync('seen'), 1);
+});
+
+inBothHosts('of a range only what was walked over counts', async (home) => {
+  await using engine = await home.open();
+  const rows = await countersOf(engine);
+  for (const key of ['b', 'd', 'f']) await rows.put(key, 0);
+  const runsWith = async (
+    read: (tx: TransactionScope) => unknown,
+    meddle: () => Promise<unknown>,
+  ): Promise<number> => {
+    let runs = 0;
+    await engine.transact(async (tx) => {
+      runs++;
+      read(tx);
+      tx.put(rows, 'zz', runs);
+      if (runs === 1) await meddle();
+    });
+    return runs;
+  };
+  const first = (tx: TransactionScope): unknown => Array.from(tx.entries(rows, { limit: 1 }));
+  assert.equal(await runsWith(first, () => rows.put('c', 0)), 1, 'behind it');
+  assert.equal(await runsWith(first, () => rows.put('a', 0)), 2, 'before it');
+  const last = (tx: TransactionScope): unknown =>
+    tx.keys(rows, { lt: 'e', reverse: true }).next().value;
+  assert.equal(await runsWith(last, () => rows.put('c', 1)), 1, 'behind it, backward');
+  assert.equal(await runsWith(last, () => rows.put('dd', 1)), 2, 'before it, backward');
+  const broken = (tx: TransactionScope): unknown => {
+    for (const key of tx.keys(rows)) if (key === 'b') return key;
+    return undefined;
+  };
+  assert.equal(await runsWith(broken, () => rows.put('bb', 1)), 1, 'behind a loop that ended');
+  const whole = (tx: TransactionScope): unknown => Array.from(tx.values(rows, { prefix: 'c' }));
+  assert.equal(await runsWith(whole, () => rows.put('d', 2)), 1, 'beside it');
+  assert.equal(await runsWith(whole, () => rows.put('cz', 2)), 2, 'in it');
+  assert.equal(await runsWith(whole, () => rows.delete('cz')), 2, 'gone from it');
+});
+
+inBothHosts('it sees what it has written itself', async (home) => {
+  await using engine = await home.open();
+  const rows = await countersOf(engine);
+  for (const [i, key] of ['a', 'b', 'c', 'd'].entries()) await rows.put(key, i);
+  await engine.transact(async (tx) => {
+    tx.put(rows, 'b', 10)
+      .delete(rows, 'c')
+      .put(rows, 'bb', 11)
+      .put(rows, 'e', 12)
+      .delete(rows, 'f');
+    tx.put(rows, 'e', 13);
+    assert.equal(tx.getSync(rows, 'b'), 10);
+    assert.equal(await tx.get(rows, 'c'), undefined);
+    assert.equal(tx.hasSync(rows, 'f'), false);
+    assert.deepEqual(await tx.getMany(rows, ['a', 'c', 'e']), [0, undefined, 13]);
+    assert.equal(tx.getEntrySync(rows, 'e')?.offset, undefined);
+    assert.equal(typeof tx.getEntrySync(rows, 'a')?.offset, 'number');
+    const all = [
+      ['a', 0],
+      ['b', 10],
+      ['bb', 11],
+      ['d', 3],
+      ['e', 13],
+    ];
+    assert.deepEqual(Array.from(tx.entries(rows)), all);
+    assert.deepEqual(Array.from(tx.entries(rows, { reverse: true })), all.toReversed());
+    assert.deepEqual(Array.from(tx.entries(rows, { gt: 'a', limit: 2 })), all.slice(1, 3));
+    const later = [];
+    const walk = tx.keys(rows, { gte: 'd' });
+    tx.put(rows, 'dd', 1);
+    for await (const key of walk) later.push(key);
+    assert.deepEqual(later, ['d', 'e'], 'not what was written after the call');
+  });
+  assert.deepEqual(Array.from(rows.keys()), ['a', 'b', 'bb', 'd', 'dd', 'e']);
+});
+
+inBothHosts('without writes it commits nothing, and reads one offset', async (home) => {
+  await using engine = await home.open();
+  const rows = await countersOf(engine);
+  await rows.put('a', 1);
+  const { upper } = engine;
+  const seen = await engine.transact(async (tx) => {
+    const before = tx.getSync(rows, 'a');
+    await rows.put('a', 2);
+    return [before, tx.getSync(rows, 'a'), await tx.get(rows, 'a'), tx.offset];
+  });
+  assert.deepEqual(seen, [1, 1, 1, upper - 1]);
+  assert.equal(engine.upper, upper + 1);
+});
+
+inBothHosts('what the function throws ends it, and nothing is written', async (home) => {
+  await using engine = await home.open();
+  const rows = await countersOf(engine);
+  const { upper } = engine;
+  const own = new Error('own');
+  await assert.rejects(
+    engine.transact((tx) => {
+      tx.put(rows, 'a', 1);
+      throw own;
+    }),
+    own,
+  );
+  assert.equal(engine.upper, upper);
+  let kept: TransactionScope | undefined;
+  await engine.transact((tx) => {
+    kept = tx;
+    assert.throws(() => tx.commit(), misuse(/commits by itself/));
+    assert.throws(() => engine.tryCommit(tx), misuse(/commits by itself/));
+  });
+  assert.throws(() => kept?.getSync(rows, 'a'), misuse(/is over/));
+  assert.throws(() => kept?.put(rows, 'a', 1), misuse(/has been committed/));
+});
+
+inBothHosts('after so many conflicts it gives up; a signal ends it sooner', async (home) => {
+  await using engine = await home.open();
+  const rows = await countersOf(engine);
+  let runs = 0;
+  const meddled = async (tx: TransactionScope): Promise<void> => {
+    runs++;
+    const n = tx.getSync(rows, 'a') ?? 0;
+    await rows.put('a', n + 100);
+    tx.put(rows, 'a', n + 1);
+  };
+  await assert.rejects(
+    engine.transact(meddled, { retries: 5 }),
+    coded('TIDEMARK_CONFLICT', { collection: 'counters', key: 'a' }),
+  );
+  assert.equal(runs, 6);
+  runs = 0;
+  await assert.rejects(engine.transact(meddled, { retries: 0 }), coded('TIDEMARK_CONFLICT'));
+  assert.equal(runs, 1);
+  const reason = new Error('enough');
+  const controller = new AbortController();
+  await assert.rejects(
+    engine.transact(
+      async (tx) => {
+        if (++runs === 4) controller.abort(reason);
+        await meddled(tx);
+      },
+      { retries: 1_000, signal: controller.signal },
+    ),
+    reason,
+  );
+  await assert.rejects(
+    engine.transact(() => 1, { signal: AbortSignal.abort(reason) }),
+    reason,
+  );
+  await assert.rejects(engine.transact(1 as never), misuse(/function/));
+  await assert.rejects(
+    engine.transact(() => 1, { retries: -1 }),
+    misuse(/retries/),
+  );
+  await assert.rejects(
+    engine.transact(() => 1, { twice: 1 } as never),
+    misuse(/twice/),
+  );
+});
+
+inBothHosts('so much may be read that one condition stands for a collection', async (home) => {
+  await using engine = await home.open();
+  const rows = await countersOf(engine);
+  const other = await countersOf(engine, 'other');
+  const keys = Array.from({ length: 5_000 }, (_, i) => `key ${i} ${'x'.repeat(40)}`);
+  let runs = 0;
+  const readAll = (meddle: () => Promise<unknown>): Promise<void> =>
+    engine.transact(async (tx) => {
+      runs++;
+      tx.getManySync(rows, keys);
+      tx.put(rows, 'sum', tx.getSync(other, 'one') ?? 0);
+      if (runs === 1) await meddle();
+    });
+  await readAll(() => rows.put('none of them', 1));
+  assert.equal(runs, 2, 'coarser: any change of the collection counts');
+  runs = 0;
+  await readAll(() => other.put('two', 1));
+  assert.equal(runs, 1, 'of the other collection rows are still told apart');
+});
+
+// ---------------------------------------------------------------- the history checker
+
+type Read =
+  | { key: string; value: number | undefined }
+  | { lower: string; upper: string; rows: [string, number][] };
+type Done = { reads: Read[]; writes: Map<string, number | undefined>; offset: number };
+
+const KEYS = 12;
+
+/** One random transaction over a few rows; what it read and wrote. */
+function plan(
+  prng: Prng,
+): (read: {
+  get: (key: string) => number | undefined;
+  range: (lower: string, upper: string) => [string, number][];
+}) => Pick<Done, 'reads' | 'writes'> {
+  const key = (): string => `k${String(prng.below(KEYS)).padStart(2, '0')}`;
+  const steps = Array.from({ length: prng.between(1, 4) }, () => ({
+    kind: prng.pick(['get', 'get', 'range', 'put', 'put', 'delete'] as const),
+    a: key(),
+    b: key(),
+    n: prng.below(1_000),
+  }));
+  return ({ get, range }) => {
+    const reads: Read[] = [];
+    const writes = new Map<string, number | undefined>();
+    let sum = 0;
+    for (const { kind, a, b, n } of steps) {
+      const [lower, upper] = a < b ? [a, b] : [b, a];
+      if (kind === 'get') {
+        if (writes.has(a)) continue;
+        const value = get(a);
+        reads.push({ key: a, value });
+        sum += value ?? 0;
+      } else if (kind === 'range') {
+        // Own writes are another test's.
+        if ([...writes.keys()].some((own) => own >= lower && own < upper)) continue;
+        const rows = range(lower, upper);
+        reads.push({ lower, upper, rows });
+        sum += rows.length;
+      } else {
+        writes.set(a, kind === 'put' ? (sum + n) % 10_000 : undefined);
+      }
+    }
+    return { reads, writes };
+  };
+}
+
+/** The first transaction whose reads are not those of its place in the order. */
+function anomalies(done: readonly Done[]): number {
+  const state = new Map<string, number>();
+  let found = 0;
+  for (const { reads, writes } of done.toSorted((a, b) => a.offset - b.offset)) {
+    for (const read of reads) {
+      const isSame =
+        'key' in read
+          ? state.get(read.key) === read.value
+          : JSON.stringify(read.rows) ===
+            JSON.stringify(
+              [...state]
+                .filter(([key]) => key >= read.lower && key < read.upper)
+                .toSorted(([a], [b]) => (a < b ? -1 : 1)),
+            );
+      if (!isSame) found++;
+    }
+    for (const [key, value] of writes) {
+      if (value === undefined) state.delete(key);
+      else state.set(key, value);
+    }
+  }
+  return found;
+}
+
+inBothHosts('random transactions at once are as one after the other', async (home) => {
+  await using engine = await home.open();
+  const rows = await countersOf(engine, 'rows');
+  const marks = await countersOf(engine, 'marks');
+  const prng = new Prng(77);
+  const done: Done[] = [];
+  let next = 0;
+  let runs = 0;
+  const worker = async (): Promise<void> => {
+    while (next < 600) {
+      const id = next++;
+      const run = plan(prng);
+      const isSlow = prng.chance(0.3);
+      let last: Pick<Done, 'reads' | 'writes'> | undefined;
+      await engine.transact(
+        async (tx) => {
+          runs++;
+          last = run({
+            get: (key) => tx.getSync(rows, key),
+            range: (lower, upper) => Array.from(tx.entries(rows, { gte: lower, lt: upper })),
+          });
+          if (isSlow) await rows.get('k00');
+          for (const [key, value] of last.writes) {
+            if (value === undefined) tx.delete(rows, key);
+            else tx.put(rows, key, value);
+          }
+          tx.put(marks, `${id}`, id);
+        },
+        { retries: 1_000 },
+      );
+      const offset = marks.getEntrySync(`${id}`)?.offset ?? -1;
+      done.push({ ...last!, offset });
+    }
+  };
+  await Promise.all(Array.from({ length: 8 }, worker));
+  assert.equal(done.length, 600);
+  assert.ok(runs > 620, `${runs} runs: there were conflicts`);
+  assert.equal(anomalies(done), 0);
+});
+
+inBothHosts('the checker sees what happens without checks', async (home) => {
+  await using engine = await home.open();
+  const rows = await countersOf(engine, 'rows');
+  const prng = new Prng(78);
+  const done: Done[] = [];
+  const worker = async (): Promise<void> => {
+    while (done.length < 300) {
+      using snapshot = engine.snapshot();
+      const planned = plan(prng)({
+        get: (key) => rows.getSync(key, { snapshot }),
+        range: (gte, lt) => Array.from(rows.entries({ gte, lt, snapshot })),
+      });
+      const tx = engine.transaction();
+      for (const [key, value] of planned.writes) {
+        if (value === undefined) tx.delete(rows, key);
+        else tx.put(rows, key, value);
+      }
+      if (tx.size === 0) continue;
+      const { offset } = await tx.commit();
+      done.push({ ...planned, offset });
+    }
+  };
+  await Promise.all(Array.from({ length: 8 }, worker));
+  assert.ok(anomalies(done) > 0, 'snapshots alone are not serializable');
+});
