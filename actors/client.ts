@@ -36,6 +36,9 @@ import type { Waiter } from './waiter.ts';
 /** Look again this often while something is awaited, should a wake-up ever be lost. */
 const WAIT_MS = 1_000;
 
+/** A time that is held, by whom and since when. */
+export type HeldTime = { readonly T: number; readonly owner: string; readonly sinceMs: number };
+
 type Pending = { readonly resolve: () => void; readonly reject: (error: unknown) => void };
 
 /** How a client is woken: by its bell, or by the inline host that runs on the same thread. */
@@ -68,6 +71,8 @@ export class Client {
   readonly #logHolds: HeldTimes;
   /** What follows the log on this thread. */
   readonly feeds: FeedHub;
+  /** Who holds for long: snapshots, iterators. A read that is under way holds without being here. */
+  readonly held: Set<HeldTime> = new Set();
   /** Collections that were dropped through this client, each with the number of its drop. */
   readonly dropped: Map<number, number> = new Map();
   /** Number of the last drop. */
@@ -85,7 +90,6 @@ export class Client {
     this.number = number;
     this.#bell = bell;
     this.#hooks = hooks;
-    this.line = new CommitLine(context, number, hooks.endOfTurn, () => this.wake());
     const { kick } = hooks;
     this.#holds = new HeldTimes((T) => this.#publishHold(T, SLOT_HOLD_WORD));
     this.#logHolds = new HeldTimes((T) => this.#publishHold(T, SLOT_LOG_HOLD_WORD));
@@ -95,6 +99,8 @@ export class Client {
       kick === undefined
         ? new Reader(context, number, times)
         : new Reader(context, number, times, { ring: kick });
+    const { counters } = this.reader;
+    this.line = new CommitLine(context, number, counters, hooks.endOfTurn, () => this.wake());
     this.#requests = new Outbox(context, place.requests, context.threadBells[THREAD_BACKGROUND]);
     this.#answers = inboxOf(context, place.answers);
   }

@@ -24,12 +24,14 @@ import {
   waitingTransactionsMax,
 } from '../core/base/limits.ts';
 import { KIND_RECORD } from '../core/shared/buffer-pool.ts';
+import type { Counters } from '../core/shared/counters.ts';
 import { STATE_CLOSING, STATE_OPEN, STATE_POISONED } from '../core/shared/control.ts';
 import { layChained, pagesFor, releaseChain } from '../core/shared/record-pages.ts';
 import type { RingConsumer } from '../core/shared/ring.ts';
 import { Outbox, inboxOf } from './actor.ts';
 import type { ActorContext } from './actor.ts';
 import type { Conditions } from './conditions.ts';
+import { CLIENT_COUNTERS, indexIn } from './counters.ts';
 import {
   KIND_WORD,
   MSG_CLOSE,
@@ -62,6 +64,15 @@ const SETTLE_BYTES_MAX: number = 128 * KiB;
 /** Rest of a page below which the next record starts a fresh one. */
 const PAGE_REST_MIN: number = 32 * KiB;
 
+/** Why a record closed, as the counter that counts it. */
+const BY_TURN: number = indexIn(CLIENT_COUNTERS, 'recordsByTurn');
+const BY_COUNT: number = indexIn(CLIENT_COUNTERS, 'recordsByCount');
+const BY_PAGE: number = indexIn(CLIENT_COUNTERS, 'recordsByPage');
+const ALONE: number = indexIn(CLIENT_COUNTERS, 'recordsAlone');
+const LARGE: number = indexIn(CLIENT_COUNTERS, 'recordsLarge');
+const REFUSED_BUSY: number = indexIn(CLIENT_COUNTERS, 'refusedBusy');
+const REFUSED_TOO_LARGE: number = indexIn(CLIENT_COUNTERS, 'refusedTooLarge');
+
 /** A page with records of ours in it; released when it is full and all of them have receipts. */
 type OpenPage = { address: number; chained: boolean; open: boolean; pending: number };
 
@@ -92,6 +103,7 @@ class PendingRecord {
 
 export class CommitLine {
   readonly #context: ActorContext;
+  readonly #counters: Counters;
   readonly #records: Outbox;
   readonly #receipts: RingConsumer;
   readonly #scheduleFlush: (flush: () => void) => void;
@@ -131,12 +143,14 @@ export class CommitLine {
   constructor(
     context: ActorContext,
     client: number,
+    counters: Counters,
     scheduleFlush: (flush: () => void) => void,
     onPending: () => void,
   ) {
     const place = context.topology.clients[client];
     invariant(place !== undefined, 'a client slot', client);
     this.#context = context;
+    this.#counters = counters;
     this.#commitBytesMax = Math.min(
       commitBytesMax,
       writeBudgetBytes(context.config.memtableBytes) / 4,
@@ -182,7 +196,9 @@ export class CommitLine {
   begin(): WriteSet {
     this.#checkRoom();
     const record = this.#staged;
-    if (record !== undefined && record.transactions >= transactionsPerRecordMax) this.#close();
+    if (record !== undefined && record.transactions >= transactionsPerRecordMax) {
+      this.#close(BY_COUNT);
+    }
     this.#stage.begin();
     return this.#stage;
   }
@@ -194,6 +210,7 @@ export class CommitLine {
     if (stage.lastBytes > this.#commitBytesMax) {
       const { lastBytes } = stage;
       stage.dropLast();
+      this.#counters.add(REFUSED_TOO_LARGE, 1);
       throw tooLarge('commit', lastBytes, this.#commitBytesMax);
     }
     if (stage.end > this.#stageLimit() && stage.transactions > 1) this.#splitLast();
@@ -204,19 +221,20 @@ export class CommitLine {
   commitSet(set: WriteSet, sync: boolean, conditions?: Conditions): Promise<Receipt> {
     this.#checkRoom();
     this.#stage.assertNotEncoding();
-    if (set.end > this.#commitBytesMax) throw tooLarge('commit', set.end, this.#commitBytesMax);
+    if (set.end > this.#commitBytesMax) {
+      this.#counters.add(REFUSED_TOO_LARGE, 1);
+      throw tooLarge('commit', set.end, this.#commitBytesMax);
+    }
     if (set.operations > this.#commitOperationsMax) {
+      this.#counters.add(REFUSED_TOO_LARGE, 1);
       throw tooManyOperations(set.operations, this.#commitOperationsMax);
     }
     if (conditions !== undefined) return this.#commitAlone(set, sync, conditions);
     set.finish();
     const staged = this.#staged;
-    if (
-      staged !== undefined &&
-      (this.#stage.end + set.end > this.#stageLimit() ||
-        staged.transactions >= transactionsPerRecordMax)
-    ) {
-      this.#close();
+    if (staged !== undefined) {
+      if (this.#stage.end + set.end > this.#stageLimit()) this.#close(BY_PAGE);
+      else if (staged.transactions >= transactionsPerRecordMax) this.#close(BY_COUNT);
     }
     this.#stage.append(set);
     return this.#enlist(sync);
@@ -227,11 +245,11 @@ export class CommitLine {
     const conflict = conditions.check();
     if (conflict !== undefined) throw conflict;
     set.finish();
-    this.#close();
+    this.#close(BY_TURN);
     this.#stage.append(set);
     this.#open().conditions = conditions;
     const committed = this.#enlist(sync);
-    this.#close();
+    this.#close(ALONE);
     return committed;
   }
 
@@ -246,7 +264,7 @@ export class CommitLine {
   #splitLast(): void {
     const stage = this.#stage;
     const last = stage.takeLast();
-    this.#close();
+    this.#close(BY_PAGE);
     stage.append(last);
   }
 
@@ -259,7 +277,7 @@ export class CommitLine {
       enlisted.rejects.push(reject);
     });
     enlisted.promises.push(promise);
-    if (this.#stage.end > pageBytes) this.#close();
+    if (this.#stage.end > pageBytes) this.#close(LARGE);
     return promise;
   }
 
@@ -274,7 +292,7 @@ export class CommitLine {
   }
 
   readonly #flush = (): void => {
-    if (this.#staged !== undefined) this.#close();
+    if (this.#staged !== undefined) this.#close(BY_TURN);
     this.#onPending();
   };
 
@@ -283,9 +301,11 @@ export class CommitLine {
     this.#flush();
   }
 
-  #close(): void {
+  /** `why` is the counter of the reason. */
+  #close(why: number): void {
     const record = this.#staged;
     if (record === undefined) return;
+    this.#counters.add(why, 1);
     this.#staged = undefined;
     const stage = this.#stage;
     record.payloadBytes = stage.end;
@@ -593,6 +613,7 @@ export class CommitLine {
       this.#waitingTransactions >= waitingTransactionsMax ||
       this.#waitingBytes >= waitingBytesMax
     ) {
+      this.#counters.add(REFUSED_BUSY, 1);
       throw new TidemarkError('TIDEMARK_BUSY', 'too many commits wait for room; await room()', {
         transactions: this.#waitingTransactions,
         bytes: this.#waitingBytes,

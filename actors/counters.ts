@@ -1,7 +1,10 @@
 /**
  * What each actor and client counts, by name; the index in the list is the counter's place in shared
- * memory. `engine.stats()` shows them under these names, which are stable.
+ * memory. `engine.stats()` shows them under these names, which are stable. Histograms lie behind the
+ * counters of their block, HISTOGRAM_WORDS numbers each. What every key means: docs/metrics.md.
  */
+import { HISTOGRAM_WORDS, summarize } from '../core/base/histogram.ts';
+import type { Histogram } from '../core/base/histogram.ts';
 import { Counters, countersBytes, readCounter } from '../core/shared/counters.ts';
 import type { Arena } from '../core/shared/arena.ts';
 import { invariant } from '../core/base/assert.ts';
@@ -16,6 +19,10 @@ export const SEQUENCER_COUNTERS = [
   'stallsForSpare',
   'stallsForLog',
   'resent',
+  'refusedForConflict',
+  'refusedForSpace',
+  'clockHeldBack',
+  'clockHeldBackMs',
 ] as const;
 
 export const DURABILITY_COUNTERS = [
@@ -32,7 +39,29 @@ export const DURABILITY_COUNTERS = [
   'zeroedBytes',
   'recoveredTransactions',
   'tornBytes',
+  'bytesStaged',
+  'bytesInPlace',
+  'unsyncedBytes',
+  'roomBytes',
+  'sparesReady',
+  'sparesMissing',
+  'sparesMade',
+  'sparesRecycled',
+  'recoveryVerdict',
+  'recoveryMs',
+  'recoveredRecords',
+  'recoveredBytes',
+  'suspects',
 ] as const;
+
+/** Behind the counters of the keeper. */
+export const KEEPER_HISTOGRAMS = ['manifestUs'] as const;
+
+/** Behind the counters of durability. */
+export const DURABILITY_HISTOGRAMS = ['batchBytes', 'writeUs', 'syncUs'] as const;
+
+/** What recovery found, as a counter says it. */
+export const RECOVERY_VERDICTS = ['created', 'clean', 'unclean', 'torn'] as const;
 
 export const KEEPER_COUNTERS = [
   'views',
@@ -64,6 +93,37 @@ export const KEEPER_COUNTERS = [
   'checkpointAtMs',
   'logFloor',
   'logFloorHolder',
+  'flushJobs',
+  'mergeJobs',
+  'partFiles',
+  'partBytes',
+  'filesPending',
+  'retired',
+  'orphans',
+  'editBytes',
+] as const;
+
+/** Of each collection with parts, by the keeper; a view says where (core/spine/view.ts). */
+export const COLLECTION_COUNTERS = [
+  'batches',
+  'spineBatches',
+  'compact',
+  'compacting',
+  'nonCompact',
+  'levels',
+  'doubles',
+  'debtBytes',
+  'flushes',
+  'flushedRows',
+  'flushedBytes',
+  'merges',
+  'mergesRefused',
+  'mergesFailed',
+  'mergedRowsIn',
+  'mergedRowsOut',
+  'mergedBytesIn',
+  'mergedBytesOut',
+  'moves',
 ] as const;
 
 export const COMPACTOR_COUNTERS = ['jobs', 'jobsLarge', 'jobMs', 'prepares', 'failed'] as const;
@@ -94,6 +154,15 @@ export const CLIENT_COUNTERS = [
   'offers',
   'offersDropped',
   'viewRetries',
+  'partReads',
+  'runsVisited',
+  'recordsByTurn',
+  'recordsByCount',
+  'recordsByPage',
+  'recordsAlone',
+  'recordsLarge',
+  'refusedBusy',
+  'refusedTooLarge',
 ] as const;
 
 export const ACTOR_COUNTERS: readonly (readonly string[])[] = [
@@ -107,14 +176,41 @@ export const ACTOR_COUNTERS: readonly (readonly string[])[] = [
 for (const names of [...ACTOR_COUNTERS, CLIENT_COUNTERS]) {
   invariant(countersBytes(names.length) <= COUNTERS_BYTES, 'counters fit their block');
 }
+invariant(
+  countersBytes(DURABILITY_COUNTERS.length + DURABILITY_HISTOGRAMS.length * HISTOGRAM_WORDS) <=
+    COUNTERS_BYTES,
+  'histograms fit their block',
+);
 
 /** Index of a counter by its name, checked by the compiler. */
 export function indexIn<N extends string>(names: readonly N[], name: NoInfer<N>): number {
   return names.indexOf(name);
 }
 
-export function makeCounters(arena: Arena, address: number, names: readonly string[]): Counters {
-  return new Counters(arena, address, names.length);
+/** Place of a histogram's first word, behind the counters of its block. */
+export function histogramIn<N extends string>(
+  counters: readonly string[],
+  names: readonly N[],
+  name: NoInfer<N>,
+): number {
+  return counters.length + names.indexOf(name) * HISTOGRAM_WORDS;
+}
+
+export function makeCounters(
+  arena: Arena,
+  address: number,
+  names: readonly string[],
+  histograms: readonly string[] = [],
+): Counters {
+  return new Counters(arena, address, names.length + histograms.length * HISTOGRAM_WORDS);
+}
+
+/** A published histogram; `first` is from `histogramIn`. */
+export function readHistogram(arena: Arena, address: number, first: number): Histogram {
+  const words = Array.from({ length: HISTOGRAM_WORDS }, (_, i) =>
+    readCounter(arena, address, first + i),
+  );
+  return summarize(words);
 }
 
 /** Published values by name. */

@@ -16,19 +16,27 @@ import { TidemarkError } from '../core/base/errors.ts';
 import { MiB, idleWatermarkMs, pageBytes, unsyncedBytesMax } from '../core/base/limits.ts';
 import { TX_BYTES_OFFSET, TX_COUNT_OFFSET } from '../core/base/update.ts';
 import type { SpareJob, ZeroJob } from '../core/log/prepare.ts';
+import { recordBytes } from '../core/log/record.ts';
 import type { RecordHeader } from '../core/log/record.ts';
 import { LogRecovery } from '../core/log/recovery.ts';
 import type { LogFacts } from '../core/log/recovery.ts';
 import { ACCEPTED, LogWriter } from '../core/log/writer.ts';
 import type { LogPiece, LogPosition } from '../core/log/writer.ts';
 import { KIND_RECORD } from '../core/shared/buffer-pool.ts';
-import { ACTOR_DURABILITY } from '../core/shared/control.ts';
+import { ACTOR_DURABILITY, STALL_CALL } from '../core/shared/control.ts';
 import type { Counters } from '../core/shared/counters.ts';
 import { eachPiece, layChained, pagesFor, releaseChain } from '../core/shared/record-pages.ts';
 import type { RingConsumer } from '../core/shared/ring.ts';
 import { Outbox, inboxOf } from './actor.ts';
 import type { Actor, ActorContext } from './actor.ts';
-import { DURABILITY_COUNTERS, indexIn, makeCounters } from './counters.ts';
+import {
+  DURABILITY_COUNTERS,
+  DURABILITY_HISTOGRAMS,
+  RECOVERY_VERDICTS,
+  histogramIn,
+  indexIn,
+  makeCounters,
+} from './counters.ts';
 import {
   BOUND,
   BOUND_REACHED,
@@ -60,6 +68,13 @@ import {
 } from './messages.ts';
 import { readText } from './text-blocks.ts';
 import { THREAD_BACKGROUND, THREAD_WRITE } from './topology.ts';
+import {
+  CALL_SYNC,
+  CALL_SYNC_DIR,
+  CALL_WRITE,
+  CALL_WRITEV,
+  WatchedStorage,
+} from './watched-storage.ts';
 
 /** What the keeper says of the log, as JSON. */
 export type RecoverRequest = {
@@ -71,11 +86,6 @@ export type RecoverRequest = {
   readonly start: LogPosition | null;
   readonly witness: number;
 };
-
-/** Names for a storage call in progress, as stall reports show them. */
-export const CALL_NONE = 0;
-export const CALL_LOG_STEP = 1;
-export const CALL_RECOVERY = 2;
 
 /** Preparing that failed is tried again after this. */
 const PREPARE_RETRY_MS = 1_000;
@@ -106,6 +116,23 @@ const WATERMARKS: number = indexIn(DURABILITY_COUNTERS, 'watermarks');
 const ZEROED_BYTES: number = indexIn(DURABILITY_COUNTERS, 'zeroedBytes');
 const RECOVERED_TRANSACTIONS: number = indexIn(DURABILITY_COUNTERS, 'recoveredTransactions');
 const TORN_BYTES: number = indexIn(DURABILITY_COUNTERS, 'tornBytes');
+const BYTES_STAGED: number = indexIn(DURABILITY_COUNTERS, 'bytesStaged');
+const BYTES_IN_PLACE: number = indexIn(DURABILITY_COUNTERS, 'bytesInPlace');
+const UNSYNCED_BYTES: number = indexIn(DURABILITY_COUNTERS, 'unsyncedBytes');
+const ROOM_BYTES: number = indexIn(DURABILITY_COUNTERS, 'roomBytes');
+const SPARES_READY: number = indexIn(DURABILITY_COUNTERS, 'sparesReady');
+const SPARES_MISSING: number = indexIn(DURABILITY_COUNTERS, 'sparesMissing');
+const SPARES_MADE: number = indexIn(DURABILITY_COUNTERS, 'sparesMade');
+const SPARES_RECYCLED: number = indexIn(DURABILITY_COUNTERS, 'sparesRecycled');
+const RECOVERY_VERDICT: number = indexIn(DURABILITY_COUNTERS, 'recoveryVerdict');
+const RECOVERY_MS: number = indexIn(DURABILITY_COUNTERS, 'recoveryMs');
+const RECOVERED_RECORDS: number = indexIn(DURABILITY_COUNTERS, 'recoveredRecords');
+const RECOVERED_BYTES: number = indexIn(DURABILITY_COUNTERS, 'recoveredBytes');
+const SUSPECTS: number = indexIn(DURABILITY_COUNTERS, 'suspects');
+
+const BATCH_BYTES: number = histogramIn(DURABILITY_COUNTERS, DURABILITY_HISTOGRAMS, 'batchBytes');
+const WRITE_US: number = histogramIn(DURABILITY_COUNTERS, DURABILITY_HISTOGRAMS, 'writeUs');
+const SYNC_US: number = histogramIn(DURABILITY_COUNTERS, DURABILITY_HISTOGRAMS, 'syncUs');
 
 /** A page that replay laid records into; let go once the sequencer holds it. */
 type ReplayPage = { address: number; chained: boolean; upper: number };
@@ -113,6 +140,9 @@ type ReplayPage = { address: number; chained: boolean; upper: number };
 export class Durability implements Actor {
   readonly number: number = ACTOR_DURABILITY;
   readonly #context: ActorContext;
+  /** The disk, each call announced. */
+  readonly #disk: WatchedStorage;
+  #callAt = 0;
   readonly #line: RingConsumer;
   readonly #replay: Outbox;
   readonly #fromKeeper: RingConsumer;
@@ -123,6 +153,7 @@ export class Durability implements Actor {
 
   #phase = PHASE_WAITING;
   #recovery: LogRecovery | undefined;
+  #recoveryAt = 0;
   #writer: LogWriter | undefined;
   #segmentsTold = 0;
   /** Bounds that `durable` has not reached, oldest first. */
@@ -158,7 +189,28 @@ export class Durability implements Actor {
       context.arena,
       topology.counters[ACTOR_DURABILITY],
       DURABILITY_COUNTERS,
+      DURABILITY_HISTOGRAMS,
     );
+    this.#disk = new WatchedStorage(context.storage, {
+      begin: (call) => this.#beginCall(call),
+      end: (call) => this.#endCall(call),
+    });
+  }
+
+  #beginCall(call: number): void {
+    const { clock, control } = this.#context;
+    this.#callAt = clock.ticksMs();
+    control.beginStall(ACTOR_DURABILITY, STALL_CALL, call, clock.nowMs());
+  }
+
+  #endCall(call: number): void {
+    const { clock, control } = this.#context;
+    const ms = clock.ticksMs() - this.#callAt;
+    control.endStall(ACTOR_DURABILITY, STALL_CALL, ms);
+    if (call === CALL_WRITE || call === CALL_WRITEV) this.#counters.observe(WRITE_US, ms * 1_000);
+    else if (call === CALL_SYNC || call === CALL_SYNC_DIR) {
+      this.#counters.observe(SYNC_US, ms * 1_000);
+    }
   }
 
   tick(): boolean {
@@ -207,7 +259,24 @@ export class Durability implements Actor {
   }
 
   publish(): void {
+    const writer = this.#writer;
+    if (writer !== undefined) this.#gauge(writer);
     this.#counters.publish();
+  }
+
+  /** Figures that the writer keeps itself. */
+  #gauge(writer: LogWriter): void {
+    const counters = this.#counters;
+    counters.set(BYTES_WRITTEN, writer.bytesWritten);
+    counters.set(BYTES_STAGED, writer.bytesStaged);
+    counters.set(BYTES_IN_PLACE, writer.bytesInPlace);
+    counters.set(UNSYNCED_BYTES, writer.unsyncedBytes);
+    counters.set(ROOM_BYTES, writer.preparedBytes);
+    const { ready, missing, made, recycled } = writer.spares;
+    counters.set(SPARES_READY, ready);
+    counters.set(SPARES_MISSING, missing);
+    counters.set(SPARES_MADE, made);
+    counters.set(SPARES_RECYCLED, recycled);
   }
 
   onClose(): void {
@@ -226,7 +295,9 @@ export class Durability implements Actor {
     const text = readText(arena, u32[slot + RECOVER.ADDRESS], u32[slot + RECOVER.BYTES]);
     const request = JSON.parse(text) as RecoverRequest;
     this.#fromKeeper.pop();
-    const { storage, config } = this.#context;
+    const { config, clock } = this.#context;
+    const storage = this.#disk;
+    this.#recoveryAt = clock.ticksMs();
     const logId = new Uint8Array(Buffer.from(request.logId, 'base64'));
     const options = { segmentBytes: config.segmentBytes };
     if (request.create) {
@@ -274,15 +345,17 @@ export class Durability implements Actor {
 
   #recover(): boolean {
     const recovery = this.#recovery!;
-    const { control, clock, storage, config } = this.#context;
-    control.setCall(ACTOR_DURABILITY, CALL_RECOVERY, clock.nowMs());
-    const more = recovery.step();
-    control.setCall(ACTOR_DURABILITY, CALL_NONE, 0);
-    if (more) return !recovery.waiting;
+    const { clock, config } = this.#context;
+    if (recovery.step()) return !recovery.waiting;
+    const verdict =
+      recovery.torn !== undefined ? 'torn' : recovery.clean ? ('clean' as const) : 'unclean';
+    this.#counters.set(RECOVERY_VERDICT, RECOVERY_VERDICTS.indexOf(verdict));
     this.#counters.add(TORN_BYTES, recovery.torn?.bytes ?? 0);
+    this.#counters.set(SUSPECTS, recovery.suspectCount);
+    this.#counters.set(RECOVERY_MS, Math.ceil(clock.ticksMs() - this.#recoveryAt));
     if (recovery.resume !== undefined) {
       const options = { segmentBytes: config.segmentBytes };
-      this.#writer = new LogWriter(storage, options, recovery.resume);
+      this.#writer = new LogWriter(this.#disk, options, recovery.resume);
     }
     this.#phase = PHASE_REPORTING;
     return true;
@@ -335,6 +408,8 @@ export class Durability implements Actor {
     control.setWritten(upper);
     control.setDurable(upper);
     this.#counters.add(RECOVERED_TRANSACTIONS, record.txCount);
+    this.#counters.add(RECOVERED_RECORDS, 1);
+    this.#counters.add(RECOVERED_BYTES, recordBytes(length));
     return true;
   }
 
@@ -398,12 +473,12 @@ export class Durability implements Actor {
     u32[slot + KIND_WORD] = MSG_RECOVERED;
     setWide(u32, slot + RECOVERED.UPPER, next);
     this.#keeper.send();
-    const { control, clock, storage } = this.#context;
+    const { control, clock } = this.#context;
     control.setWritten(next);
     control.setDurable(next);
     if (writer !== undefined) control.setLogPosition(writer.seq, writer.mark().position);
     if (!this.#context.config.readOnly)
-      for (const path of recovery?.orphans ?? []) storage.unlink(path);
+      for (const path of recovery?.orphans ?? []) this.#disk.unlink(path);
     this.#recovery = undefined;
     this.#lastInput = clock.ticksMs();
     this.#phase = PHASE_LIVE;
@@ -543,11 +618,10 @@ export class Durability implements Actor {
     const before = writer.durable;
     const writtenBefore = writer.written;
     const startedAt = clock.ticksMs();
-    control.setCall(ACTOR_DURABILITY, CALL_LOG_STEP, clock.nowMs());
+    const bytesBefore = writer.bytesWritten;
     const step = writer.step(this.#wantsSync(writer, startedAt));
-    control.setCall(ACTOR_DURABILITY, CALL_NONE, 0);
     if (step === 'idle' || step === 'waiting') return false;
-    this.#count(step, clock.ticksMs() - startedAt);
+    this.#count(step, clock.ticksMs() - startedAt, writer.bytesWritten - bytesBefore);
     if (writer.written !== writtenBefore) {
       if (this.#unsyncedSince < 0) this.#unsyncedSince = startedAt;
       // The place first: whoever sees the frontier finds the segment that it lies in.
@@ -579,9 +653,10 @@ export class Durability implements Actor {
     return this.#unsyncedSince >= 0 && now - this.#unsyncedSince >= config.syncIntervalMs;
   }
 
-  #count(step: string, ms: number): void {
+  #count(step: string, ms: number, bytes: number): void {
     const counters = this.#counters;
     if (step === 'wrote') {
+      counters.observe(BATCH_BYTES, bytes);
       counters.add(BATCHES, 1);
       counters.add(WRITES, 1);
     } else if (step === 'synced') {
@@ -591,7 +666,6 @@ export class Durability implements Actor {
     } else if (step === 'rotated') {
       counters.add(ROTATIONS, 1);
     }
-    counters.values[BYTES_WRITTEN] = this.#writer!.bytesWritten;
   }
 
   #ringClients(): void {
@@ -613,11 +687,11 @@ export class Durability implements Actor {
   #askForRoom(writer: LogWriter): void {
     if (this.#compactor.ring.room(2) < 2) return;
     if (writer.prepareFailed) {
-      const { clock, control, storage } = this.#context;
+      const { clock, control } = this.#context;
       if (clock.ticksMs() < this.#retryAt) return;
       this.#retryAt = clock.ticksMs() + PREPARE_RETRY_MS;
       if (!control.hasSpace()) {
-        if (storage.freeBytes() < SPACE_BYTES_MIN) return;
+        if (this.#disk.freeBytes() < SPACE_BYTES_MIN) return;
         control.setHasSpace(true);
       }
       writer.retryPreparing();

@@ -8,11 +8,13 @@ import { IdReserve } from '../core/spine/manifest.ts';
 import type { Edit, Counters as IdCounters, ManifestState } from '../core/spine/manifest.ts';
 import type { ManifestStore } from '../core/spine/manifest-store.ts';
 import type { FileIds } from '../core/spine/part-files.ts';
-import type { StorageAnswer, StorageCall } from '../core/storage/storage.ts';
-import { KEEPER_COUNTERS, indexIn } from './counters.ts';
+import type { Clock, StorageAnswer, StorageCall } from '../core/storage/storage.ts';
+import { KEEPER_COUNTERS, KEEPER_HISTOGRAMS, histogramIn, indexIn } from './counters.ts';
 
 const EDITS: number = indexIn(KEEPER_COUNTERS, 'edits');
 const EDIT_BATCHES: number = indexIn(KEEPER_COUNTERS, 'editBatches');
+const EDIT_BYTES: number = indexIn(KEEPER_COUNTERS, 'editBytes');
+const MANIFEST_US: number = histogramIn(KEEPER_COUNTERS, KEEPER_HISTOGRAMS, 'manifestUs');
 
 /** Queues calls to the disk; `done` has their answer. Returns the ticket. */
 export type Submit = (
@@ -31,6 +33,7 @@ export class Edits {
   store: ManifestStore | undefined;
   bids: IdReserve = new IdReserve(1);
   runIds: IdReserve = new IdReserve(1);
+  readonly #clock: Clock;
   readonly #counters: Counters;
   readonly #submit: Submit;
   #files: IdReserve = new IdReserve(1);
@@ -38,7 +41,8 @@ export class Edits {
   #ticket: number = NO_TICKET;
   readonly #effects: Effect[] = [];
 
-  constructor(counters: Counters, submit: Submit) {
+  constructor(clock: Clock, counters: Counters, submit: Submit) {
+    this.#clock = clock;
     this.#counters = counters;
     this.#submit = submit;
   }
@@ -90,8 +94,13 @@ export class Edits {
     const program = store.program();
     if (program === undefined) return false;
     this.#counters.add(EDIT_BATCHES, 1);
+    for (const step of program.calls) {
+      if (step.call === 'write') this.#counters.add(EDIT_BYTES, step.bytes.length);
+    }
+    const startedAt = this.#clock.ticksMs();
     this.#ticket = this.#submit(program.fd, program.calls, (answer) => {
       this.#ticket = NO_TICKET;
+      this.#counters.observe(MANIFEST_US, (this.#clock.ticksMs() - startedAt) * 1_000);
       const progress = store.onAnswer(answer);
       if (progress.failure !== undefined) throw progress.failure;
       if (progress.rolledUp) onRolledUp(store);

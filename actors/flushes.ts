@@ -32,6 +32,7 @@ import type { Views } from './views.ts';
 const REPLY_BYTES_PER_COLLECTION = 512;
 
 const FLUSHES: number = indexIn(KEEPER_COUNTERS, 'flushes');
+const FLUSH_JOBS: number = indexIn(KEEPER_COUNTERS, 'flushJobs');
 const FLUSHED_ROWS: number = indexIn(KEEPER_COUNTERS, 'flushedRows');
 const FLUSHED_BYTES: number = indexIn(KEEPER_COUNTERS, 'flushedBytes');
 
@@ -190,7 +191,8 @@ export class Flushes {
       if (outcome.failure === undefined) this.#onFlushed(item, outcome.value as FlushResult);
       else this.#ports.onFailure(item, fromPlainError(outcome.failure));
     });
-    if (!item.running) this.#edits.giveBackFiles(outFiles);
+    if (item.running) this.#counters.add(FLUSH_JOBS, 1);
+    else this.#edits.giveBackFiles(outFiles);
     return item.running;
   }
 
@@ -243,6 +245,10 @@ export class Flushes {
       collection.unshown++;
       collection.touchedAt = clock.ticksMs();
       this.#counters.add(FLUSHED_ROWS, flushed.len);
+      const { figures } = collection;
+      figures.add('flushes', 1);
+      figures.add('flushedRows', flushed.len);
+      for (const part of parts) figures.add('flushedBytes', part.bytes);
     }
     this.#counters.add(FLUSHED_BYTES, item.result!.stats.bytesWritten);
     this.#counters.add(FLUSHES, 1);

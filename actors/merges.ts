@@ -39,6 +39,7 @@ const LARGE_JOB_BYTES: number = 64 * MiB;
 const IDLE_MERGE_MS = 30_000;
 
 const MERGES: number = indexIn(KEEPER_COUNTERS, 'merges');
+const MERGE_JOBS: number = indexIn(KEEPER_COUNTERS, 'mergeJobs');
 const MERGED_ROWS_IN: number = indexIn(KEEPER_COUNTERS, 'mergedRowsIn');
 const MERGED_ROWS_OUT: number = indexIn(KEEPER_COUNTERS, 'mergedRowsOut');
 const MERGED_BYTES_IN: number = indexIn(KEEPER_COUNTERS, 'mergedBytesIn');
@@ -98,6 +99,19 @@ export class Merges {
   isMerging(collection: Collection): boolean {
     for (const merging of this.#merging) if (merging.collection === collection) return true;
     return false;
+  }
+
+  /** Writes down how each spine stands that has changed. */
+  publish(): void {
+    for (const collection of this.#spines.values()) {
+      if (!collection.figures.stale) continue;
+      const reading = new Set<number>();
+      for (const merging of this.#merging) {
+        if (merging.collection !== collection) continue;
+        for (const bid of merging.choice.inputs) reading.add(bid);
+      }
+      collection.figures.publish(collection.spine, reading);
+    }
   }
 
   /** Collections in which something is worth a job now. */
@@ -185,6 +199,7 @@ export class Merges {
         return;
       }
       this.#end(merging);
+      collection.figures.add('mergesFailed', 1);
       this.#ports.onFailure(collection, fromPlainError(outcome.failure));
       // Damage does not heal: the wish to compact is answered by what could be done.
       collection.compactWanted = false;
@@ -194,12 +209,15 @@ export class Merges {
       return false;
     }
     this.#merging.add(merging);
+    this.#counters.add(MERGE_JOBS, 1);
+    collection.figures.stale = true;
     this.#parts.pin(files);
     return true;
   }
 
   #end(merging: Merging): void {
     this.#merging.delete(merging);
+    merging.collection.figures.stale = true;
     this.#parts.unpin(merging.files);
   }
 
@@ -214,6 +232,7 @@ export class Merges {
       }
       // What was made cannot be read back: as if the job had failed.
       this.#parts.discardOutputs(refs);
+      merging.collection.figures.add('mergesFailed', 1);
       this.#ports.onFailure(merging.collection, asFailure(failure));
       merging.collection.compactWanted = false;
     });
@@ -234,6 +253,7 @@ export class Merges {
     };
     if (!this.#apply(collection, merged)) {
       this.#counters.add(MERGES_REFUSED, 1);
+      collection.figures.add('mergesRefused', 1);
       // Only files that this job made, and that nothing refers to.
       for (const part of infos) this.#parts.discard(part);
       return;
@@ -245,6 +265,12 @@ export class Merges {
     counters.add(MERGED_ROWS_OUT, result.len);
     counters.add(MERGED_BYTES_IN, choice.bytes);
     counters.add(MERGED_BYTES_OUT, result.stats.bytesWritten);
+    const { figures } = collection;
+    figures.add('merges', 1);
+    figures.add('mergedRowsIn', choice.len);
+    figures.add('mergedRowsOut', result.len);
+    figures.add('mergedBytesIn', choice.bytes);
+    figures.add('mergedBytesOut', result.stats.bytesWritten);
   }
 
   /** Swaps pointers and proposes the edit that says so; false when the spine refuses the result. */
@@ -275,6 +301,7 @@ export class Merges {
       const move = chooseMove(collection.spine.batches(), this.#busy(collection));
       if (move !== undefined && this.#apply(collection, move)) {
         this.#counters.add(MOVES, 1);
+        collection.figures.add('moves', 1);
         return true;
       }
       if (this.isMerging(collection)) continue;

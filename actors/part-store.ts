@@ -20,7 +20,15 @@ import { SHORT_READ } from '../core/storage/storage.ts';
 import type { ActorContext } from './actor.ts';
 
 /** An open part file. `parts` counts loaded parts, `pins` jobs that read it. */
-type OpenFile = { file: number; fd: number; parts: number; pins: number; doomed: boolean };
+type OpenFile = {
+  file: number;
+  fd: number;
+  parts: number;
+  /** Bytes of every part that was ever in it. */
+  bytes: number;
+  pins: number;
+  doomed: boolean;
+};
 
 export type LoadedPart = {
   readonly info: PartInfo;
@@ -61,6 +69,9 @@ export class PartStore {
   readonly #parts: Map<string, LoadedPart> = new Map();
   #openCount = 0;
   filesDeleted = 0;
+  /** Bytes of part files that are on disk, and files among them that wait for readers to be deleted. */
+  bytesOnDisk = 0;
+  filesPending = 0;
 
   constructor(
     context: ActorContext,
@@ -80,6 +91,11 @@ export class PartStore {
 
   get openFiles(): number {
     return this.#openCount;
+  }
+
+  /** Files with a part in them, or waiting for their deletion. */
+  get fileCount(): number {
+    return this.#files.size;
   }
 
   /** The file has a loaded part, or waits for its deletion. */
@@ -261,7 +277,7 @@ export class PartStore {
       this.#openCount--;
       kept = -1;
     }
-    this.#files.set(file, { file, fd: kept, parts: 0, pins: 0, doomed: false });
+    this.#files.set(file, { file, fd: kept, parts: 0, bytes: 0, pins: 0, doomed: false });
   }
 
   #addPart(info: PartInfo, index: Uint8Array, filter: Uint8Array): void {
@@ -274,6 +290,8 @@ export class PartStore {
     const filterAddress = indexAddress === 0 ? 0 : this.#place(filter);
     writePart(arena, block, info, file.fd, indexAddress, filterAddress);
     file.parts++;
+    file.bytes += info.bytes;
+    this.bytesOnDisk += info.bytes;
     const part: LoadedPart = {
       info,
       block,
@@ -352,9 +370,12 @@ export class PartStore {
   #dropIfUnused(file: OpenFile): void {
     if (file.parts > 0 || file.pins > 0 || file.doomed) return;
     file.doomed = true;
+    this.filesPending++;
     // A closed number may soon be somebody else's file: also asynchronous reads must be over.
     this.#retired.retire(file.file, UNTIL_NOW_AND_IO, () => {
       this.#files.delete(file.file);
+      this.filesPending--;
+      this.bytesOnDisk -= file.bytes;
       if (file.fd >= 0) {
         this.#context.storage.close(file.fd);
         this.#openCount--;

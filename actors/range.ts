@@ -90,7 +90,7 @@ export class RangeIterable<K, V, T> implements IterableIterator<T>, AsyncIterabl
     this.#bounds = { ...range.bounds };
     this.#left = range.limit;
     this.#make = make;
-    this.#hold = new Hold(client, client.holdFor(collection, asOf));
+    this.#hold = new Hold(client, client.holdFor(collection, asOf), 'iterator');
     forgotten.register(this, this.#hold, this.#hold);
   }
 
@@ -203,13 +203,20 @@ function decodeOwned<T>(codec: Codec<T>, slab: Buffer, start: number, end: numbe
 export class Hold {
   readonly #client: Client;
   readonly T: number;
+  /** What holds: as `engine.stats().holds` names it. */
+  readonly owner: string;
+  /** On the wall clock. */
+  readonly sinceMs: number;
   #held: boolean;
 
   /** Requires: `T` is held by the caller's word, or negative, which holds nothing. */
-  constructor(client: Client, T: number) {
+  constructor(client: Client, T: number, owner = 'read') {
     this.#client = client;
     this.T = T;
+    this.owner = owner;
+    this.sinceMs = client.context.clock.nowMs();
     this.#held = true;
+    if (T >= 0) client.held.add(this);
   }
 
   get held(): boolean {
@@ -219,7 +226,9 @@ export class Hold {
   release(): void {
     if (!this.#held) return;
     this.#held = false;
-    if (this.T >= 0) this.#client.release(this.T);
+    if (this.T < 0) return;
+    this.#client.held.delete(this);
+    this.#client.release(this.T);
   }
 }
 

@@ -47,6 +47,8 @@ const READS: number = indexIn(CLIENT_COUNTERS, 'reads');
 const MEMTABLE_HITS: number = indexIn(CLIENT_COUNTERS, 'memtableHits');
 const CACHE_HITS: number = indexIn(CLIENT_COUNTERS, 'cacheHits');
 const CACHE_ABSENTS: number = indexIn(CLIENT_COUNTERS, 'cacheAbsent');
+const PART_READS: number = indexIn(CLIENT_COUNTERS, 'partReads');
+const RUNS_VISITED: number = indexIn(CLIENT_COUNTERS, 'runsVisited');
 const FILE_READS: number = indexIn(CLIENT_COUNTERS, 'fileReads');
 const FILE_BYTES: number = indexIn(CLIENT_COUNTERS, 'fileBytes');
 const FILTER_SKIPS: number = indexIn(CLIENT_COUNTERS, 'filterSkips');
@@ -325,7 +327,9 @@ export class Reader {
     const { storage, arena } = this.#context;
     const hash = partKeyHash(key, 0, length);
     const runs = view.runCount(block);
+    this.counters.add(PART_READS, 1);
     for (let r = 0; r < runs; r++) {
+      this.counters.add(RUNS_VISITED, 1);
       const run = view.run(block, r);
       const parts = view.partCount(run);
       // The versions of a key may run on into the next part.
@@ -598,6 +602,8 @@ export class Reader {
     const point = this.#point;
     const candidates: Candidate[] = [];
     const runs = view.runCount(block);
+    this.counters.add(PART_READS, 1);
+    this.counters.add(RUNS_VISITED, runs);
     for (let r = 0; r < runs; r++) {
       const run = view.run(block, r);
       const parts = view.partCount(run);

@@ -72,6 +72,10 @@ const SEALS: number = indexIn(SEQUENCER_COUNTERS, 'seals');
 const STALLS_FOR_SPARE: number = indexIn(SEQUENCER_COUNTERS, 'stallsForSpare');
 const STALLS_FOR_LOG: number = indexIn(SEQUENCER_COUNTERS, 'stallsForLog');
 const RESENT: number = indexIn(SEQUENCER_COUNTERS, 'resent');
+const REFUSED_FOR_CONFLICT: number = indexIn(SEQUENCER_COUNTERS, 'refusedForConflict');
+const REFUSED_FOR_SPACE: number = indexIn(SEQUENCER_COUNTERS, 'refusedForSpace');
+const CLOCK_HELD_BACK: number = indexIn(SEQUENCER_COUNTERS, 'clockHeldBack');
+const CLOCK_HELD_BACK_MS: number = indexIn(SEQUENCER_COUNTERS, 'clockHeldBackMs');
 
 /** What became of one attempt to take a record. */
 const TAKEN = 0;
@@ -334,6 +338,7 @@ export class Sequencer implements Actor {
     if (!control.hasSpace()) {
       this.#answer(client, u32[slot + RECORD.NUMBER], 0, codeNumber('TIDEMARK_NO_SPACE'));
       this.#counters.add(REFUSED, 1);
+      this.#counters.add(REFUSED_FOR_SPACE, 1);
       return TAKEN;
     }
     // One slot for the record, one kept for the bound of a seal.
@@ -346,7 +351,7 @@ export class Sequencer implements Actor {
     if (!this.#makeRoom(operations, payloadBytes)) return BLOCKED;
     const first = this.#next;
     const txCount = u32[slot + RECORD.TX_COUNT];
-    this.#atMs = Math.max(clock.nowMs(), this.#atMs);
+    this.#stamp(clock.nowMs());
     const hasRanges = (u32[slot + RECORD.FLAGS] & RECORD_RANGES) !== 0;
     this.#insert(u32[slot + RECORD.ADDRESS], txCount, first, hasRanges);
 
@@ -361,6 +366,18 @@ export class Sequencer implements Actor {
     this.#counters.add(TRANSACTIONS, txCount);
     this.#counters.add(OPERATIONS, operations);
     return TAKEN;
+  }
+
+  /** The time of the next record: a clock set back waits until it has caught up. */
+  #stamp(nowMs: number): void {
+    const behindMs = this.#atMs - nowMs;
+    if (behindMs > 0) {
+      this.#counters.add(CLOCK_HELD_BACK, 1);
+      this.#counters.set(CLOCK_HELD_BACK_MS, behindMs);
+      return;
+    }
+    this.#atMs = nowMs;
+    this.#counters.set(CLOCK_HELD_BACK_MS, 0);
   }
 
   /** Answers a record whose conditions do not hold, or that must not overtake one sent again. */
@@ -395,6 +412,7 @@ export class Sequencer implements Actor {
     receipts.ring.u32[answer + RECEIPT.ABSENT] = checker.isDelete ? 1 : 0;
     this.#answer(client, number, checker.time, codeNumber('TIDEMARK_CONFLICT'));
     this.#counters.add(REFUSED, 1);
+    this.#counters.add(REFUSED_FOR_CONFLICT, 1);
     return true;
   }
 

@@ -24,7 +24,7 @@ export class Snapshot {
     const held = holdSettled(client, asOf);
     this.offset = held.T;
     this.#lost = held.lost;
-    this.#hold = new Hold(client, this.offset);
+    this.#hold = new Hold(client, this.offset, 'snapshot');
     forgotten.register(this, this.#hold, this.#hold);
   }
 

@@ -54,7 +54,7 @@ import type { StorageAnswer, StorageCall } from '../core/storage/storage.ts';
 import { Outbox, inboxOf } from './actor.ts';
 import type { Actor, ActorContext } from './actor.ts';
 import { BackupHolds } from './backup-holds.ts';
-import { KEEPER_COUNTERS, indexIn, makeCounters } from './counters.ts';
+import { KEEPER_COUNTERS, KEEPER_HISTOGRAMS, indexIn, makeCounters } from './counters.ts';
 import type { RecoverRequest } from './durability.ts';
 import { Edits } from './edits.ts';
 import { Flushes } from './flushes.ts';
@@ -126,6 +126,11 @@ const SEALED: number = indexIn(KEEPER_COUNTERS, 'sealed');
 const FLUSHED_UPPER: number = indexIn(KEEPER_COUNTERS, 'flushedUpper');
 const SEGMENTS: number = indexIn(KEEPER_COUNTERS, 'segments');
 const WORK_WAITING: number = indexIn(KEEPER_COUNTERS, 'workWaiting');
+const PART_FILES: number = indexIn(KEEPER_COUNTERS, 'partFiles');
+const PART_BYTES: number = indexIn(KEEPER_COUNTERS, 'partBytes');
+const FILES_PENDING: number = indexIn(KEEPER_COUNTERS, 'filesPending');
+const RETIRED: number = indexIn(KEEPER_COUNTERS, 'retired');
+const ORPHANS: number = indexIn(KEEPER_COUNTERS, 'orphans');
 
 /** What a client is told as soon as its ring has room. */
 type Done = { readonly client: number; readonly number: number; readonly refusal: number };
@@ -203,7 +208,12 @@ export class SpineKeeper implements Actor {
     this.#answers = topology.clients.map(
       (client, i) => new Outbox(context, client.answers, context.clientBells[i]),
     );
-    this.#counters = makeCounters(arena, topology.counters[ACTOR_KEEPER], KEEPER_COUNTERS);
+    this.#counters = makeCounters(
+      arena,
+      topology.counters[ACTOR_KEEPER],
+      KEEPER_COUNTERS,
+      KEEPER_HISTOGRAMS,
+    );
     this.#slab = new Slab(pool, KIND_VIEW);
     this.#retired = new RetireList(arena, control.epochAddress, topology.slots, clientsMax);
     this.#parts = new PartStore(context, this.#slab, this.#retired, (fd, calls, done) =>
@@ -211,8 +221,10 @@ export class SpineKeeper implements Actor {
     );
     this.#views = new Views(context, this.#slab, this.#retired, this.#parts);
     this.#desk = new JobDesk(context, this.#slab);
-    this.#edits = new Edits(this.#counters, (fd, calls, done) => this.#submit(fd, calls, done));
-    this.#spines = new SpineTable(context, this.#edits, this.#views, KEEPER_CLIENT);
+    this.#edits = new Edits(context.clock, this.#counters, (fd, calls, done) =>
+      this.#submit(fd, calls, done),
+    );
+    this.#spines = new SpineTable(context, this.#slab, this.#edits, this.#views, KEEPER_CLIENT);
     const own = {
       edits: this.#edits,
       spines: this.#spines,
@@ -300,7 +312,12 @@ export class SpineKeeper implements Actor {
     values[SEGMENTS] = this.#views.segments.length;
     values[FILES_DELETED] = this.#parts.filesDeleted;
     values[WORK_WAITING] = this.#workWaiting();
+    values[PART_FILES] = this.#parts.fileCount;
+    values[PART_BYTES] = this.#parts.bytesOnDisk;
+    values[FILES_PENDING] = this.#parts.filesPending;
+    values[RETIRED] = this.#retired.length;
     this.#counters.publish();
+    this.#merges.publish();
   }
 
   onClose(): void {
@@ -455,7 +472,9 @@ export class SpineKeeper implements Actor {
       // Later ids belong to jobs of this run.
       if (file === undefined || file >= this.#filesBefore) continue;
       // Merged away while the log was replayed: the manifest may name it until the edit is answered.
-      if (!this.#parts.has(file)) storage.unlink(partPath(file));
+      if (this.#parts.has(file)) continue;
+      storage.unlink(partPath(file));
+      this.#counters.add(ORPHANS, 1);
     }
   }
 

@@ -8,11 +8,13 @@ import { le } from '../core/base/frontier.ts';
 import { clientsMax } from '../core/base/limits.ts';
 import { CATALOG_ID, KIND_KEYED } from '../core/base/update.ts';
 import { lowestHold } from '../core/shared/epoch.ts';
+import type { Slab } from '../core/shared/slab.ts';
 import type { SpineState } from '../core/spine/batch.ts';
 import type { PartInfo } from '../core/spine/part-format.ts';
 import { Spine, diffSpine } from '../core/spine/spine.ts';
 import type { ActorContext } from './actor.ts';
 import { CatalogReader } from './catalog-reader.ts';
+import { CollectionFigures } from './collection-figures.ts';
 import type { Edits } from './edits.ts';
 import { KEEP_ALL } from './views.ts';
 import type { Views } from './views.ts';
@@ -24,6 +26,7 @@ export type Collection = {
   kind: number;
   /** With every proposed edit. */
   spine: Spine<PartInfo>;
+  readonly figures: CollectionFigures;
   /** Offsets of history, or KEEP_ALL: also while the catalog has not been read. */
   history: number;
   /** Edits proposed and not yet shown. */
@@ -36,6 +39,7 @@ export type Collection = {
 
 export class SpineTable {
   readonly #context: ActorContext;
+  readonly #slab: Slab;
   readonly #edits: Edits;
   readonly #views: Views;
   readonly #catalog: CatalogReader;
@@ -45,8 +49,9 @@ export class SpineTable {
   #isStale = true;
 
   /** `client`: the slot that the catalog is read with. */
-  constructor(context: ActorContext, edits: Edits, views: Views, client: number) {
+  constructor(context: ActorContext, slab: Slab, edits: Edits, views: Views, client: number) {
     this.#context = context;
+    this.#slab = slab;
     this.#edits = edits;
     this.#views = views;
     this.#catalog = new CatalogReader(context, client);
@@ -91,10 +96,13 @@ export class SpineTable {
   }
 
   #add(id: number, kind: number, spine: Spine<PartInfo>): Collection {
+    const figures = new CollectionFigures(this.#context.arena, this.#slab);
+    this.#views.figures.set(id, figures.address);
     const collection: Collection = {
       id,
       kind,
       spine,
+      figures,
       history: KEEP_ALL,
       unshown: 0,
       touchedAt: 0,
@@ -111,6 +119,7 @@ export class SpineTable {
     const state = collection.spine.state();
     const delta = diffSpine(before, state);
     collection.unshown++;
+    collection.figures.stale = true;
     this.#edits.propose({ spines: [{ collection: collection.id, delta }] }, () => {
       collection.unshown--;
       this.#views.show(collection.id, collection.kind, state, collection.history);

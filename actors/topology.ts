@@ -32,8 +32,8 @@ export const THREAD_WRITE = 0;
 export const THREAD_BACKGROUND = 1;
 export const THREADS = 2;
 
-/** Counters, each a frontier triple in a line of its own block: one writer each. */
-export const COUNTERS_BYTES = 1_024;
+/** Counters and histograms, each number a triple, in a block of one writer. */
+export const COUNTERS_BYTES = 2_048;
 
 export type ClientPlace = {
   readonly slot: number;

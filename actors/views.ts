@@ -68,6 +68,8 @@ export class Views {
   /** Something changed that no view says yet. */
   stale = false;
   published = 0;
+  /** By collection: where its figures are counted. */
+  readonly figures: Map<number, number> = new Map();
 
   constructor(context: ActorContext, slab: Slab, retired: RetireList, parts: PartStore) {
     this.#context = context;
@@ -129,20 +131,34 @@ export class Views {
   /** The collection was dropped: the next view does not name it. */
   remove(id: number): void {
     const shown = this.#shown.get(id);
-    if (shown === undefined) return;
+    if (shown === undefined) {
+      this.#dropFigures(id);
+      return;
+    }
     this.#shown.delete(id);
     this.stale = true;
     this.#afterPublish.push(() => {
       this.#retire(shown.block);
+      this.#dropFigures(id);
       for (const run of shown.runs.values()) this.#dropRun(run);
     });
+  }
+
+  #dropFigures(id: number): void {
+    const figures = this.figures.get(id) ?? 0;
+    this.figures.delete(id);
+    if (figures !== 0) this.#retire(figures);
   }
 
   /** A new block for the collection, with `since` one step on. */
   rewrite(shown: Shown): void {
     const former = shown.block;
     this.#moveSince(shown);
-    const fields = { ...shown, runs: [...shown.runs.values()].toReversed() };
+    const fields = {
+      ...shown,
+      figures: this.figures.get(shown.id) ?? 0,
+      runs: [...shown.runs.values()].toReversed(),
+    };
     shown.block = this.#allocate(collectionBytes(fields));
     writeCollection(this.#context.arena, shown.block, fields);
     if (former !== 0) this.#afterPublish.push(() => this.#retire(former));

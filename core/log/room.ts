@@ -33,6 +33,17 @@ export type RoomResume = {
   readonly filled: boolean;
 };
 
+/** Counted, so that an operator sees whether spares come in time. */
+export type SpareFigures = {
+  /** Waiting under their numbers: 0 or 1. */
+  ready: number;
+  /** Rotations that found none, and made the file on the path. */
+  missing: number;
+  made: number;
+  /** Made of a segment that nobody needed any more, or that came too late for its own number. */
+  recycled: number;
+};
+
 /** Zeros that a segment begins with under these options. */
 export function preparedBytesOf(options: RoomOptions): number {
   return (options.prepare ?? true) ? (options.preparedBytes ?? zeroChunkBytesMin) : 0;
@@ -43,6 +54,7 @@ export class LogRoom {
   zeroedEnd: number;
   /** A job failed; none is asked for until this is cleared. */
   failed = false;
+  readonly spares: SpareFigures = { ready: 0, missing: 0, made: 0, recycled: 0 };
 
   readonly #segmentBytes: number;
   readonly #prepare: boolean;
@@ -58,6 +70,8 @@ export class LogRoom {
   #spareSeq: number;
   #spareOut = 0;
   #lateSpareSeq = 0;
+  /** The spare that is out is made of a file that was there. */
+  #spareReused = false;
 
   constructor(options: RoomOptions, resume: RoomResume) {
     this.#segmentBytes = options.segmentBytes;
@@ -68,6 +82,7 @@ export class LogRoom {
     this.#filled = resume.filled;
     this.#highestSeq = resume.highestSeq;
     this.#spareSeq = resume.spareSeq;
+    this.spares.ready = resume.spareSeq === 0 ? 0 : 1;
   }
 
   /** True when bytes of segment `seq` up to `end` reach into a job's range. */
@@ -86,7 +101,9 @@ export class LogRoom {
     this.#filled = true;
     const spare = this.#spareSeq;
     this.#spareSeq = 0;
+    this.spares.ready = 0;
     if (spare !== 0) return spare;
+    this.spares.missing++;
     this.#highestSeq++;
     return -this.#highestSeq;
   }
@@ -132,6 +149,7 @@ export class LogRoom {
     this.#spareOut = this.#highestSeq;
     const reuseSeq = this.#lateSpareSeq;
     this.#lateSpareSeq = 0;
+    this.#spareReused = reuseSeq !== 0;
     return { seq: this.#spareOut, bytes: this.#segmentBytes, reuseSeq };
   }
 
@@ -139,9 +157,15 @@ export class LogRoom {
     invariant(seq === this.#spareOut, 'an answer belongs to its job', seq, this.#spareOut);
     this.#spareOut = 0;
     // A failed job may have left anything under its number, which is not used again.
-    if (!ok) this.failed = true;
-    else if (seq > liveSeq) this.#spareSeq = seq;
+    if (!ok) {
+      this.failed = true;
+      return;
+    }
+    if (this.#spareReused) this.spares.recycled++;
+    else this.spares.made++;
+    if (seq > liveSeq) this.#spareSeq = seq;
     else this.#lateSpareSeq = seq;
+    this.spares.ready = this.#spareSeq === 0 ? 0 : 1;
   }
 
   #mayPrepare(): boolean {

@@ -45,7 +45,7 @@ import {
   recordBytes,
 } from './record.ts';
 import { LogRoom } from './room.ts';
-import type { RoomOptions, RoomResume } from './room.ts';
+import type { RoomOptions, RoomResume, SpareFigures } from './room.ts';
 import {
   COMPAT_ZERO_FILLED,
   REASON_ROTATE,
@@ -157,6 +157,9 @@ export class LogWriter {
   unsyncedBytes = 0;
   /** Bytes handed to the system so far, headers included. */
   bytesWritten = 0;
+  /** Payload bytes copied into staging, and referenced where they lay. */
+  bytesStaged = 0;
+  bytesInPlace = 0;
   /** The batch takes no more: step first. */
   full = false;
   /** Highest claim any record carries; a watermark is of use while it is below `durable`. */
@@ -258,6 +261,11 @@ export class LogWriter {
     return Math.max(0, this.#room.zeroedEnd - this.#position);
   }
 
+  /** What became of spare segments so far. */
+  get spares(): Readonly<SpareFigures> {
+    return this.#room.spares;
+  }
+
   /** Where in segment `seq` the next record goes. */
   get position(): number {
     return this.#position;
@@ -296,8 +304,10 @@ export class LogWriter {
     if (length < inPlaceBytesMin) {
       this.#copy(source, offset, length, at);
       this.#staged = at + length;
+      this.bytesStaged += length;
     } else {
       this.#cut({ bytes: source, offset, length });
+      this.bytesInPlace += length;
     }
     return ACCEPTED;
   }
@@ -316,6 +326,8 @@ export class LogWriter {
     const refusal = this.#check(length, txCount, minTxOffset, epoch, committedAtMs);
     if (refusal !== ACCEPTED) return refusal;
     let at = this.#frame(length, payloadCrc, txCount, minTxOffset, epoch, committedAtMs);
+    if (length >= inPlaceBytesMin) this.bytesInPlace += length;
+    else this.bytesStaged += length;
     for (const piece of pieces) {
       if (length >= inPlaceBytesMin) {
         this.#cut(piece);

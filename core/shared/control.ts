@@ -8,11 +8,12 @@
  *   line  3  applied                           (sequencer)
  *   line  4  written, durable, log position    (durability)
  *   line  5  log sequence, room, log epoch     (durability)
- *   line  6+ one line an actor: call in progress and since when
+ *   line  6+ one line an actor: the call or the wait it is in, and the last that was long
  *   then     the failure as JSON, FAILURE_BYTES
  */
 import { LINE_BYTES } from './arena.ts';
 import type { Arena } from './arena.ts';
+import { stallMs } from '../base/limits.ts';
 import { EPOCH_FIRST } from './epoch.ts';
 import { loadTriple, storeTriple } from './triple.ts';
 
@@ -46,6 +47,32 @@ const ROOM_WORD: number = LOG_SEQ_WORD + 1;
 const CALLS_WORD: number = 6 * LINE_WORDS;
 const FAILURE_WORD: number = CALLS_WORD + ACTORS * LINE_WORDS;
 const FAILURE_BYTES = 8_192;
+
+/** A line of an actor has room for two: the call it makes, the room it waits for. */
+export const STALL_CALL = 0;
+export const STALL_WAIT = 1;
+const STALL_WORDS: number = LINE_WORDS / 2;
+const STALL_NUMBER_WORD = 1;
+const STALL_SINCE_WORD = 2;
+const LONG_COUNT_WORD: number = STALL_SINCE_WORD + 3;
+const LONG_WHAT_WORD: number = LONG_COUNT_WORD + 1;
+const LONG_SINCE_WORD: number = LONG_WHAT_WORD + 1;
+const LONG_MS_WORD: number = LONG_SINCE_WORD + 3;
+
+/** What an actor is in; `what` 0 = nothing. */
+export type StallWords = {
+  readonly what: number;
+  readonly number: number;
+  readonly sinceMs: number;
+};
+
+/** The last of `count` that were long. */
+export type LongStall = {
+  readonly count: number;
+  readonly what: number;
+  readonly sinceMs: number;
+  readonly ms: number;
+};
 
 export const CONTROL_BYTES: number = FAILURE_WORD * 4 + FAILURE_BYTES;
 
@@ -175,18 +202,57 @@ export class Control {
     Atomics.store(this.#i32, this.#word + ROOM_WORD, has ? 0 : 1);
   }
 
-  /** What an actor is about to ask of the disk and since when, so that a stall can be named while it lasts. 0 = nothing. */
-  setCall(actor: number, call: number, sinceMs: number): void {
-    const word = this.#word + CALLS_WORD + actor * LINE_WORDS;
-    storeTriple(this.#i32, word + 1, sinceMs);
-    Atomics.store(this.#i32, word, call);
+  /**
+   * The actor is about to make `call`, or to wait for `cause`, so that a stall can be named while it
+   * lasts. `slot` is STALL_CALL or STALL_WAIT: a call to the disk, a wait for room. `what` is not 0.
+   */
+  beginStall(actor: number, slot: number, what: number, sinceMs: number): void {
+    const word = this.#stallWord(actor, slot);
+    storeTriple(this.#i32, word + STALL_SINCE_WORD, sinceMs);
+    // Told apart from the one before, which may have been the same in the same millisecond.
+    const number = Atomics.load(this.#i32, word + STALL_NUMBER_WORD);
+    Atomics.store(this.#i32, word + STALL_NUMBER_WORD, (number + 1) | 0);
+    Atomics.store(this.#i32, word, what);
   }
 
-  call(actor: number): number {
-    return Atomics.load(this.#i32, this.#word + CALLS_WORD + actor * LINE_WORDS);
+  /** It is over, after `ms`; one of `stallMs` and more is kept for whoever asks later. */
+  endStall(actor: number, slot: number, ms: number): void {
+    const word = this.#stallWord(actor, slot);
+    const what = Atomics.load(this.#i32, word);
+    Atomics.store(this.#i32, word, 0);
+    if (ms < stallMs) return;
+    Atomics.store(this.#i32, word + LONG_WHAT_WORD, what);
+    const sinceMs = loadTriple(this.#i32, word + STALL_SINCE_WORD);
+    storeTriple(this.#i32, word + LONG_SINCE_WORD, sinceMs);
+    storeTriple(this.#i32, word + LONG_MS_WORD, Math.ceil(ms));
+    // Last: who sees the count moved finds what moved it.
+    Atomics.add(this.#i32, word + LONG_COUNT_WORD, 1);
   }
 
-  callSinceMs(actor: number): number {
-    return loadTriple(this.#i32, this.#word + CALLS_WORD + actor * LINE_WORDS + 1);
+  /** What the actor is in, 0 = nothing; its number tells it from others; since when. */
+  stall(actor: number, slot: number): StallWords {
+    const word = this.#stallWord(actor, slot);
+    const what = Atomics.load(this.#i32, word);
+    return {
+      what,
+      number: Atomics.load(this.#i32, word + STALL_NUMBER_WORD),
+      sinceMs: loadTriple(this.#i32, word + STALL_SINCE_WORD),
+    };
+  }
+
+  /** How many were long, and the last of them. */
+  longStall(actor: number, slot: number): LongStall {
+    const word = this.#stallWord(actor, slot);
+    const count = Atomics.load(this.#i32, word + LONG_COUNT_WORD);
+    return {
+      count,
+      what: Atomics.load(this.#i32, word + LONG_WHAT_WORD),
+      sinceMs: loadTriple(this.#i32, word + LONG_SINCE_WORD),
+      ms: loadTriple(this.#i32, word + LONG_MS_WORD),
+    };
+  }
+
+  #stallWord(actor: number, slot: number): number {
+    return this.#word + CALLS_WORD + actor * LINE_WORDS + slot * STALL_WORDS;
   }
 }

@@ -2,6 +2,7 @@
  * Counters of one writer, published into shared memory for whoever sums them. The writer counts in
  * private numbers and publishes what changed, before it sleeps and now and then while it is busy.
  */
+import { HISTOGRAM_MAX, HISTOGRAM_SUM, bucketOf } from '../base/histogram.ts';
 import type { Arena } from './arena.ts';
 import { loadTriple, storeTriple } from './triple.ts';
 
@@ -23,6 +24,19 @@ export class Counters {
 
   add(index: number, n: number): void {
     this.values[index] = this.values[index] + n;
+  }
+
+  set(index: number, value: number): void {
+    this.values[index] = value;
+  }
+
+  /** Counts a value at or above 0 in the histogram whose HISTOGRAM_WORDS begin at `first`. */
+  observe(first: number, value: number): void {
+    const { values } = this;
+    const bucket = first + bucketOf(value);
+    values[bucket] = values[bucket] + 1;
+    values[first + HISTOGRAM_SUM] = values[first + HISTOGRAM_SUM] + value;
+    if (value > values[first + HISTOGRAM_MAX]) values[first + HISTOGRAM_MAX] = value;
   }
 
   publish(): void {

@@ -193,6 +193,16 @@ export function lowestHold(
   return lowest;
 }
 
+/** The lowest time that one client holds; -1 when it holds none, or is changing it just now. */
+export function holdOf(arena: Arena, slotAddress: number): number {
+  const { i32 } = arena;
+  const word = (slotAddress >>> 2) + SLOT_HOLD_WORD;
+  const version = Atomics.load(i32, word);
+  const high = Atomics.load(i32, word + 1);
+  const held = fromWords(Atomics.load(i32, word + 2), high);
+  return (version & 1) !== 0 || Atomics.load(i32, word) !== version ? -1 : held - 1;
+}
+
 /** Publishes a client's lowest hold; -1 = none. Its slot has one writer, the client. */
 export function storeHold(
   arena: Arena,

@@ -29,6 +29,14 @@ export function resetRing(arena: Arena, address: number, position = 0): void {
   Atomics.store(arena.i32, (address >>> 2) + TAIL_WORD, position);
 }
 
+/** Slots published and not yet popped, for whoever is neither end of the ring. */
+export function ringDepth(arena: Arena, address: number): number {
+  const word = address >>> 2;
+  // The head first: a ring looks fuller than it is, never less than empty.
+  const head = Atomics.load(arena.i32, word + HEAD_WORD);
+  return (Atomics.load(arena.i32, word + TAIL_WORD) - head) | 0;
+}
+
 export class RingProducer {
   readonly u32: Uint32Array;
   readonly #i32: Int32Array;

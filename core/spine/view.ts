@@ -10,7 +10,8 @@
  *               then {id, block} per collection with parts, ascending by id
  *               then {sequence number, first offset, time of the commit before} per segment, oldest first
  *   collection  0 id  1 kind  2 since  4 sinceNext  6 upper (all updates below are in parts)
- *               8 runs  9.. {run block, level} a run, newest first
+ *               8 figures (counters of the keeper, 0 = none)  9 runs
+ *               10.. {run block, level} a run, newest first
  *   run         0 parts  1.. part blocks, ascending by key
  *   part        0 file  1 descriptor (i32, -1 = not open)  2 offset  4 bytes  6 rows  8 smallest time
  *               10 largest time  12 index block (0 = not loaded)  13 filter block (0 = none)
@@ -39,8 +40,9 @@ const KIND_WORD = 1;
 const SINCE_WORD = 2;
 const SINCE_NEXT_WORD = 4;
 const UPPER_WORD = 6;
-const RUN_COUNT_WORD = 8;
-const RUNS_WORD = 9;
+const FIGURES_WORD = 8;
+const RUN_COUNT_WORD = 9;
+const RUNS_WORD = 10;
 const RUN_ENTRY_WORDS = 2;
 
 const PART_COUNT_WORD = 0;
@@ -127,6 +129,8 @@ export type CollectionFields = {
   readonly since: number;
   readonly sinceNext: number;
   readonly upper: number;
+  /** Address of the keeper's counters of the collection; left out or 0: none. */
+  readonly figures?: number;
   /** Newest first. */
   readonly runs: readonly { readonly block: number; readonly level: number }[];
 };
@@ -143,6 +147,7 @@ export function writeCollection(arena: Arena, address: number, fields: Collectio
   setWide(u32, at + SINCE_WORD, fields.since);
   setWide(u32, at + SINCE_NEXT_WORD, fields.sinceNext);
   setWide(u32, at + UPPER_WORD, fields.upper);
+  u32[at + FIGURES_WORD] = fields.figures ?? 0;
   u32[at + RUN_COUNT_WORD] = fields.runs.length;
   let word = at + RUNS_WORD;
   for (const { block, level } of fields.runs) {
@@ -289,6 +294,11 @@ export class ViewReader {
 
   upper(collection: number): number {
     return getWide(this.#u32, (collection >>> 2) + UPPER_WORD);
+  }
+
+  /** Address of the keeper's counters of it, 0 = none. */
+  figures(collection: number): number {
+    return this.#u32[(collection >>> 2) + FIGURES_WORD];
   }
 
   runCount(collection: number): number {

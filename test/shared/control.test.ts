@@ -9,6 +9,8 @@ import {
   ACTORS,
   CONTROL_BYTES,
   Control,
+  STALL_CALL,
+  STALL_WAIT,
   STATE_CLOSED,
   STATE_CLOSING,
   STATE_OPEN,
@@ -72,8 +74,25 @@ test('every control word has a place of its own', () => {
   ];
   for (let actor = 0; actor < ACTORS; actor++) {
     words.push(
-      [`call${actor}`, (n) => control.setCall(actor, n % 100, n), () => control.callSinceMs(actor)],
-      [`what${actor}`, () => {}, () => control.call(actor)],
+      [
+        `call${actor}`,
+        (n) => control.beginStall(actor, STALL_CALL, n % 100, n),
+        () => control.stall(actor, STALL_CALL).sinceMs,
+      ],
+      [`what${actor}`, () => {}, () => control.stall(actor, STALL_CALL).what],
+      [
+        `wait${actor}`,
+        (n) => {
+          control.beginStall(actor, STALL_WAIT, 1, n);
+          control.endStall(actor, STALL_WAIT, 1);
+        },
+        () => control.stall(actor, STALL_WAIT).sinceMs,
+      ],
+      [
+        `long${actor}`,
+        (n) => control.endStall(actor, STALL_CALL, n),
+        () => control.longStall(actor, STALL_CALL).ms,
+      ],
     );
   }
   const all = (): number[] => words.map(([, , get]) => get());
@@ -90,7 +109,8 @@ test('every control word has a place of its own', () => {
     }
     assert.equal(get(), 4_000_000_050, name);
     const changed = all().filter((value, i) => value !== before[i]).length;
-    assert.equal(changed, name.startsWith('call') ? 2 : 1, name);
+    // What a call is, and that it is over, change with it.
+    assert.equal(changed, /^(call|long)/.test(name) ? 2 : 1, name);
   }
   control.setPagesWanted(true);
   assert.equal(control.pagesWanted(), true);
