@@ -140,18 +140,21 @@ export class NodeStorage implements Storage {
   }
 
   makeDir(path: string): void {
-    makeDirs(this.#at(path));
+    const made = makeDirs(this.#at(path));
+    if (path !== '') return;
+    // The store's own entry is in a directory that `syncDir` cannot name.
+    for (const dir of made) {
+      try {
+        syncEntries(dirname(dir));
+      } catch (error) {
+        // It may be entered and written to and not be read: then nobody can sync it.
+        if ((error as NodeJS.ErrnoException).code !== 'EACCES') throw error;
+      }
+    }
   }
 
   syncDir(path: string): void {
-    // Windows cannot open a directory for this, and needs no such call.
-    if (process.platform === 'win32') return;
-    const fd = fs.openSync(this.#at(path), fs.constants.O_RDONLY);
-    try {
-      fs.fsyncSync(fd);
-    } finally {
-      fs.closeSync(fd);
-    }
+    syncEntries(this.#at(path));
   }
 
   stat(path: string): { bytes: number; links: number } | undefined {
@@ -286,26 +289,39 @@ function isMissing(error: unknown): boolean {
 }
 
 /**
- * With its parents. Node's own `recursive` asks for ever where a parent is there and takes no entry,
+ * With its parents; returns what was not there. Node's own `recursive` asks for ever where a parent is there and takes no entry,
  * as below /proc.
  */
-function makeDirs(path: string): void {
-  if (tryMakeDir(path)) return;
+function makeDirs(path: string): string[] {
+  const made = tryMakeDir(path);
+  if (made !== undefined) return made;
   const parent = dirname(path);
-  if (parent !== path) makeDirs(parent);
+  const above = parent === path ? [] : makeDirs(parent);
   fs.mkdirSync(path);
+  return [...above, path];
 }
 
-/** False: the parent is not there. */
-function tryMakeDir(path: string): boolean {
+/** What was made: nothing where it was there. Undefined: the parent is not there. */
+function tryMakeDir(path: string): string[] | undefined {
   try {
     fs.mkdirSync(path);
-    return true;
+    return [path];
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;
-    if (code === 'ENOENT') return false;
+    if (code === 'ENOENT') return undefined;
     // Some systems name another reason first where the directory is there.
-    if (fs.statSync(path, { throwIfNoEntry: false })?.isDirectory() === true) return true;
+    if (fs.statSync(path, { throwIfNoEntry: false })?.isDirectory() === true) return [];
     throw error;
+  }
+}
+
+function syncEntries(path: string): void {
+  // Windows cannot open a directory for this, and needs no such call.
+  if (process.platform === 'win32') return;
+  const fd = fs.openSync(path, fs.constants.O_RDONLY);
+  try {
+    fs.fsyncSync(fd);
+  } finally {
+    fs.closeSync(fd);
   }
 }

@@ -40,7 +40,15 @@ export function siteOf(call: SimCall): string | undefined {
     .filter((frame) => /\/core\/(?!shared)|\/actors\//.test(frame));
   // Line numbers change too often to be names.
   const names = frames.slice(0, 2).map((frame) => /at (?:new )?(\S+) /.exec(frame)?.[1] ?? '?');
-  return names.length === 0 ? `${what} (queued)` : `${what} in ${names.join(' < ')}`;
+  // The steps of a program have all the same name but for what they follow.
+  if (names.length === 0) return `${what} (queued, after ${nameOf(call.after)})`;
+  if (names.includes('runProgram')) return `${what} (waited for, after ${nameOf(call.after)})`;
+  return `${what} in ${names.join(' < ')}`;
+}
+
+function nameOf(callAndPaths: string): string {
+  const [call = '', ...paths] = callAndPaths.split(' ');
+  return [KINDS.get(call) ?? call, ...paths.map(kindOfPath)].join(' ');
 }
 
 /**
@@ -122,7 +130,11 @@ export async function elide(
           for (const { left, owed } of statesOf(moment, workload.how, prng, choice)) {
             if (++states > statesMax) return { site, noticed: undefined, states };
             try {
-              revive(left, owed, prng.child(), { depth: states % 2, fault });
+              revive(left, owed, prng.child(), {
+                depth: states % 2,
+                damages: states % 3 === 0,
+                fault,
+              });
             } catch (error) {
               return { site, noticed: `${workload.name}: ${describe(error)}`, states };
             }

@@ -49,6 +49,12 @@ export class EngineFailure extends Error {
 let house: ActorContext | undefined;
 let identities = 0;
 
+/** Did the process die because it was told to? */
+export function isDeath(error: unknown): boolean {
+  for (let at = error; at instanceof Error; at = at.cause) if (at instanceof SimCrash) return true;
+  return String(error).includes('the process died');
+}
+
 export class Incarnation {
   readonly disk: SimDisk;
   readonly client: Client;

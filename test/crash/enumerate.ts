@@ -13,9 +13,11 @@
  */
 import assert from 'node:assert/strict';
 import { Prng } from '../../core/base/prng.ts';
-import { SimCrash, crashes } from '../sim/disk.ts';
+import { crashes } from '../sim/disk.ts';
+import { decodeHead } from '../../core/spine/manifest.ts';
+import { HEAD_PATH, rollupPath } from '../../core/storage/names.ts';
 import type { CrashChoice, CrashMode, SimDisk } from '../sim/disk.ts';
-import { Incarnation } from './engine.ts';
+import { Incarnation, isDeath } from './engine.ts';
 import type { How } from './engine.ts';
 import type { Model, State } from './model.ts';
 import { CATALOG, live, valueOf } from './workloads.ts';
@@ -36,11 +38,36 @@ const MODES: readonly CrashMode[] = ['process', 'power', 'torn'];
 /** Earlier offsets that are looked at beside the newest. */
 const LOOKS_BACK = 3;
 
+/**
+ * As `openAndCheck`, of a copy in which one of the manifest's rollups is damaged: while there are two,
+ * either is as good as both.
+ */
+function checkWithoutRollup(left: SimDisk, owed: Owed, prng: Prng): void {
+  const copy = left.processCrash();
+  const head = copy.bytesOf(HEAD_PATH);
+  if (head === undefined) return;
+  const { rollup, previous } = decodeHead(head, HEAD_PATH);
+  if (previous === 0) return;
+  const path = rollupPath(prng.chance(0.7) ? rollup : previous);
+  const bytes = copy.bytesOf(path);
+  assert.ok(bytes !== undefined, `${path} is there, for HEAD names it`);
+  const at = prng.below(bytes.length);
+  bytes[at] = (bytes[at] ?? 0) ^ 0x10;
+  copy.plant(path, bytes);
+  try {
+    openAndCheck(copy, owed, prng, 1).dispose();
+  } catch (error) {
+    throw new Error(`with byte ${at} of ${path} damaged: ${String(error)}`, { cause: error });
+  }
+}
+
 export type ReviveOptions = {
   /** Crashes within crashes. */
   readonly depth: number;
   /** In force in every incarnation: for calls that are switched off. */
   readonly fault?: Fault | undefined;
+  /** Looks at the same with a damaged rollup too. */
+  readonly damages?: boolean;
 };
 
 /** Ids and histories of the collections that a state's catalog has. */
@@ -120,12 +147,6 @@ function checkContents(
   }
 }
 
-/** Did the process die because it was told to? */
-function died(error: unknown): boolean {
-  for (let at = error; at instanceof Error; at = at.cause) if (at instanceof SimCrash) return true;
-  return String(error).includes('the process died');
-}
-
 /**
  * Lets the store that a crash left live on, in every way that is asked for. Throws what is wrong.
  * `left` is used up.
@@ -133,6 +154,7 @@ function died(error: unknown): boolean {
 export function revive(left: SimDisk, owed: Owed, prng: Prng, options: ReviveOptions): void {
   const { depth, fault } = options;
   const before = depth > 0 ? left.clone() : undefined;
+  if (options.damages === true) checkWithoutRollup(left, owed, prng);
   left.fault = fault;
   const first = openAndCheck(left, owed, prng);
   const { model, how } = owed;
@@ -156,7 +178,7 @@ export function revive(left: SimDisk, owed: Owed, prng: Prng, options: ReviveOpt
       floor = Math.max(floor, durable);
       victim.rounds(30);
     } catch (error) {
-      if (!died(error)) throw error;
+      if (!isDeath(error)) throw error;
     } finally {
       victim.dispose();
     }
@@ -296,7 +318,8 @@ export async function enumerate(
       seen.add(mark);
       states++;
       try {
-        revive(left, owed, new Prng(seedOf(seed, m, n)), { depth: depthOf(n) });
+        const damages = n % 8 === 5;
+        revive(left, owed, new Prng(seedOf(seed, m, n)), { depth: depthOf(n), damages });
       } catch (error) {
         throw new CrashFailure(
           { workload: workload.name, seed, moment: m, state: n },

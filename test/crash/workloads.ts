@@ -8,13 +8,15 @@
  *   spine      flushes, merges, checkpoints; segments go
  *   recovery   crashes in between: torn tails, suspect commits, prepared segments left behind
  *   catalog    collections made, dropped and made again beside data
+ *   resumed    dies between what the manifest writes and its syncs; what follows is built on that
  *   buffered   commits are synced later than they are answered
  */
 import { KIND_KEYED } from '../../core/base/update.ts';
 import { Prng } from '../../core/base/prng.ts';
 import { SimDisk } from '../sim/disk.ts';
 import type { CrashMode, SimCall, SimFault } from '../sim/disk.ts';
-import { Incarnation } from './engine.ts';
+import { MANIFEST_DIR } from '../../core/storage/names.ts';
+import { Incarnation, isDeath } from './engine.ts';
 import type { How } from './engine.ts';
 import { Model } from './model.ts';
 import type { Op } from './model.ts';
@@ -62,6 +64,8 @@ export class Hand {
   #isOpen = false;
   #nextCollection = 1;
   #commits = 0;
+  /** The process dies before the first call that it is true of. */
+  #diesAt: ((call: SimCall) => boolean) | undefined;
   readonly #fault: Fault | undefined;
   readonly #keepsMoments: boolean;
   readonly #toleratesJobFailures: boolean;
@@ -101,6 +105,7 @@ export class Hand {
           call: `${call.call} ${call.path} ${call.position} ${call.length}`,
         });
       }
+      if (this.#diesAt?.(call) === true) return { kind: 'crash' };
       return this.#fault?.(call);
     };
   }
@@ -161,6 +166,25 @@ export class Hand {
   /** Somebody is at work meanwhile, for a while. */
   little(): void {
     this.engine.rounds(this.prng.below(8));
+  }
+
+  /** Works on until a call that `isAt` knows; the process dies before it. */
+  async crashBefore(isAt: (call: SimCall) => boolean, work: () => Promise<void>): Promise<void> {
+    this.#diesAt = isAt;
+    let died = false;
+    try {
+      await work();
+    } catch (error) {
+      died = isDeath(error);
+      if (!died) throw error;
+    }
+    this.#diesAt = undefined;
+    if (!died) throw new Error('there was no such call');
+    this.crash('process');
+  }
+
+  checkpoint(): Promise<void> {
+    return this.engine.answered(this.engine.client.checkpoint());
   }
 
   flush(): Promise<void> {
@@ -328,6 +352,45 @@ const catalog: Workload = {
   },
 };
 
+const resumed: Workload = {
+  name: 'resumed',
+  how: SMALL,
+  run: async (hand) => {
+    hand.open();
+    const a = hand.create('a', false);
+    const putSome = (count: number): void => {
+      for (let i = 0; i < count; i++) {
+        hand.put(a, `k${hand.prng.below(5)}`, hand.prng.pick([40, 900, 3_000]));
+        hand.little();
+      }
+    };
+    putSome(3);
+    await hand.flush();
+    await hand.checkpoint();
+    putSome(3);
+    // An edit that was written and may be anywhere.
+    const isEditsSync = (call: SimCall): boolean =>
+      call.call === 'fdatasync' && call.path.endsWith('.edits') && call.after.startsWith('write');
+    await hand.crashBefore(isEditsSync, () => hand.flush());
+    hand.open();
+    putSome(2);
+    await hand.flush();
+    // A HEAD that has its name in the cache only.
+    const isHeadSync = (call: SimCall): boolean =>
+      call.call === 'fsync' && call.path === MANIFEST_DIR && call.after.startsWith('rename');
+    await hand.crashBefore(isHeadSync, () => hand.checkpoint());
+    hand.open();
+    putSome(3);
+    await hand.flush();
+    // What was merged away must not be missed by the manifest that comes back.
+    await hand.compact();
+    putSome(2);
+    hand.sync();
+    await hand.flush();
+    hand.engine.rest(100);
+  },
+};
+
 const buffered: Workload = {
   name: 'buffered',
   how: { ...SMALL, synced: false },
@@ -350,7 +413,15 @@ const buffered: Workload = {
   },
 };
 
-export const WORKLOADS: readonly Workload[] = [quiet, rotation, spine, recovery, catalog, buffered];
+export const WORKLOADS: readonly Workload[] = [
+  quiet,
+  rotation,
+  spine,
+  recovery,
+  resumed,
+  catalog,
+  buffered,
+];
 
 /** A life from its beginning to its end, with its pictures; `ended` says whether it got there. */
 export async function live(

@@ -38,6 +38,8 @@ export type SimCall = {
   readonly path: string;
   readonly position: number;
   readonly length: number;
+  /** The last call that changed something before it, of the same queued program or else of no program. */
+  readonly after: string;
 };
 
 export type SimFault =
@@ -115,6 +117,8 @@ type Program = {
   isOwn: boolean;
   readonly calls: readonly StorageCall[];
   at: number;
+  /** Its last call that changed something. */
+  last: string;
 };
 
 export type SimDiskOptions = {
@@ -146,6 +150,9 @@ export class SimDisk implements Storage {
   #programs: Program[] = [];
   #answers: StorageAnswer[] = [];
   #dead = false;
+  /** The program that is making a call; undefined: somebody who waits for it. */
+  #program: Program | undefined = undefined;
+  #last = '';
 
   constructor(options: SimDiskOptions = {}) {
     this.capacityBytes = options.capacityBytes ?? Number.MAX_SAFE_INTEGER;
@@ -335,7 +342,7 @@ export class SimDisk implements Storage {
   }
 
   submit(ticket: number, fd: number, calls: readonly StorageCall[]): void {
-    this.#programs.push({ ticket, fd, isOwn: false, calls, at: 0 });
+    this.#programs.push({ ticket, fd, isOwn: false, calls, at: 0, last: '' });
     if (this.answerAtOnce) while (this.runQueued());
   }
 
@@ -349,6 +356,7 @@ export class SimDisk implements Storage {
     const program = prng === undefined ? this.#programs[0] : prng.pick(this.#programs);
     if (program === undefined) return false;
     let failure: unknown;
+    this.#program = program;
     try {
       const call = program.calls[program.at];
       if (call !== undefined) this.#runStep(program, call);
@@ -357,6 +365,7 @@ export class SimDisk implements Storage {
       failure = error;
       this.#abandon(program);
     }
+    this.#program = undefined;
     if (failure !== undefined || program.at >= program.calls.length) {
       this.#programs.splice(this.#programs.indexOf(program), 1);
       this.#answers.push({ ticket: program.ticket, fd: program.fd, failure });
@@ -620,9 +629,14 @@ export class SimDisk implements Storage {
     if (this.#dead) throw new SimCrash('the process died before this call');
     const index = this.calls;
     const mutation = mutating ? this.mutations : -1;
-    const fault = this.fault?.({ index, mutation, call, path, position, length });
+    const after = this.#program?.last ?? this.#last;
+    const fault = this.fault?.({ index, mutation, call, path, position, length, after });
     this.calls++;
-    if (mutating) this.mutations++;
+    if (mutating) {
+      this.mutations++;
+      if (this.#program !== undefined) this.#program.last = `${call} ${path}`;
+      else this.#last = `${call} ${path}`;
+    }
     this.record?.push(`${call} ${path} ${position} ${length}`);
     this.#trace(call);
     this.#trace(path);
