@@ -7,6 +7,7 @@
  */
 import { writeSync } from 'node:fs';
 import { open } from '../../actors/index.ts';
+import type { Condition } from '../../actors/collection.ts';
 import type { Collection, Engine } from '../../actors/index.ts';
 import { MiB } from '../../core/base/limits.ts';
 import { Prng } from '../../core/base/prng.ts';
@@ -36,6 +37,7 @@ import type { Task, Written } from './plan.ts';
 
 type Rows = Collection<Buffer, Buffer>;
 
+const NOBODYS_KEY = Buffer.from('nobody');
 const BUSY_EVERY_MS = 3;
 const EXIT_WRONG = 3;
 
@@ -164,7 +166,13 @@ async function write(engine: Engine, task: Task, store: number, prng: Prng): Pro
         else tx.put(handles[collection], keyOf(key), valueOf(n, index, bytes));
       });
       const asked = !plan.synced && prng.chance(0.05);
-      const { offset } = await tx.commit(asked ? { durability: 'synced' } : {});
+      const options = {
+        ...(asked ? ({ durability: 'synced' } as const) : {}),
+        // Such a transaction is a record of its own.
+        ...(n % 16 === 5 ? { expect: [expectationOf(handles, n)] } : {}),
+      };
+      const tried = n % 3 === 0 ? engine.tryCommit(tx, options) : undefined;
+      const { offset } = await (tried ?? tx.commit(options));
       check(offset === FIRST_OFFSET + n, () => `transaction ${n} was given offset ${offset}`);
       say(store, SAYS_ACKNOWLEDGED, offset);
       if (asked) say(store, SAYS_DURABLE, offset);
@@ -176,6 +184,11 @@ async function write(engine: Engine, task: Task, store: number, prng: Prng): Pro
   await Promise.all(Array.from({ length: plan.window }, lane));
 }
 
+/** Something that holds wherever transaction n comes: of a row that nobody writes. */
+function expectationOf(handles: readonly Rows[], n: number): Condition {
+  return { collection: handles[n % handles.length], key: NOBODYS_KEY, offset: null };
+}
+
 /** What a service does now and then. True: it has heard that the offset is durable. */
 async function besides(
   engine: Engine,
@@ -183,10 +196,25 @@ async function besides(
   prng: Prng,
   offset: number,
 ): Promise<boolean> {
-  switch (prng.below(4)) {
+  switch (prng.below(6)) {
     case 0:
       await engine.flush();
       return false;
+    case 4:
+      await engine.checkpoint();
+      return false;
+    case 5: {
+      // Refused, it takes no offset, and leaves nothing.
+      const [collection] = handles;
+      const tx = engine.transaction().put(collection, NOBODYS_KEY, NOBODYS_KEY);
+      const expect = [{ collection, key: NOBODYS_KEY, offset }];
+      const refused = await tx.commit({ expect }).then(
+        () => 'nothing',
+        (error: Error & { code?: string }) => error.code,
+      );
+      check(refused === 'TIDEMARK_CONFLICT', () => `a condition that fails is told by ${refused}`);
+      return false;
+    }
     case 1:
       await engine.compact(prng.pick(handles)).catch((error: Error & { code?: string }) => {
         if (error.code !== 'TIDEMARK_BUSY') throw error;

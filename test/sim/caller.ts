@@ -3,6 +3,7 @@
  * answer compared with the model at once. It also keeps the book of what was promised: what is settled
  * must survive. Used by run.ts; one for each client of a world.
  */
+import { loadManifest } from '../../core/spine/manifest-store.ts';
 import { TidemarkError, codeOfNumber } from '../../core/base/errors.ts';
 import type { Prng } from '../../core/base/prng.ts';
 import { CATALOG_ID, KIND_KEYED } from '../../core/base/update.ts';
@@ -19,7 +20,7 @@ import type { CatalogRow } from '../../actors/catalog.ts';
 import type { Client } from '../../actors/client.ts';
 import { Collection } from '../../actors/collection.ts';
 import type { ReadOptions } from '../../actors/collection.ts';
-import type { Receipt } from '../../actors/commit-line.ts';
+import type { Receipt as Answer } from '../../actors/commit-line.ts';
 import { KEEPER_COUNTERS, readCounters } from '../../actors/counters.ts';
 import { buffer } from '../../actors/encodings.ts';
 import type { RangeIterable, RangeOptions } from '../../actors/range.ts';
@@ -30,11 +31,29 @@ import type { CatalogChange, Model, ModelCollection, ModelOp, ModelRow, ModelTx 
 import type { ActWeights, Settings } from './settings.ts';
 import type { Trace } from './trace.ts';
 import { SimFailure } from './world.ts';
-import type { World } from './world.ts';
+import type { Receipt, World } from './world.ts';
 
 type Rows = Collection<Buffer, Buffer>;
 
-type Commit = { readonly tx: ModelTx; readonly sync: boolean; offset: number };
+/** The row's last change is at `offset`, null: it is absent; without a key: nothing changed after it. */
+type ModelCondition = {
+  readonly id: number;
+  readonly key: number | undefined;
+  readonly offset: number | null;
+};
+
+type Commit = {
+  readonly tx: ModelTx;
+  readonly sync: boolean;
+  readonly conditions: readonly ModelCondition[];
+  /** What readers saw when it was made. */
+  readonly visible: number;
+  offset: number;
+  /** The sequencer has said that a condition does not hold. */
+  isInConflict: boolean;
+};
+
+type How = Parameters<Transaction['commit']>[0];
 
 type HeldSnapshot = {
   readonly snapshot: Snapshot;
@@ -75,6 +94,7 @@ export type CallerParts = {
   /** A call that failed explains a read without an answer. */
   readonly mayFailToRead: () => boolean;
   readonly onRefusal: () => void;
+  readonly onConflict: () => void;
 };
 
 const HELD_MAX = 6;
@@ -96,6 +116,7 @@ export class Caller {
   durablePromised = 0;
   writtenPromised = 0;
   acts = 0;
+  conditionsHeld = 0;
 
   constructor(parts: CallerParts) {
     this.#parts = parts;
@@ -126,7 +147,7 @@ export class Caller {
   #handle(id: number): Rows {
     let handle = this.#handles.get(id);
     if (handle === undefined) {
-      const none = (): Promise<Receipt> => Promise.reject(new TypeError('not here'));
+      const none = (): Promise<Answer> => Promise.reject(new TypeError('not here'));
       handle = new Collection(this.client, `#${id}`, id, buffer, buffer, none);
       this.#handles.set(id, handle);
     }
@@ -254,7 +275,137 @@ export class Caller {
       this.#commitNothing(tx);
       return;
     }
-    this.#submit({ ops }, sync, tx.commit(options));
+    this.#send(tx, { ops }, sync, options, []);
+  }
+
+  /** Commits, or tries to: then nothing happens where there is no room. */
+  #send(
+    tx: Transaction,
+    model: ModelTx,
+    sync: boolean,
+    options: How,
+    conditions: readonly ModelCondition[],
+  ): void {
+    if (!this.#parts.prng.chance(0.25)) {
+      this.#submit(model, sync, tx.commit(options), conditions);
+      return;
+    }
+    const { hasRoom } = this.client.line;
+    const tried = tx.tryCommit(this.client, options);
+    if ((tried === undefined) === hasRoom) throw new SimFailure('tryCommit is wrong about room');
+    this.#note('tried', hasRoom ? 1 : 0);
+    if (tried !== undefined) this.#submit(model, sync, tried, conditions);
+  }
+
+  /** A transaction that is made only if rows and collections are as they were seen, or thought to be. */
+  conditional(): void {
+    const { prng } = this.#parts;
+    const live = this.#live();
+    const visible = this.#visible;
+    if (live.length === 0 || visible === 0) return;
+    const conditions: ModelCondition[] = [];
+    const expect: { collection: Rows; key?: Buffer; offset?: number | null }[] = [];
+    for (let i = prng.pick([1, 1, 2, 5]); i > 0; i--) {
+      const collection = prng.pick(live);
+      const condition = this.#condition(collection, visible);
+      conditions.push(condition);
+      const { id, key, offset } = condition;
+      expect.push({
+        collection: this.#handle(id),
+        ...(key === undefined
+          ? { unchangedSince: offset }
+          : { key: collection.slot.keys[key], offset }),
+      });
+    }
+    const { sync, options } = this.#sync();
+    const how = { ...options, expect } as How;
+    const tx = new Transaction(this.client);
+    if (prng.chance(0.1)) {
+      this.#lookOnly(tx, how, conditions, visible);
+      return;
+    }
+    const ops: ModelOp[] = [];
+    for (let i = prng.between(1, 4); i > 0; i--) {
+      const collection = prng.pick(live);
+      const { id } = collection;
+      // Most often what was looked at is what is changed.
+      const [first] = conditions;
+      const same = first.id === id && first.key !== undefined && prng.chance(0.7);
+      const key = same ? first.key! : this.#key(collection);
+      const bytes = collection.slot.keys[key];
+      const value = prng.chance(0.2) ? undefined : this.#value();
+      if (value === undefined) tx.delete(this.#handle(id), bytes);
+      else tx.put(this.#handle(id), bytes, value);
+      ops.push({ id, key, value });
+    }
+    this.#send(tx, { ops }, sync, how, conditions);
+  }
+
+  #condition(collection: ModelCollection, visible: number): ModelCondition {
+    const { prng, model } = this.#parts;
+    const { id } = collection;
+    if (prng.chance(0.2)) {
+      const since = prng.pick([visible - 1, visible - 1, model.touched(id, visible) - 1]);
+      return { id, key: undefined, offset: Math.max(0, since - (prng.chance(0.1) ? 1 : 0)) };
+    }
+    const key = this.#key(collection);
+    const version = model.versionAt(id, key, visible - 1);
+    const seen = version?.value === undefined ? null : version.offset;
+    if (prng.chance(0.85)) return { id, key, offset: seen };
+    const other = prng.pick([null, version?.offset ?? 0, prng.below(visible), visible - 1]);
+    return { id, key, offset: other };
+  }
+
+  /** Conditions without a write: answered at once, of what is visible. */
+  #lookOnly(
+    tx: Transaction,
+    how: How,
+    conditions: readonly ModelCondition[],
+    visible: number,
+  ): void {
+    const hold = conditions.every((condition) => this.#holds(condition, visible));
+    this.#await(
+      tx.commit(how),
+      'conditions alone',
+      ({ offset }) => {
+        if (!hold) throw new SimFailure('conditions hold that do not');
+        if (offset !== visible - 1) throw new SimFailure(`an empty commit was given ${offset}`);
+      },
+      (error) => {
+        if (!isCode(error, 'TIDEMARK_CONFLICT')) throw error;
+        // What is ordered and not seen yet counts too.
+        this.#checkConflict(conditions, visible, this.#parts.model.upper, error);
+      },
+    );
+  }
+
+  #holds({ id, key, offset }: ModelCondition, upper: number): boolean {
+    const { model } = this.#parts;
+    if (key === undefined) return model.touched(id, upper) <= offset! + 1;
+    const version = model.versionAt(id, key, upper - 1);
+    return (version?.value === undefined ? null : version.offset) === offset;
+  }
+
+  /** Somewhere between the two a condition did not hold. */
+  #checkConflict(
+    conditions: readonly ModelCondition[],
+    from: number,
+    to: number,
+    error: unknown,
+  ): void {
+    const { model } = this.#parts;
+    for (let upper = from; upper <= to; upper++) {
+      for (const condition of conditions) {
+        if (!this.#holds(condition, upper)) return;
+        // Where history is lost, a change may be told of that was a little earlier.
+        const { id, key, offset } = condition;
+        if (key === undefined && offset! < model.mayLoseBelow(id, upper)) return;
+      }
+    }
+    const what = JSON.stringify(conditions);
+    throw new SimFailure(`a conflict over what holds from ${from} to ${to}: ${what}`, {
+      cause: error,
+    });
   }
 
   #commitNothing(tx: Transaction): void {
@@ -272,9 +423,15 @@ export class Caller {
     }
   }
 
-  #submit(tx: ModelTx, sync: boolean, promise: Promise<Receipt>): void {
+  #submit(
+    tx: ModelTx,
+    sync: boolean,
+    promise: Promise<Answer>,
+    conditions: readonly ModelCondition[] = [],
+  ): void {
     const { world, settings } = this.#parts;
-    const commit: Commit = { tx, sync, offset: -1 };
+    const visible = this.#visible;
+    const commit: Commit = { tx, sync, conditions, visible, offset: -1, isInConflict: false };
     this.#line.push(commit);
     const number = this.#nextPromise++;
     this.#waiting.set(number, 'a commit');
@@ -318,6 +475,15 @@ export class Caller {
       this.#line.splice(at, 1);
       return;
     }
+    if (isCode(error, 'TIDEMARK_CONFLICT') && commit.conditions.length > 0) {
+      this.#parts.onConflict();
+      // Found by the sequencer, or before it came on the line.
+      if (commit.isInConflict) return;
+      if (at < 0) throw error;
+      this.#line.splice(at, 1);
+      this.#checkConflict(commit.conditions, commit.visible, this.#parts.model.upper, error);
+      return;
+    }
     if (isCode(error, 'TIDEMARK_NO_SPACE') && commit.offset < 0) return;
     const isUnknown =
       isCode(error, 'TIDEMARK_OUTCOME_UNKNOWN') || isCode(error, 'TIDEMARK_POISONED');
@@ -328,10 +494,17 @@ export class Caller {
   }
 
   /** The sequencer has given offsets to the next `count` transactions, or has refused them. */
-  onReceipt(first: number, count: number, refusal: number): void {
+  onReceipt({ first, count, refusal, from }: Receipt): void {
     const { model, mayBeFull } = this.#parts;
     if (refusal !== 0) {
       const code = codeOfNumber(refusal);
+      if (code === 'TIDEMARK_CONFLICT') {
+        const commit = this.#line.shift();
+        if (commit === undefined || count !== 1) throw new SimFailure('a conflict over nothing');
+        commit.isInConflict = true;
+        this.#checkConflict(commit.conditions, from, model.upper, undefined);
+        return;
+      }
       if (code !== 'TIDEMARK_NO_SPACE' || !mayBeFull()) {
         throw new SimFailure(`a record was refused: ${code}`);
       }
@@ -344,6 +517,14 @@ export class Caller {
       if (commit === undefined) throw new SimFailure('a record holds more than was committed');
       commit.offset = first + i;
       if (model.upper !== commit.offset) throw new SimFailure('offsets are given in order');
+      for (const condition of commit.conditions) {
+        if (count !== 1) throw new SimFailure('a condition is for a record of its own');
+        if (!this.#holds(condition, commit.offset)) {
+          const what = JSON.stringify(condition);
+          throw new SimFailure(`${commit.offset} was accepted, and did not hold: ${what}`);
+        }
+        this.conditionsHeld++;
+      }
       model.apply(commit.tx);
     }
   }
@@ -697,9 +878,30 @@ export class Caller {
     this.#await(this.client.compact(one), 'compact', () => {}, ignoreBusy);
   }
 
-  /** Waits until some offset is durable, or seen. */
+  checkpoint(): void {
+    const below = Math.max(this.durablePromised, this.writtenPromised);
+    this.#await(
+      this.client.checkpoint(),
+      'checkpoint',
+      () => {
+        const { disk } = this.#parts.world.storage;
+        if (disk.queued > 0) return;
+        const copy = disk.clone();
+        copy.fault = undefined;
+        const upper = loadManifest(copy)?.head.flushed.upper ?? -1;
+        if (upper < below) throw new SimFailure(`a checkpoint at ${upper}, below ${below}`);
+      },
+      ignoreBusy,
+    );
+  }
+
+  /** Waits until some offset is durable, or seen, or until there is room. */
   wait(): void {
     const { prng, world } = this.#parts;
+    if (prng.chance(0.2)) {
+      this.#await(this.client.line.room(), 'room', () => {});
+      return;
+    }
     const { control } = world.context;
     const applied = control.applied();
     if (applied === 0 || this.unsettled > 200) return;
@@ -916,9 +1118,11 @@ const WRITES: ReadonlySet<keyof ActWeights> = new Set([
   'put',
   'remove',
   'transaction',
+  'conditional',
   'burst',
   'flush',
   'compact',
+  'checkpoint',
   'catalog',
 ]);
 

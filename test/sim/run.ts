@@ -93,6 +93,9 @@ class Simulation {
     lookFaults: 0,
     fullDisks: 0,
     refusals: 0,
+    /** Conditions that did not hold, and commits whose conditions held. */
+    conflicts: 0,
+    conditions: 0,
     slowSyncs: 0,
     /** Turns of a client with commits that wait for room on its ring. */
     fullRings: 0,
@@ -243,9 +246,7 @@ class Simulation {
       settings,
       config,
       jobFate: (job) => this.#fate(job),
-      onReceipt: (client, first, count, refusal) => {
-        this.#callers[client].onReceipt(first, count, refusal);
-      },
+      onReceipt: (client, receipt) => this.#callers[client].onReceipt(receipt),
     });
   }
 
@@ -361,6 +362,9 @@ class Simulation {
           onRefusal: () => {
             this.counts['refusals']++;
           },
+          onConflict: () => {
+            this.counts['conflicts']++;
+          },
         }),
     );
     this.#callers[0].checkAll();
@@ -444,6 +448,7 @@ class Simulation {
     for (const caller of this.#callers) {
       caller.letGo();
       this.counts['acts'] += caller.acts;
+      this.counts['conditions'] += caller.conditionsHeld;
     }
     this.counts['jobs'] += this.#world.pool.started;
     this.#world.dispose();

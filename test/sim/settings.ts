@@ -12,6 +12,7 @@ export type ActWeights = {
   put: number;
   remove: number;
   transaction: number;
+  conditional: number;
   burst: number;
   point: number;
   pointLater: number;
@@ -21,6 +22,7 @@ export type ActWeights = {
   snapshot: number;
   flush: number;
   compact: number;
+  checkpoint: number;
   wait: number;
   catalog: number;
   look: number;
@@ -121,6 +123,7 @@ const ACTS: ActWeights = {
   put: 30,
   remove: 10,
   transaction: 15,
+  conditional: 8,
   burst: 6,
   point: 30,
   pointLater: 15,
@@ -130,6 +133,7 @@ const ACTS: ActWeights = {
   snapshot: 6,
   flush: 0.5,
   compact: 0.3,
+  checkpoint: 0.3,
   wait: 2,
   catalog: 1.5,
   look: 4,

@@ -31,6 +31,7 @@ import {
   MSG_RECORD,
   RECEIPT,
   RECORD,
+  REFUSAL_AGAIN,
   getWide,
 } from '../../actors/messages.ts';
 import type { RingPlace, Topology } from '../../actors/topology.ts';
@@ -155,6 +156,17 @@ type HostThread = {
   checking: boolean;
 };
 
+/** What became of a client's next record. */
+export type Receipt = {
+  /** Its transactions have got offsets from here on; -1: it was refused. */
+  readonly first: number;
+  readonly count: number;
+  /** 0, or the number of an error code. */
+  readonly refusal: number;
+  /** It was decided no earlier than when the model stood here, and no later than now. */
+  readonly from: number;
+};
+
 export type WorldParts = {
   readonly arena: Arena;
   readonly disk: SimDisk;
@@ -164,8 +176,7 @@ export type WorldParts = {
   readonly settings: Settings;
   readonly config: EngineConfig;
   readonly jobFate: (job: Job) => JobFate;
-  /** The client's next transactions, `count` of them, have got offsets from `first` on; -1: were refused. */
-  readonly onReceipt: (client: number, first: number, count: number, refusal: number) => void;
+  readonly onReceipt: (client: number, receipt: Receipt) => void;
 };
 
 export class World {
@@ -451,7 +462,7 @@ export class World {
   // ---------------------------------------------------------------- listening
 
   #listen(): void {
-    const { trace, model, onReceipt } = this.#parts;
+    const { trace, model } = this.#parts;
     const { u32 } = this.context.arena;
     const mix = (slot: number): void => {
       for (let word = 0; word < SLOT_WORDS; word++) trace.mix(u32[slot + word]);
@@ -475,7 +486,8 @@ export class World {
       this.#onLine.set(first, count);
       next += count;
     });
-    const answered: { client: number; first: number; count: number }[] = [];
+    const answered: { client: number; first: number; count: number; refusal: number }[][] =
+      this.#receiptTaps.map(() => []);
     this.#receiptTaps.forEach((tap, client) => {
       tap.take((slot) => {
         mix(slot);
@@ -485,23 +497,46 @@ export class World {
           throw new SimFailure('a receipt of a record that was not sent');
         }
         const refusal = u32[slot + RECEIPT.REFUSAL];
-        const first = getWide(u32, slot + RECEIPT.OFFSET);
-        if (refusal !== 0) {
-          onReceipt(client, -1, record.count, refusal);
-          return;
-        }
-        if (this.#onLine.get(first) !== record.count) {
+        // It will be sent again, and what follows it too: nothing is decided.
+        if (refusal === REFUSAL_AGAIN) return;
+        const first = refusal === 0 ? getWide(u32, slot + RECEIPT.OFFSET) : -1;
+        const { count } = record;
+        answered[client].push({ client, first, count, refusal });
+        if (refusal !== 0) return;
+        if (this.#onLine.get(first) !== count) {
           throw new SimFailure(`a receipt for ${first} of a record that is not on the line`);
         }
         this.#onLine.delete(first);
-        answered.push({ client, first, count: record.count });
       });
     });
-    answered.sort((a, b) => a.first - b.first);
-    for (const { client, first, count } of answered) {
-      onReceipt(client, first, count, 0);
+    this.#tell(answered);
+  }
+
+  /** Receipts in the order of the offsets; a refusal comes between those of its client. */
+  #tell(
+    answered: readonly { client: number; first: number; count: number; refusal: number }[][],
+  ): void {
+    const { model, onReceipt } = this.#parts;
+    const from = answered.map(() => model.upper);
+    const at = answered.map(() => 0);
+    const tellRefusals = (client: number): void => {
+      for (;;) {
+        const receipt = answered[client][at[client]];
+        if (receipt === undefined || receipt.refusal === 0) return;
+        at[client]++;
+        onReceipt(client, { ...receipt, from: from[client] });
+      }
+    };
+    const accepted = answered.flat().filter(({ refusal }) => refusal === 0);
+    for (const receipt of accepted.toSorted((a, b) => a.first - b.first)) {
+      const { client } = receipt;
+      tellRefusals(client);
+      at[client]++;
+      onReceipt(client, { ...receipt, from: receipt.first });
       model.endRecord();
+      from[client] = model.upper;
     }
+    for (let client = 0; client < answered.length; client++) tellRefusals(client);
   }
 
   // ---------------------------------------------------------------- closing
