@@ -449,8 +449,8 @@ export class SpineKeeper implements Actor {
       const logId = new Uint8Array(Buffer.from(config.newLogId, 'base64'));
       const epoch = 0;
       const start = { upper: 0, seq: first.seq, position: 4_096, chain: 0, epoch, atMs: 0 };
+      // The directories have had their entries synced since they were made.
       const store = ManifestStore.create(storage, newManifest(logId, start));
-      storage.syncDir('');
       this.#edits.store = store;
       this.#log.begin(first.seq, store);
     }

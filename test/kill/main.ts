@@ -6,6 +6,7 @@
  *   --seed=N       draws stores, loads and moments; when exactly a kill falls the system decides
  *   --lanes=N      processes side by side; default 2
  *   --stores=N     stores of each process, the first on threads, the others inline; default 4
+ *   --patience=N   seconds that a process may say nothing; default 60: more on a busy machine
  *   --directory=D  on the disk to be tried; default .tidemark-kill/ in the checkout
  */
 import { existsSync, rmdirSync } from 'node:fs';
@@ -21,6 +22,7 @@ const { values } = parseArgs({
     seed: { type: 'string', default: '1' },
     lanes: { type: 'string', default: '2' },
     stores: { type: 'string', default: '4' },
+    patience: { type: 'string', default: '60' },
     directory: { type: 'string', default: join(ROOT, '.tidemark-kill') },
   },
 });
@@ -48,6 +50,7 @@ const report = await killRounds({
   rounds,
   lanes,
   stores: Math.max(1, count('stores', values.stores)),
+  silenceMsMax: 1_000 * Math.max(1, count('patience', values.patience)),
   directory: join(values.directory, `run-${process.pid}`),
   onRound: (done) => {
     if (done < told + 100) return;

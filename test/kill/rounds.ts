@@ -33,7 +33,7 @@ import {
 import type { StorePlan, Task } from './plan.ts';
 import { makeProgram } from './program.ts';
 
-/** A process that says nothing for so long hangs. */
+/** A process that says nothing for so long hangs, unless the machine is a busy one. */
 const SILENCE_MS_MAX = 60_000;
 /** A store larger than this has had enough. */
 const OFFSETS_MAX = 40_000;
@@ -48,6 +48,8 @@ export type KillOptions = {
   readonly stores: number;
   /** Made here, and removed when nothing was found. */
   readonly directory: string;
+  /** Instead of a minute. */
+  readonly silenceMsMax?: number | undefined;
   readonly onRound?: (done: number) => void;
   /** For the tests of this file: forgets what the store had promised, or claims more. */
   readonly claim?: (promised: number) => number;
@@ -226,10 +228,11 @@ class Lane {
       let killer: NodeJS.Timeout | undefined;
       let isKilled = false;
       let isHung = false;
+      const silenceMsMax = this.#run.options.silenceMsMax ?? SILENCE_MS_MAX;
       const silence = setTimeout(() => {
         isHung = true;
         child.kill('SIGKILL');
-      }, SILENCE_MS_MAX);
+      }, silenceMsMax);
       const arm = (said: number, store: number): void => {
         if (moment?.after !== said || killer !== undefined) return;
         if (store !== watched && said > SAYS_STARTED) return;
@@ -242,6 +245,7 @@ class Lane {
       let rest: Buffer = Buffer.alloc(0);
       (child.stdio[MESSAGE_FD] as Readable).on('data', (chunk: Buffer) => {
         const bytes = rest.length === 0 ? chunk : Buffer.concat([rest, chunk]);
+        silence.refresh();
         let at = 0;
         for (; at + MESSAGE_BYTES <= bytes.length; at += MESSAGE_BYTES) {
           const kind = bytes.readUInt16LE(at);
@@ -258,7 +262,7 @@ class Lane {
         clearTimeout(silence);
         clearTimeout(killer);
         const open = stores.find(({ phase }) => phase !== 'closed');
-        if (isHung) fail(open ?? stores[0], `silent for ${SILENCE_MS_MAX} ms while ${open?.phase}`);
+        if (isHung) fail(open ?? stores[0], `silent for ${silenceMsMax} ms while ${open?.phase}`);
         else if (signal === 'SIGKILL') resolve(isKilled);
         else if (code === 0 && open === undefined) resolve(false);
         else {

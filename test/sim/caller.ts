@@ -331,7 +331,7 @@ export class Caller {
       // Most often what was looked at is what is changed.
       const [first] = conditions;
       const same = first.id === id && first.key !== undefined && prng.chance(0.7);
-      const key = same ? first.key! : this.#key(collection);
+      const key = same ? first.key : this.#key(collection);
       const bytes = collection.slot.keys[key];
       const value = prng.chance(0.2) ? undefined : this.#value();
       if (value === undefined) tx.delete(this.#handle(id), bytes);
