@@ -19,7 +19,7 @@ import type { SpareJob, ZeroJob } from '../core/log/prepare.ts';
 import { recordBytes } from '../core/log/record.ts';
 import type { RecordHeader } from '../core/log/record.ts';
 import { LogRecovery } from '../core/log/recovery.ts';
-import type { LogFacts } from '../core/log/recovery.ts';
+import type { LogFacts, LogSegment } from '../core/log/recovery.ts';
 import { ACCEPTED, LogWriter } from '../core/log/writer.ts';
 import type { LogPiece, LogPosition } from '../core/log/writer.ts';
 import { KIND_RECORD } from '../core/shared/buffer-pool.ts';
@@ -95,6 +95,9 @@ const SPACE_BYTES_MIN: number = 4 * MiB;
 /** How soon to look again for room in the keeper's ring. */
 const TELL_AGAIN_MS = 1;
 
+/** Of a log that was made just now. */
+const FIRST_SEGMENT: LogSegment = { seq: 1, baseOffset: 0, baseAtMs: 0, packed: false };
+
 const PHASE_WAITING = 0;
 const PHASE_RECOVERING = 1;
 const PHASE_REPORTING = 2;
@@ -161,7 +164,7 @@ export class Durability implements Actor {
   /** Marks of replayed records whose bound may still come. */
   #replayMarks: LogPosition[] = [];
   /** Rotations that the keeper has not been told of. */
-  readonly #rotations: { seq: number; base: number; atMs: number }[] = [];
+  readonly #rotations: LogSegment[] = [];
   /** Jobs of the log that have not answered. */
   #preparing = 0;
   readonly #replayPages: ReplayPage[] = [];
@@ -456,10 +459,10 @@ export class Durability implements Actor {
     const recovery = this.#recovery;
     const writer = this.#writer;
     if (this.#keeper.ring.room(2) < 2 || this.#replay.ring.room(1) === 0) return false;
-    const segments = recovery?.segments ?? [{ seq: 1, baseOffset: 0, baseAtMs: 0 }];
+    const segments = recovery?.segments ?? [FIRST_SEGMENT];
     const segment = segments[this.#segmentsTold];
     if (segment !== undefined) {
-      this.#tellSegment(segment.seq, segment.baseOffset, segment.baseAtMs);
+      this.#tellSegment(segment);
       this.#segmentsTold++;
       return true;
     }
@@ -489,21 +492,21 @@ export class Durability implements Actor {
   #tellRotations(): boolean {
     let told = false;
     while (this.#rotations.length > 0 && this.#keeper.ring.room(1) > 0) {
-      const { seq, base, atMs } = this.#rotations.shift()!;
-      this.#tellSegment(seq, base, atMs);
+      this.#tellSegment(this.#rotations.shift()!);
       told = true;
     }
     return told;
   }
 
-  #tellSegment(seq: number, base: number, atMs: number): void {
+  #tellSegment({ seq, baseOffset, baseAtMs, packed }: LogSegment): void {
     const slot = this.#keeper.claim();
     invariant(slot >= 0, 'room in the ring to the keeper was looked for');
     const { u32 } = this.#keeper.ring;
     u32[slot + KIND_WORD] = MSG_SEGMENT;
     u32[slot + SEGMENT.SEQ] = seq;
-    setWide(u32, slot + SEGMENT.BASE, base);
-    setWide(u32, slot + SEGMENT.AT_MS, atMs);
+    setWide(u32, slot + SEGMENT.BASE, baseOffset);
+    setWide(u32, slot + SEGMENT.AT_MS, baseAtMs);
+    u32[slot + SEGMENT.PACKED] = packed ? 1 : 0;
     this.#keeper.send();
   }
 
@@ -638,7 +641,8 @@ export class Durability implements Actor {
       this.#syncWanted = writer.staged && this.#syncWanted;
     }
     if (step === 'rotated') {
-      this.#rotations.push({ seq: writer.seq, base: writer.baseOffset, atMs: writer.baseAtMs });
+      const { seq, baseOffset, baseAtMs } = writer;
+      this.#rotations.push({ seq, baseOffset, baseAtMs, packed: false });
       this.#tellRotations();
     }
     if (step === 'closed') this.#phase = PHASE_ENDING;

@@ -72,9 +72,9 @@ export const BOUND_REACHED = {
   EPOCH: 7,
   AT_MS: 8,
 } as const;
-/** A segment of the log and the first offset in it; once for each at recovery, then at each rotation. */
+/** A segment of the log, the first offset in it, and whether it is compressed; once for each at recovery, then at each rotation. */
 export const MSG_SEGMENT = 8;
-export const SEGMENT = { SEQ: 1, BASE: 2, AT_MS: 4 } as const;
+export const SEGMENT = { SEQ: 1, BASE: 2, AT_MS: 4, PACKED: 6 } as const;
 /** The log is recovered (or created) up to UPPER. */
 export const MSG_RECOVERED = 9;
 export const RECOVERED = { UPPER: 1, ORPHANS: 3 } as const;

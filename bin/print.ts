@@ -91,7 +91,7 @@ export function printInspect(directory: string, lock: LockReport, report: StoreR
       ],
       segments.map((s) => [
         s.seq,
-        s.place,
+        s.codec === undefined ? s.place : `${s.place}, ${s.codec}`,
         s.reason,
         s.base,
         s.end,

@@ -1,14 +1,18 @@
 /**
  * Finds the segments of a log: from the highest one with a sound header backwards by prevSeq. A sound
  * header proves the segment before it durable up to prevEndPos, so nothing of the chain may be missing.
+ * A segment may be there as written (.seg), compressed (.segz), or both, when a crash came between the
+ * two: then a .segz that is sound from end to end wins, for what replaced it was synced, and the other
+ * is an orphan. The highest one is never compressed: only what has a successor is.
  * Part of recovery, on its thread; one storage call between two yields.
  */
 import { TidemarkError, corrupt } from '../base/errors.ts';
-import { LOG_DIR, numberOf, segmentPath } from '../storage/names.ts';
+import { LOG_DIR, compressedPath, numberOf, segmentPath } from '../storage/names.ts';
 import type { OpenHow, Storage } from '../storage/storage.ts';
 import { isZero } from './reader.ts';
 import { SEGMENT_BLOCK_BYTES, decodeSegmentBlock } from './segment.ts';
 import type { SegmentHeader } from './segment.ts';
+import { expectOwn, openPacked, readPackedHeader } from './segment-source.ts';
 
 export type ChainFacts = {
   readonly logId: Uint8Array;
@@ -27,6 +31,8 @@ export type UnusedSegment = {
 export type LogChain = {
   /** Oldest first. */
   headers: SegmentHeader[];
+  /** Numbers of those that are compressed. */
+  readonly packed: Set<number>;
   /** Highest first. */
   unused: UnusedSegment[];
   /** Files beside and below the chain. */
@@ -66,6 +72,9 @@ export class OpenFiles {
   }
 }
 
+/** The files of one number. */
+type Files = { plain: boolean; packed: boolean };
+
 /** Reads headers from the highest number down until the chain is whole. */
 export function* findChain(
   storage: Storage,
@@ -74,12 +83,23 @@ export function* findChain(
   readOnly: boolean,
 ): Generator<void, LogChain, void> {
   const { firstSeq, firstOffset } = facts;
-  const found: LogChain = { headers: [], unused: [], orphans: [], warnings: [], highestSeq: 0 };
-  const present = new Set<number>();
+  const found: LogChain = {
+    headers: [],
+    packed: new Set(),
+    unused: [],
+    orphans: [],
+    warnings: [],
+    highestSeq: 0,
+  };
+  const present = new Map<number, Files>();
   for (const name of storage.list(LOG_DIR)) {
-    const seq = numberOf(name, '.seg');
+    const plain = numberOf(name, '.seg');
+    const seq = plain ?? numberOf(name, '.segz');
     if (seq !== undefined) {
-      present.add(seq);
+      const both = present.get(seq) ?? { plain: false, packed: false };
+      if (plain === undefined) both.packed = true;
+      else both.plain = true;
+      present.set(seq, both);
       found.highestSeq = Math.max(found.highestSeq, seq);
       continue;
     }
@@ -91,10 +111,13 @@ export function* findChain(
   }
   yield;
 
-  const descending = [...present].toSorted((a, b) => b - a);
+  const descending = [...present.keys()].toSorted((a, b) => b - a);
   let top: SegmentHeader | undefined;
   for (const seq of descending) {
     if (seq < firstSeq) break;
+    if (present.get(seq)?.plain === false) {
+      throw corrupt('MISSING_SEGMENT', `what followed ${compressedPath(seq)} is missing`, { seq });
+    }
     top = yield* readHeader(storage, files, facts, readOnly, seq, found);
     if (top !== undefined) break;
   }
@@ -111,8 +134,13 @@ export function* findChain(
   let bottom = top;
   while (bottom.seq > firstSeq && bottom.prevSeq >= firstSeq) {
     const { prevSeq, baseOffset } = bottom;
-    if (!present.has(prevSeq)) throw missing(prevSeq, baseOffset);
-    const header = yield* readHeader(storage, files, facts, readOnly, prevSeq, found);
+    const there = present.get(prevSeq);
+    if (there === undefined) throw missing(prevSeq, baseOffset);
+    const header =
+      (yield* readPacked(storage, files, facts, bottom, there, found)) ??
+      (yield* readHeader(storage, files, facts, readOnly, prevSeq, found)) ??
+      // What was a .seg a moment ago: somebody compresses beside us.
+      (yield* readPacked(storage, files, facts, bottom, { plain: false, packed: true }, found));
     if (header === undefined) {
       throw corrupt('CHECKSUM', `${segmentPath(prevSeq)} has no readable header`, {
         seq: prevSeq,
@@ -143,13 +171,79 @@ export function* findChain(
   }
   found.headers = chain.toReversed();
   const linked = new Set(chain.map(({ seq }) => seq));
-  for (const seq of present) {
-    if (seq < top.seq && !linked.has(seq)) found.orphans.push(segmentPath(seq));
+  for (const [seq, { plain, packed }] of present) {
+    if (linked.has(seq) || seq > top.seq) continue;
+    if (plain) found.orphans.push(segmentPath(seq));
+    if (packed) found.orphans.push(compressedPath(seq));
   }
   return found;
 }
 
-/** Undefined when the file has no sound header; above the chain it is then noted as unused. */
+/**
+ * The header of the segment before `successor` from its .segz; undefined when that is not there, or is
+ * damaged and what it was made from is there still.
+ */
+function* readPacked(
+  storage: Storage,
+  files: OpenFiles,
+  facts: ChainFacts,
+  successor: SegmentHeader,
+  { plain, packed }: Files,
+  found: LogChain,
+): Generator<void, SegmentHeader | undefined, void> {
+  if (!packed) return undefined;
+  const { prevSeq: seq, prevEndPos } = successor;
+  const path = compressedPath(seq);
+  if (storage.stat(path) === undefined) return undefined;
+  yield;
+  const fd = files.open(path, 'read');
+  yield;
+  try {
+    const { header, isDamaged } = yield* readPackedHeader(storage, fd, path);
+    expectOwn(header.segment, facts.logId, seq, path);
+    if (header.rawEnd < prevEndPos) {
+      throw corrupt('CHECKSUM', `${path} ends before its successor begins`, {
+        offset: header.endOffset,
+        seq,
+        position: header.rawEnd,
+        kind: 'length',
+      });
+    }
+    if (plain) {
+      yield* readThrough(storage, files, fd, path);
+      found.orphans.push(segmentPath(seq));
+    }
+    files.close(fd);
+    yield;
+    if (isDamaged) found.warnings.push(`${path}: one copy of its header is damaged`);
+    found.packed.add(seq);
+    return header.segment;
+  } catch (error) {
+    files.close(fd);
+    if (!plain || !(error instanceof TidemarkError) || error.code !== 'TIDEMARK_CORRUPT')
+      throw error;
+    found.warnings.push(`${path} is damaged; ${segmentPath(seq)} is still there`);
+    found.orphans.push(path);
+    yield;
+    return undefined;
+  }
+}
+
+/** Reads a compressed segment from end to end; throws for damage. */
+function* readThrough(
+  storage: Storage,
+  files: OpenFiles,
+  fd: number,
+  path: string,
+): Generator<void, void, void> {
+  const { packed } = yield* openPacked(storage, files, fd, path);
+  for (const { rawPosition, rawBytes } of packed?.frames ?? []) {
+    packed?.read(new Uint8Array(rawBytes), 0, rawBytes, rawPosition);
+    yield;
+  }
+}
+
+/** Undefined when the file has no sound header, or is gone; above the chain it is then noted as unused. */
 function* readHeader(
   storage: Storage,
   files: OpenFiles,
@@ -159,6 +253,8 @@ function* readHeader(
   found: LogChain,
 ): Generator<void, SegmentHeader | undefined, void> {
   const path = segmentPath(seq);
+  if (storage.stat(path) === undefined) return undefined;
+  yield;
   const fd = files.open(path, 'read');
   yield;
   const block = new Uint8Array(SEGMENT_BLOCK_BYTES);
@@ -182,13 +278,7 @@ function* readHeader(
       { file: path, field: 'roCompat', got: header.roCompat, known: 0 },
     );
   }
-  if (Buffer.compare(header.logId, facts.logId) !== 0) {
-    throw corrupt('FOREIGN_SEGMENT', `${path} belongs to another log`, { seq, position: 0 });
-  }
-  if (header.seq !== seq) {
-    const detail = { seq, position: 0, got: header.seq };
-    throw corrupt('MISNAMED_SEGMENT', `${path} is segment ${header.seq}`, detail);
-  }
+  expectOwn(header, facts.logId, seq, path);
   return header;
 }
 

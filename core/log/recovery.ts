@@ -15,6 +15,8 @@
  *                                           after CLEAN if all its header block is zero, else an orphan
  *   other logId | number not its name's     FOREIGN_SEGMENT | MISNAMED_SEGMENT
  *   beside or below the chain               orphan
+ *   .seg and .segz of one number            a .segz that is sound from end to end wins, the other is an orphan
+ *   .segz without a successor               MISSING_SEGMENT
  *
  *   record (sound header)                   verdict, anywhere
  *   minTxOffset above | below the expected  GAP | REGRESSION
@@ -44,7 +46,13 @@ import { TidemarkError, corrupt } from '../base/errors.ts';
 import type { ErrorDetail } from '../base/errors.ts';
 import { invariant } from '../base/assert.ts';
 import { KiB, MiB, inPlaceBytesMin, segmentBytesMax } from '../base/limits.ts';
-import { LOG_DIR, QUARANTINE_DIR, quarantinePath, segmentPath } from '../storage/names.ts';
+import {
+  LOG_DIR,
+  QUARANTINE_DIR,
+  compressedPath,
+  quarantinePath,
+  segmentPath,
+} from '../storage/names.ts';
 import type { Storage } from '../storage/storage.ts';
 import { OpenFiles, findChain } from './chain.ts';
 import type { ChainFacts, UnusedSegment } from './chain.ts';
@@ -60,6 +68,7 @@ import {
   TailScan,
   readBytesDefault,
 } from './reader.ts';
+import type { SegmentBytes } from './reader.ts';
 import { RECORD_CLEAN, RECORD_COMMIT, decodeSegmentEnd } from './record.ts';
 import type { RecordHeader } from './record.ts';
 import { preparedBytesOf } from './room.ts';
@@ -72,6 +81,7 @@ import {
   saltOf,
 } from './segment.ts';
 import type { SegmentHeader } from './segment.ts';
+import { openPacked } from './segment-source.ts';
 import { admit, check, cursorAt, cursorAtBase } from './verify.ts';
 import type { Cursor } from './verify.ts';
 import { ACCEPTED, LogWriter } from './writer.ts';
@@ -112,6 +122,8 @@ export type LogSegment = {
   readonly seq: number;
   readonly baseOffset: number;
   readonly baseAtMs: number;
+  /** It is compressed. */
+  readonly packed: boolean;
 };
 
 export type TornTail = {
@@ -159,6 +171,7 @@ export class LogRecovery {
 
   /** Sound headers from the chain's bottom to its top. */
   #chain: readonly SegmentHeader[] = [];
+  #packed: ReadonlySet<number> = new Set();
   #unused: readonly UnusedSegment[] = [];
   #highestSeq = 0;
   /** Offsets below were durable: the highest witness so far. */
@@ -205,7 +218,8 @@ export class LogRecovery {
     this.#highestSeq = found.highestSeq;
     this.orphans.push(...found.orphans);
     this.warnings.push(...found.warnings);
-    this.segments = found.headers.map(segmentOf);
+    this.#packed = found.packed;
+    this.segments = found.headers.map((header) => segmentOf(header, found.packed.has(header.seq)));
     if (!readOnly) yield* this.#syncFirst();
     const startIndex = this.#locateStart();
     for (let i = startIndex; i < this.#chain.length - 1; i++) {
@@ -237,13 +251,17 @@ export class LogRecovery {
     const seqs = this.#chain.slice(-2).map(({ seq }) => seq);
     for (const { seq } of this.#unused) seqs.push(seq);
     for (const seq of seqs) {
-      const fd = this.#files.open(segmentPath(seq), 'write');
+      const fd = this.#files.open(this.#pathOf(seq), 'write');
       yield;
       this.#storage.sync(fd);
       yield;
       this.#files.close(fd);
       yield;
     }
+  }
+
+  #pathOf(seq: number): string {
+    return this.#packed.has(seq) ? compressedPath(seq) : segmentPath(seq);
   }
 
   /** Sets the cursor where reading begins; returns the index of its segment in the chain. */
@@ -297,9 +315,13 @@ export class LogRecovery {
   /** Verifies and feeds what is left of a segment up to where its successor says it ends. */
   *#readWhole(header: SegmentHeader, successor: SegmentHeader): Machine {
     const cursor = this.#enter(header);
-    const fd = this.#files.open(segmentPath(header.seq), 'read');
+    const path = this.#pathOf(header.seq);
+    const fd = this.#files.open(path, 'read');
     yield;
-    const reader = this.#readerOf(fd, header.seq, cursor.commitEnd, successor.prevEndPos);
+    const source = this.#packed.has(header.seq)
+      ? (yield* openPacked(this.#storage, this.#files, fd, path)).bytes
+      : new FileBytes(this.#storage, fd);
+    const reader = this.#readerOf(source, header.seq, cursor.commitEnd, successor.prevEndPos);
     for (;;) {
       const found = reader.next();
       if (found === READ_MORE) {
@@ -349,10 +371,13 @@ export class LogRecovery {
     return { ...fed };
   }
 
-  #readerOf(fd: number, seq: number, from: number, end: number): SegmentReader {
+  #readerOf(bytes: SegmentBytes, seq: number, from: number, end: number): SegmentReader {
     const salt = saltOf(this.#facts.logId, seq);
-    const bytes = new FileBytes(this.#storage, fd);
     return new SegmentReader(bytes, seq, salt, from, end, this.#readBytes);
+  }
+
+  #fileOf(fd: number): FileBytes {
+    return new FileBytes(this.#storage, fd);
   }
 
   /** Feeds the commit the reader stands on, which `cursor` counts in already; waits for room. */
@@ -412,7 +437,7 @@ export class LogRecovery {
     this.#proven = Math.max(this.#proven, last.baseOffset);
     const witness = this.#proven;
     const cursor = { ...begin };
-    const reader = this.#readerOf(fd, last.seq, begin.commitEnd, size);
+    const reader = this.#readerOf(this.#fileOf(fd), last.seq, begin.commitEnd, size);
     let cleanAt = -1;
     let commits = 0;
     let found = READ_MORE;
@@ -475,7 +500,7 @@ export class LogRecovery {
 
   *#scan(fd: number, seq: number, from: number, end: number): Generator<void, TailScan, void> {
     const salt = saltOf(this.#facts.logId, seq);
-    const scan = new TailScan(new FileBytes(this.#storage, fd), salt, from, end, this.#readBytes);
+    const scan = new TailScan(this.#fileOf(fd), salt, from, end, this.#readBytes);
     let more = true;
     while (more) {
       more = scan.step();
@@ -544,7 +569,7 @@ export class LogRecovery {
     upper: number,
   ): Generator<void, { reader: SegmentReader; cursor: Cursor }, void> {
     invariant(upper <= end.cursor.next, 'what is proven is there', upper, end.cursor.next);
-    const reader = this.#readerOf(fd, seq, begin.commitEnd, end.position);
+    const reader = this.#readerOf(this.#fileOf(fd), seq, begin.commitEnd, end.position);
     const cursor = { ...begin };
     while (cursor.next < upper) {
       const found = reader.next();
@@ -653,7 +678,7 @@ export class LogRecovery {
     this.#storage.syncDir(LOG_DIR);
     yield;
 
-    const copies = this.#readerOf(fd, seq, SEGMENT_BLOCK_BYTES, position);
+    const copies = this.#readerOf(this.#fileOf(fd), seq, SEGMENT_BLOCK_BYTES, position);
     const cursor = { ...proven, seq, commitEnd: SEGMENT_BLOCK_BYTES };
     this.#fed = { ...cursor };
     while (cursor.next < this.next) {
@@ -681,7 +706,7 @@ export class LogRecovery {
       this.orphans.push(segmentPath(last.seq));
       this.segments.pop();
     }
-    this.segments.push(segmentOf(header));
+    this.segments.push(segmentOf(header, false));
     this.#files.handOver(fd);
     this.resume = {
       logId: header.logId,
@@ -836,8 +861,8 @@ function* drain(writer: LogWriter): Machine {
   }
 }
 
-function segmentOf(header: SegmentHeader): LogSegment {
-  return { seq: header.seq, baseOffset: header.baseOffset, baseAtMs: header.baseAtMs };
+function segmentOf(header: SegmentHeader, packed: boolean): LogSegment {
+  return { seq: header.seq, baseOffset: header.baseOffset, baseAtMs: header.baseAtMs, packed };
 }
 
 function ioError(call: string, path: string, got: number, wanted: number): TidemarkError {

@@ -13,7 +13,7 @@ import type { Hollow, SpineState } from '../spine/batch.ts';
 import type { LoadedManifest } from '../spine/manifest-store.ts';
 import type { PartInfo } from '../spine/part-format.ts';
 import { RunCursor, OwnRunParts } from '../spine/run-cursor.ts';
-import { PARTS_DIR, QUARANTINE_DIR, TMP_DIR, segmentPath } from '../storage/names.ts';
+import { PARTS_DIR, QUARANTINE_DIR, TMP_DIR } from '../storage/names.ts';
 import type { Storage } from '../storage/storage.ts';
 import { walkSegment } from './log-walk.ts';
 import { chainOf, lookAt } from './look.ts';
@@ -25,7 +25,9 @@ export type SegmentReport = {
   readonly seq: number;
   readonly file: string;
   readonly bytes: number;
-  readonly place: SegmentPlace | 'compressed';
+  readonly place: SegmentPlace;
+  /** How its records are packed; undefined: not at all. */
+  readonly codec: 'deflate' | 'zstd' | undefined;
   readonly reason: string | undefined;
   readonly base: number | undefined;
   /** First offset not in it. */
@@ -147,6 +149,8 @@ export type NameOf = (
 ) => { id: number; name: string } | undefined;
 
 const REASONS: readonly string[] = ['create', 'rotate', 'recovery', 'truncate', 'import'];
+/** By number; 0: not packed. */
+const CODECS: readonly SegmentReport['codec'][] = [undefined, 'deflate', 'zstd'];
 const KINDS: readonly string[] = ['', 'keyed', 'multiset', 'upsert'];
 
 export function* inspectStore(
@@ -176,7 +180,6 @@ export function* inspectStore(
     next = report.end;
     clean = report.ending === 'clean';
   }
-  for (const seq of look.compressed) segments.push(compressedReport(storage, seq));
   segments.sort((a, b) => a.seq - b.seq);
   const names = new Map<number, string>([[CATALOG_ID, '(catalog)']]);
   for (const [key, value] of catalog) {
@@ -205,12 +208,13 @@ function* inspectSegment(
   from: number,
   progress: Progress,
 ): Machine<SegmentReport | undefined> {
-  const { header, seq, path, bytes, place, successor } = file;
+  const { header, seq, path, bytes, place, successor, codec } = file;
   const report = {
     seq,
     file: path,
     bytes,
     place,
+    codec: CODECS[codec],
     reason: header === undefined ? undefined : (REASONS[header.reason] ?? `${header.reason}`),
     base: header?.baseOffset,
     end: undefined,
@@ -276,30 +280,6 @@ function* inspectSegment(
     claim: walk.claim,
     ending,
     note: [report.note, stopped].filter((text) => text !== undefined).join('; ') || undefined,
-  };
-}
-
-function compressedReport(storage: Storage, seq: number): SegmentReport {
-  const file = segmentPath(seq).replace(/\.seg$/, '.segz');
-  return {
-    seq,
-    file,
-    bytes: storage.stat(file)?.bytes ?? 0,
-    place: 'compressed',
-    reason: undefined,
-    base: undefined,
-    end: undefined,
-    baseAtMs: undefined,
-    endAtMs: undefined,
-    records: undefined,
-    commits: undefined,
-    epoch: undefined,
-    prevSeq: undefined,
-    prevEndPosition: undefined,
-    endPosition: undefined,
-    claim: undefined,
-    ending: undefined,
-    note: 'compressed: not read',
   };
 }
 

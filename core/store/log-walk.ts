@@ -5,6 +5,7 @@
  * Called by inspect, verify, dump and tail.
  */
 import { TidemarkError, corrupt } from '../base/errors.ts';
+import { compressedPath } from '../storage/names.ts';
 import type { Storage } from '../storage/storage.ts';
 import {
   FileBytes,
@@ -17,6 +18,7 @@ import {
   SegmentReader,
   TailScan,
 } from '../log/reader.ts';
+import type { SegmentBytes } from '../log/reader.ts';
 import {
   RECORD_CLEAN,
   RECORD_COMMIT,
@@ -25,6 +27,8 @@ import {
   RecordHeader,
 } from '../log/record.ts';
 import { saltOf } from '../log/segment.ts';
+import { openPacked } from '../log/segment-source.ts';
+import type { PackedBytes } from '../log/segment-source.ts';
 import { admit, check } from '../log/verify.ts';
 import type { Cursor } from '../log/verify.ts';
 import type { SegmentFile } from './look.ts';
@@ -80,13 +84,22 @@ export function* walkSegment(
     sealed: false,
     tail: NO_TAIL,
   };
-  const fd = storage.open(file.path, 'read');
+  const { fd, path, isPacked } = openFile(storage, file);
   try {
     yield;
     const salt = saltOf(logId, file.seq);
     const isLast = file.successor === undefined;
-    const end = isLast ? Math.max(file.end, storage.size(fd)) : file.end;
-    const source = new FileBytes(storage, fd);
+    const end = isLast && !isPacked ? Math.max(file.end, storage.size(fd)) : file.end;
+    let source: SegmentBytes = new FileBytes(storage, fd);
+    if (isPacked) {
+      try {
+        source = (yield* openPacked(storage, storage, fd, path)).bytes;
+      } catch (error) {
+        if (!(error instanceof TidemarkError)) throw error;
+        walk.error = error;
+        return walk;
+      }
+    }
     let again = -1;
     for (;;) {
       const reader = new SegmentReader(source, file.seq, salt, walk.position, end);
@@ -164,6 +177,21 @@ function* read(
   }
 }
 
+/** The file as it was seen, or what a compress job has put in its place since. */
+function openFile(
+  storage: Storage,
+  file: SegmentFile,
+): { readonly fd: number; readonly path: string; readonly isPacked: boolean } {
+  const { path } = file;
+  try {
+    return { fd: storage.open(path, 'read'), path, isPacked: file.codec !== 0 };
+  } catch (error) {
+    const other = compressedPath(file.seq);
+    if (file.codec !== 0 || storage.stat(other) === undefined) throw error;
+    return { fd: storage.open(other, 'read'), path: other, isPacked: true };
+  }
+}
+
 /** The first sound record header at or behind `from`, whose payload may be damaged, and a cursor that admits it. */
 export function* nextSound(
   storage: Storage,
@@ -172,31 +200,64 @@ export function* nextSound(
   from: number,
 ): Machine<{ readonly position: number; readonly cursor: Cursor } | undefined> {
   const salt = saltOf(logId, file.seq);
-  const fd = storage.open(file.path, 'read');
+  const { fd, path, isPacked } = openFile(storage, file);
   try {
     yield;
-    const tail = new TailScan(new FileBytes(storage, fd), salt, from, file.end);
-    while (tail.firstAt < 0 && tail.step()) yield;
-    if (tail.firstAt < 0) return undefined;
     const bytes = new Uint8Array(RECORD_HEADER_BYTES);
-    storage.read(fd, bytes, 0, bytes.length, tail.firstAt);
-    yield;
+    let position: number;
+    if (isPacked) {
+      position = yield* nextFrame(storage, fd, path, from, bytes);
+    } else {
+      const tail = new TailScan(new FileBytes(storage, fd), salt, from, file.end);
+      while (tail.firstAt < 0 && tail.step()) yield;
+      position = tail.firstAt;
+      if (position >= 0) storage.read(fd, bytes, 0, bytes.length, position);
+      yield;
+    }
+    if (position < 0) return undefined;
     const header = new RecordHeader();
-    header.decode(bytes, 0, file.seq, tail.firstAt);
+    header.decode(bytes, 0, file.seq, position);
     return {
-      position: tail.firstAt,
+      position,
       cursor: {
         next: header.minTxOffset,
         chain: header.prevChain,
         epoch: header.epoch,
         atMs: header.committedAtMs,
         seq: file.seq,
-        commitEnd: tail.firstAt,
+        commitEnd: position,
       },
     };
   } finally {
     storage.close(fd);
   }
+}
+
+/** Position of the first sound frame behind `from`, whose first record's header it reads; -1: none. */
+function* nextFrame(
+  storage: Storage,
+  fd: number,
+  path: string,
+  from: number,
+  bytes: Uint8Array,
+): Machine<number> {
+  let packed: PackedBytes | undefined;
+  try {
+    ({ packed } = yield* openPacked(storage, storage, fd, path));
+  } catch (error) {
+    if (!(error instanceof TidemarkError)) throw error;
+  }
+  for (const { rawPosition } of packed?.frames ?? []) {
+    if (rawPosition < from) continue;
+    try {
+      packed?.read(bytes, 0, bytes.length, rawPosition);
+      return rawPosition;
+    } catch (error) {
+      if (!(error instanceof TidemarkError)) throw error;
+    }
+    yield;
+  }
+  return -1;
 }
 
 /** The error for a segment that holds less than it must. */

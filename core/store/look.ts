@@ -4,13 +4,14 @@
  * thrown, where something can still be said about the rest. Called by inspect, verify and dump.
  *
  *   place of a segment file
- *     chain     from the highest sound header backwards by prevSeq; valid up to `end`
+ *     chain     from the highest sound header backwards by prevSeq; valid up to `end`. A .segz with a sound
+ *               header stands for the .seg beside it, if there is one
  *     unused    above the chain, without a sound header: a spare, or a creation cut short
  *     orphan    below or beside the chain: voided or pruned, goes at the next open
  *     foreign   another log's, or not the one its name says
  */
 import { TidemarkError, corrupt } from '../base/errors.ts';
-import { LOG_DIR, HEAD_PATH, numberOf, segmentPath } from '../storage/names.ts';
+import { LOG_DIR, HEAD_PATH, compressedPath, numberOf, segmentPath } from '../storage/names.ts';
 import type { Storage } from '../storage/storage.ts';
 import { isZero } from '../log/reader.ts';
 import {
@@ -20,6 +21,7 @@ import {
   decodeSegmentHeader,
 } from '../log/segment.ts';
 import type { SegmentHeader } from '../log/segment.ts';
+import { readPackedHeader, runNow } from '../log/segment-source.ts';
 import { loadManifest } from '../spine/manifest-store.ts';
 import type { LoadedManifest } from '../spine/manifest-store.ts';
 import { isDamage } from './report.ts';
@@ -36,6 +38,8 @@ export type SegmentFile = {
   /** A copy of the header is damaged, or both are and the block is not blank. */
   readonly damaged: boolean;
   readonly blank: boolean;
+  /** Of a .segz the codec of its frames; 0: a .seg. */
+  readonly codec: number;
   /** Why the header cannot be read by this version. */
   readonly error: TidemarkError | undefined;
   place: SegmentPlace;
@@ -53,8 +57,6 @@ export type StoreLook = {
   readonly logId: Uint8Array | undefined;
   /** Ascending by seq. */
   readonly segments: readonly SegmentFile[];
-  /** Compressed segments, by number. */
-  readonly compressed: readonly number[];
 };
 
 const ATTEMPTS_MAX = 8;
@@ -105,12 +107,11 @@ export function* lookAt(storage: Storage): Machine<StoreLook> {
   }
   yield;
   const segments: SegmentFile[] = [];
-  const compressed: number[] = [];
-  for (const name of storage.list(LOG_DIR)) {
-    const packed = seqOf(name, '.segz');
-    if (packed !== undefined) compressed.push(packed);
-    const seq = seqOf(name, '.seg');
-    if (seq === undefined) continue;
+  const seqs = storage
+    .list(LOG_DIR)
+    .map((name) => seqOf(name, '.seg') ?? seqOf(name, '.segz'))
+    .filter((seq) => seq !== undefined);
+  for (const seq of new Set(seqs.toSorted((a, b) => a - b))) {
     const file = readSegment(storage, seq);
     // Pruned since the listing.
     if (file !== undefined) segments.push(file);
@@ -119,7 +120,7 @@ export function* lookAt(storage: Storage): Machine<StoreLook> {
   const highest = segments.findLast(({ header }) => header !== undefined)?.header;
   const logId = manifest?.state.identity.logId ?? highest?.logId;
   link(segments, logId, manifest?.state.logStart.seq ?? 1);
-  return { manifest, manifestError, logId, segments, compressed };
+  return { manifest, manifestError, logId, segments };
 }
 
 /** A name of ours with number 0 is not worth stopping for. */
@@ -132,8 +133,44 @@ function seqOf(name: string, ending: string): number | undefined {
   }
 }
 
-/** A segment file as it stands; undefined when it is gone. */
+/** A segment as it stands, compressed or not; undefined when it is gone. */
 export function readSegment(storage: Storage, seq: number): SegmentFile | undefined {
+  const packed = readPacked(storage, seq);
+  if (packed?.header !== undefined) return packed;
+  // Of two the one that can be read; one that has been compressed meanwhile is there as the other.
+  return readPlain(storage, seq) ?? packed ?? readPacked(storage, seq);
+}
+
+function readPacked(storage: Storage, seq: number): SegmentFile | undefined {
+  const path = compressedPath(seq);
+  if (storage.stat(path) === undefined) return undefined;
+  const fd = storage.open(path, 'read');
+  const file: SegmentFile = {
+    seq,
+    path,
+    bytes: 0,
+    header: undefined,
+    damaged: true,
+    blank: false,
+    codec: 0,
+    error: undefined,
+    place: 'unused',
+    successor: undefined,
+    end: 0,
+  };
+  try {
+    const { header, isDamaged, fileBytes } = runNow(readPackedHeader(storage, fd, path));
+    const { segment, codec, rawEnd: end } = header;
+    return { ...file, bytes: fileBytes, header: segment, damaged: isDamaged, codec, end };
+  } catch (error) {
+    if (!(error instanceof TidemarkError)) throw error;
+    return { ...file, bytes: storage.size(fd), error };
+  } finally {
+    storage.close(fd);
+  }
+}
+
+function readPlain(storage: Storage, seq: number): SegmentFile | undefined {
   const path = segmentPath(seq);
   const block = new Uint8Array(SEGMENT_BLOCK_BYTES);
   if (storage.stat(path) === undefined) return undefined;
@@ -167,6 +204,7 @@ export function readSegment(storage: Storage, seq: number): SegmentFile | undefi
     header,
     damaged: damaged && !blank,
     blank,
+    codec: 0,
     error,
     place: 'unused',
     successor: undefined,

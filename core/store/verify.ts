@@ -204,13 +204,7 @@ class Verification {
     if (logId === undefined) {
       if (manifest === undefined) return;
     } else if (manifest !== undefined) {
-      yield* this.#chain(manifest, look);
-    }
-    for (const seq of look.compressed) {
-      const file = segmentPath(seq).replace(/\.seg$/, '.segz');
-      this.#add('NOT_READ', 'note', `${file} is compressed, which this command does not read yet`, {
-        file,
-      });
+      yield* this.#chain(manifest);
     }
     const chain = chainOf(look);
     if (chain.length === 0 || logId === undefined) return;
@@ -243,7 +237,7 @@ class Verification {
   }
 
   /** The verdict of an open on the chain as such. */
-  *#chain(manifest: LoadedManifest, look: StoreLook): Machine<void> {
+  *#chain(manifest: LoadedManifest): Machine<void> {
     const { state } = manifest;
     const files = new OpenFiles(this.#storage);
     const facts = {
@@ -257,8 +251,6 @@ class Verification {
       const { finding, ...found } = findingOf(error);
       const seq = error instanceof TidemarkError ? error.detail['seq'] : undefined;
       if (typeof seq === 'number') {
-        // Compressed, or gone meanwhile: not missing.
-        if (finding === 'MISSING_SEGMENT' && look.compressed.includes(seq)) return;
         if (this.#options.live && this.#isPruned(seq)) return;
       }
       const isTold = this.#findings.some((told) => told.finding === finding);

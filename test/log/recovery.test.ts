@@ -299,8 +299,8 @@ test('suspect commits are written again into a new segment, unchanged; the old t
   assert.equal(found.recovery.epoch, 0, 'nothing was dropped');
   assert.deepEqual(found.fed, commits);
   assert.deepEqual(found.recovery.segments, [
-    { seq: 1, baseOffset: 0, baseAtMs: 0 },
-    { seq: 2, baseOffset: 10, baseAtMs: 104 },
+    { seq: 1, baseOffset: 0, baseAtMs: 0, packed: false },
+    { seq: 2, baseOffset: 10, baseAtMs: 104, packed: false },
   ]);
   assert.deepEqual(found.recovery.mark(), { ...third, seq: 2, position: 4096 + bytes });
   const size = disk.stat(pathOf(1))?.bytes ?? 0;
@@ -348,7 +348,9 @@ test('a segment without a proven commit is replaced, again and again, and the ch
     writer.release();
     const found = recover(disk);
     assert.equal(found.recovery.next, 0);
-    assert.deepEqual(found.recovery.segments, [{ seq: round, baseOffset: 0, baseAtMs: 0 }]);
+    assert.deepEqual(found.recovery.segments, [
+      { seq: round, baseOffset: 0, baseAtMs: 0, packed: false },
+    ]);
     assert.deepEqual(found.recovery.orphans, [pathOf(round - 1)]);
     for (const orphan of found.recovery.orphans) disk.unlink(orphan);
     writer = resumed(disk, found);
