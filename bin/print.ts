@@ -2,6 +2,7 @@
  * The reports of the command line as text for people: tables with a heading, numbers to the right, and one
  * line a finding. The same facts as --json, which is what programs read. Called by bin/tidemark.ts.
  */
+import type { CompressReport } from '../core/store/compress.ts';
 import type { StoreReport } from '../core/store/inspect.ts';
 import type { VerifyReport } from '../core/store/verify.ts';
 import type { LockHolder } from '../core/storage/lock.ts';
@@ -172,5 +173,16 @@ export function printVerify(directory: string, live: boolean, report: VerifyRepo
     `${directory}: ${ok ? 'sound' : 'NOT SOUND'}: ${segments} segments, ${records} records, ${parts} parts${end}` +
       `${live ? ' (an engine is at work in it)' : ''}\n`,
   );
+  return out.join('');
+}
+
+export function printCompress(directory: string, report: CompressReport): string {
+  const out: string[] = [`${directory}\n`];
+  for (const { file, bytesBefore, bytes } of report.compressed) {
+    out.push(`${file}  ${bytesBefore} bytes, now ${bytes}\n`);
+  }
+  for (const { file, message } of report.findings) out.push(`${file ?? ''}  ${message}\n`);
+  const { compressed, already, left } = report;
+  out.push(`${compressed.length} compressed, ${already} were, ${left} are too young\n`);
   return out.join('');
 }

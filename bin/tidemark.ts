@@ -2,7 +2,7 @@
 /**
  * The operator's command line: looks into a store's directory, beside a live engine or in a copy. It
  * parses arguments, runs the machines of core/store/ in slices, prints, and exits with a documented code
- * (docs/cli.md). Nothing here changes a store. A process of its own, one thread.
+ * (docs/cli.md). Nothing here changes a store but `compress`. A process of its own, one thread.
  */
 import { once } from 'node:events';
 import { readFileSync, realpathSync, statSync } from 'node:fs';
@@ -10,6 +10,7 @@ import { resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import { TidemarkError } from '../core/base/errors.ts';
 import { readLock } from '../core/storage/lock.ts';
+import { compressStore } from '../core/store/compress.ts';
 import { dumpLog, isStill, recentOffset } from '../core/store/dump.ts';
 import type { DumpOptions, DumpPlace, Dumped } from '../core/store/dump.ts';
 import { inspectStore } from '../core/store/inspect.ts';
@@ -25,7 +26,7 @@ import {
 } from '../actors/catalog.ts';
 import { NodeStorage } from '../actors/node-storage.ts';
 import { identify, isGone } from '../actors/process-identity.ts';
-import { printInspect, printVerify } from './print.ts';
+import { printCompress, printInspect, printVerify } from './print.ts';
 import type { LockReport } from './print.ts';
 
 const EXIT_OK = 0;
@@ -35,7 +36,7 @@ const EXIT_USAGE = 64;
 const EXIT_DEFECT = 70;
 const EXIT_INTERRUPTED = 130;
 
-const HELP = `tidemark: looks into a store's directory; changes nothing, takes no lock.
+const HELP = `tidemark: looks into a store's directory; takes no lock, and only compress changes anything.
 
   tidemark inspect DIR [--json]
       manifest, segments of the log, collections, lock holder
@@ -46,6 +47,10 @@ const HELP = `tidemark: looks into a store's directory; changes nothing, takes n
       --tx: transactions with their operations; --tolerate: marks damage and goes on
   tidemark tail DIR [--follow] [--lines N] [--records]
       the last N transactions (10), then, with --follow, each new one until interrupted
+
+  tidemark compress DIR [--json]
+      compresses the segments of the log that are sealed and below the older checkpoint;
+      safe beside a live engine
 
   --help, --version
 
@@ -233,6 +238,16 @@ async function tail(directory: string, flags: Flags): Promise<number> {
   return EXIT_OK;
 }
 
+async function compress(directory: string, flags: Flags): Promise<number> {
+  const storage = storageOf(directory);
+  const progress = newProgress();
+  const report = await run(compressStore(storage, `${process.pid}`, progress), progress);
+  if (report === undefined) return EXIT_INTERRUPTED;
+  if (flags['json'] === true) writeJson({ directory: resolve(directory), ...report });
+  else write(printCompress(directory, report));
+  return verdictOf(report.findings);
+}
+
 function pause(ms: number): Promise<void> {
   return new Promise((done) => {
     const end = (): void => {
@@ -275,6 +290,7 @@ const COMMANDS: { readonly [name: string]: Command } = {
   inspect: { run: inspect, options: { json: YES } },
   verify: { run: verify, options: { full: YES, json: YES } },
   dump: { run: dump, options: { from: TEXT, to: TEXT, tx: YES, tolerate: YES } },
+  compress: { run: compress, options: { json: YES } },
   tail: { run: tail, options: { follow: YES, lines: TEXT, records: YES } },
 };
 

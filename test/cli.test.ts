@@ -276,6 +276,27 @@ test('tail ends by itself without --follow', async () => {
   );
 });
 
+test('compress makes old segments small, says which, and once is enough', async () => {
+  type Compressed = { compressed: { file: string; bytes: number }[]; already: number };
+  const copy = copyOf(closed);
+  const before = await run('dump', copy, '--tx');
+  const { compressed } = await json<Compressed>('compress', copy);
+  assert.ok(compressed.length >= 2, `${compressed.length} compressed`);
+  for (const { file, bytes } of compressed) {
+    assert.match(file, /\.segz$/);
+    assert.equal(readFileSync(join(copy, file)).length, bytes);
+  }
+  const after = await run('dump', copy, '--tx');
+  assert.equal(after.out, before.out);
+  const again = await json<Compressed>('compress', copy);
+  assert.deepEqual(again.compressed, []);
+  assert.equal(again.already, compressed.length);
+  const { out, code } = await run('compress', copy);
+  assert.equal(code, 0);
+  assert.match(out, /0 compressed, \d+ were/);
+  assert.equal((await json<Verified>('verify', copy)).ok, true);
+});
+
 test('wrong arguments are 64, what is no store is 3, each in one line', async () => {
   const empty = freshDirectory();
   mkdirSync(empty);

@@ -70,6 +70,8 @@ export class CompressJob {
   readonly #fds: Set<number> = new Set();
   /** The tmp file is there, and nobody else's. */
   #isMade = false;
+  /** Raw position up to which records have been packed. */
+  position = 0;
   #result: CompressResult | undefined;
 
   constructor(storage: Storage, request: CompressRequest) {
@@ -231,6 +233,7 @@ export class CompressJob {
         position += frame.length;
         rawPosition += rawBytes;
         rawBytes = 0;
+        this.position = rawPosition;
       }
       if (isEnd) break;
       admit(header, cursor);

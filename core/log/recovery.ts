@@ -53,7 +53,7 @@ import {
   quarantinePath,
   segmentPath,
 } from '../storage/names.ts';
-import type { Storage } from '../storage/storage.ts';
+import type { OpenHow, Storage } from '../storage/storage.ts';
 import { OpenFiles, findChain } from './chain.ts';
 import type { ChainFacts, UnusedSegment } from './chain.ts';
 import {
@@ -171,7 +171,7 @@ export class LogRecovery {
 
   /** Sound headers from the chain's bottom to its top. */
   #chain: readonly SegmentHeader[] = [];
-  #packed: ReadonlySet<number> = new Set();
+  #packed: Set<number> = new Set();
   #unused: readonly UnusedSegment[] = [];
   #highestSeq = 0;
   /** Offsets below were durable: the highest witness so far. */
@@ -251,7 +251,7 @@ export class LogRecovery {
     const seqs = this.#chain.slice(-2).map(({ seq }) => seq);
     for (const { seq } of this.#unused) seqs.push(seq);
     for (const seq of seqs) {
-      const fd = this.#files.open(this.#pathOf(seq), 'write');
+      const fd = this.#openFile(seq, 'write');
       yield;
       this.#storage.sync(fd);
       yield;
@@ -262,6 +262,16 @@ export class LogRecovery {
 
   #pathOf(seq: number): string {
     return this.#packed.has(seq) ? compressedPath(seq) : segmentPath(seq);
+  }
+
+  /** The command line may compress beside us: what was a .seg a moment ago is a .segz then. */
+  #openFile(seq: number, how: OpenHow): number {
+    const isReplaced =
+      !this.#packed.has(seq) &&
+      this.#storage.stat(segmentPath(seq)) === undefined &&
+      this.#storage.stat(compressedPath(seq)) !== undefined;
+    if (isReplaced) this.#packed.add(seq);
+    return this.#files.open(this.#pathOf(seq), how);
   }
 
   /** Sets the cursor where reading begins; returns the index of its segment in the chain. */
@@ -315,9 +325,9 @@ export class LogRecovery {
   /** Verifies and feeds what is left of a segment up to where its successor says it ends. */
   *#readWhole(header: SegmentHeader, successor: SegmentHeader): Machine {
     const cursor = this.#enter(header);
-    const path = this.#pathOf(header.seq);
-    const fd = this.#files.open(path, 'read');
+    const fd = this.#openFile(header.seq, 'read');
     yield;
+    const path = this.#pathOf(header.seq);
     const source = this.#packed.has(header.seq)
       ? (yield* openPacked(this.#storage, this.#files, fd, path)).bytes
       : new FileBytes(this.#storage, fd);
