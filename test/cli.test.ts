@@ -279,7 +279,7 @@ test('tail ends by itself without --follow', async () => {
 test('compress makes old segments small, says which, and once is enough', async () => {
   type Compressed = { compressed: { file: string; bytes: number }[]; already: number };
   const copy = copyOf(closed);
-  const before = await run('dump', copy, '--tx');
+  const dumped = await run('dump', copy, '--tx');
   const { compressed } = await json<Compressed>('compress', copy);
   assert.ok(compressed.length >= 2, `${compressed.length} compressed`);
   for (const { file, bytes } of compressed) {
@@ -287,7 +287,7 @@ test('compress makes old segments small, says which, and once is enough', async 
     assert.equal(readFileSync(join(copy, file)).length, bytes);
   }
   const after = await run('dump', copy, '--tx');
-  assert.equal(after.out, before.out);
+  assert.equal(after.out, dumped.out);
   const again = await json<Compressed>('compress', copy);
   assert.deepEqual(again.compressed, []);
   assert.equal(again.already, compressed.length);

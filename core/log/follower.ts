@@ -6,14 +6,15 @@
  * reads, which hold no thread. Driven by the feeds of a client, on its thread; one call at a time.
  *
  * A segment is open here under a descriptor of the follower's own: nobody else closes it, and what was
- * unlinked stays readable until it is closed.
+ * unlinked stays readable until it is closed. One that is compressed gives the same bytes at the same
+ * positions (segment-source.ts).
  */
 import { invariant } from '../base/assert.ts';
 import { alignUp } from '../base/bytes.ts';
 import { crc32 } from '../base/crc32.ts';
 import { TidemarkError, corrupt } from '../base/errors.ts';
 import { KiB } from '../base/limits.ts';
-import { segmentPath } from '../storage/names.ts';
+import { compressedPath, segmentPath } from '../storage/names.ts';
 import type { Storage } from '../storage/storage.ts';
 import { validatePayload } from './payload.ts';
 import { checkRecord } from './reader.ts';
@@ -27,6 +28,16 @@ import {
 } from './record.ts';
 import { SEGMENT_BLOCK_BYTES, decodeSegmentBlock, saltOf } from './segment.ts';
 import type { SegmentHeader } from './segment.ts';
+import { PackedBytes } from './segment-source.ts';
+import {
+  SEGZ_ENTRY_BYTES,
+  SEGZ_HEADER_BYTES,
+  SEGZ_TRAILER_BYTES,
+  decodeHeaderCopy,
+  decodeSegzHeader,
+  decodeTable,
+  decodeTrailer,
+} from './segz.ts';
 
 /** Read at once; a record that is larger is read whole. */
 export const followBytesDefault: number = 64 * KiB;
@@ -91,6 +102,8 @@ export class LogFollower {
   /** The offset that is read next. */
   #next = 0;
   #fd = -1;
+  /** The frames of the open segment when it is compressed. */
+  #packed: PackedBytes | undefined;
   #seq = 0;
   #salt = 0;
   /** Where the next record stands; -1: to be looked for. */
@@ -158,6 +171,7 @@ export class LogFollower {
   #release(): void {
     if (this.#fd >= 0) this.#source.storage.close(this.#fd);
     this.#fd = -1;
+    this.#packed = undefined;
     this.#seq = 0;
     this.#position = -1;
   }
@@ -166,9 +180,8 @@ export class LogFollower {
     let tries = 0;
     for (;;) {
       await this.#stand();
-      const { storage } = this.#source;
       const bytes = Buffer.allocUnsafe(this.#bytesToRead());
-      const got = await storage.readLater(this.#fd, bytes, 0, bytes.length, this.#position);
+      const got = await this.#readAt(bytes, this.#position);
       const chunk = new LogChunk(bytes);
       const stopped = this.#take(chunk, got, limit);
       if (chunk.records > 0) {
@@ -188,6 +201,20 @@ export class LogFollower {
       this.#release();
       this.#wanted = 0;
     }
+  }
+
+  /** Fills `bytes` from a position of the open segment, as far as that goes. */
+  async #readAt(bytes: Buffer, position: number): Promise<number> {
+    const { storage } = this.#source;
+    const packed = this.#packed;
+    const { length } = bytes;
+    if (packed === undefined) return storage.readLater(this.#fd, bytes, 0, length, position);
+    const stretch = packed.stretchOf(position, length);
+    const frames = Buffer.allocUnsafe(stretch.bytes);
+    if (stretch.bytes > 0) {
+      await storage.readLater(this.#fd, frames, 0, frames.length, stretch.position);
+    }
+    return packed.unpack(frames, stretch.position, bytes, 0, length, position);
   }
 
   /** No more than is there: what follows the live end of a segment is zeros. */
@@ -292,7 +319,8 @@ export class LogFollower {
 
   async #headerOf(seq: number): Promise<SegmentHeader | undefined> {
     const { storage } = this.#source;
-    const fd = this.#openFile(seq);
+    const fd = this.#openFile(segmentPath(seq));
+    // Compressed only after it had a successor: by then the directory knew of it.
     if (fd < 0) return undefined;
     try {
       const block = Buffer.allocUnsafe(SEGMENT_BLOCK_BYTES);
@@ -306,22 +334,52 @@ export class LogFollower {
   /** Opens a segment, its place unknown; undefined when there is none of that number any more. */
   async #open(seq: number): Promise<SegmentHeader | undefined> {
     this.#release();
-    const { storage } = this.#source;
-    const fd = this.#openFile(seq);
-    if (fd < 0) return undefined;
-    this.#fd = fd;
-    this.#seq = seq;
-    const block = Buffer.allocUnsafe(SEGMENT_BLOCK_BYTES);
-    const got = await storage.readLater(fd, block, 0, block.length, 0);
-    const header = got < block.length ? undefined : this.#check(block, seq);
-    if (header === undefined) this.#release();
-    else this.#salt = saltOf(header.logId, seq);
-    return header;
+    // A compress job puts the one in place of the other, once.
+    for (const path of [segmentPath(seq), compressedPath(seq), segmentPath(seq)]) {
+      const fd = this.#openFile(path);
+      if (fd < 0) continue;
+      this.#fd = fd;
+      this.#seq = seq;
+      const isPlain = path === segmentPath(seq);
+      const header = isPlain ? await this.#plainHeader(seq) : await this.#openPacked(seq, path);
+      if (header === undefined) this.#release();
+      else this.#salt = saltOf(header.logId, seq);
+      return header;
+    }
+    return undefined;
   }
 
-  #openFile(seq: number): number {
+  async #plainHeader(seq: number): Promise<SegmentHeader | undefined> {
+    const block = Buffer.allocUnsafe(SEGMENT_BLOCK_BYTES);
+    const got = await this.#source.storage.readLater(this.#fd, block, 0, block.length, 0);
+    return got < block.length ? undefined : this.#check(block, seq);
+  }
+
+  /** Header and table of a compressed segment. Its end may be damaged where its front is not, and the reverse. */
+  async #openPacked(seq: number, path: string): Promise<SegmentHeader | undefined> {
+    const { storage } = this.#source;
+    const fd = this.#fd;
+    const fileBytes = storage.size(fd);
+    const front = Buffer.alloc(SEGZ_HEADER_BYTES);
+    await storage.readLater(fd, front, 0, front.length, 0);
+    const trailer = Buffer.alloc(SEGZ_TRAILER_BYTES);
+    const at = Math.max(0, fileBytes - trailer.length);
+    await storage.readLater(fd, trailer, 0, trailer.length, at);
+    const header = decodeSegzHeader(front, 0, path) ?? decodeHeaderCopy(trailer, path);
+    if (header === undefined) return undefined;
+    const { segment } = header;
+    this.#expectOwn(segment, seq, path);
+    const end = decodeTrailer(trailer, fileBytes, saltOf(segment.logId, seq), path);
+    const table = Buffer.alloc(end.frameCount * SEGZ_ENTRY_BYTES);
+    await storage.readLater(fd, table, 0, table.length, end.tablePosition);
+    const frames = decodeTable(table, end, header, path);
+    this.#packed = new PackedBytes(storage, fd, path, header, frames);
+    return segment;
+  }
+
+  #openFile(path: string): number {
     try {
-      return this.#source.storage.open(segmentPath(seq), 'read');
+      return this.#source.storage.open(path, 'read');
     } catch (error) {
       if ((error as { code?: unknown }).code === NOT_THERE) return -1;
       throw error;
@@ -332,12 +390,14 @@ export class LogFollower {
   #check(block: Uint8Array, seq: number): SegmentHeader | undefined {
     const { header } = decodeSegmentBlock(block, segmentPath(seq));
     if (header === undefined || header.seq !== seq) return undefined;
+    this.#expectOwn(header, seq, segmentPath(seq));
+    return header;
+  }
+
+  #expectOwn(header: SegmentHeader, seq: number, path: string): void {
     this.#logId ??= header.logId;
-    if (Buffer.compare(header.logId, this.#logId) === 0) return header;
-    throw corrupt('FOREIGN_SEGMENT', `${segmentPath(seq)} belongs to another log`, {
-      seq,
-      position: 0,
-    });
+    if (Buffer.compare(header.logId, this.#logId) === 0 && header.seq === seq) return;
+    throw corrupt('FOREIGN_SEGMENT', `${path} belongs to another log`, { seq, position: 0 });
   }
 
   // ---------------------------------------------------------------- places
@@ -348,6 +408,10 @@ export class LogFollower {
    */
   async #find(): Promise<void> {
     const { storage } = this.#source;
+    if (this.#packed !== undefined) {
+      this.#position = this.#packed.positionOf(({ firstOffset }) => firstOffset <= this.#next);
+      return;
+    }
     const upper = this.#upperOf();
     let low = SEGMENT_BLOCK_BYTES;
     let high = alignUp(storage.size(this.#fd), RECORD_ALIGN);

@@ -121,6 +121,11 @@ export class PackedBytes implements SegmentBytes {
     return lastWhere(this.frames, ({ rawPosition }) => rawPosition <= position);
   }
 
+  /** Raw position of the last frame that passes, where all that pass come first; else of the first. */
+  positionOf(passes: (frame: SegzFrame) => boolean): number {
+    return this.frames[lastWhere(this.frames, passes)]?.rawPosition ?? SEGMENT_BLOCK_BYTES;
+  }
+
   #load(index: number, packed: Uint8Array, at: number): void {
     const { codec } = this.header;
     this.#index = -1;
@@ -376,8 +381,7 @@ function* inTable(
   end: number,
   isBelow: (frame: SegzFrame) => boolean,
 ): Machine<number> {
-  const index = lastWhere(packed.frames, (frame) => isBelow(frame) && frame.rawPosition < end);
-  return packed.frames[index]?.rawPosition ?? SEGMENT_BLOCK_BYTES;
+  return packed.positionOf((frame) => isBelow(frame) && frame.rawPosition < end);
 }
 
 /** Index of the last item that passes, where all that pass come first; 0 when none does. */

@@ -5,10 +5,12 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Prng } from '../../core/base/prng.ts';
+import { CompressJob } from '../../core/log/compress.ts';
 import { LogFollower } from '../../core/log/follower.ts';
 import type { FollowSegment, FollowSource, LogChunk } from '../../core/log/follower.ts';
+import { CODEC_DEFLATE } from '../../core/log/segz.ts';
 import { LogWriter } from '../../core/log/writer.ts';
-import { segmentPath } from '../../core/storage/names.ts';
+import { compressedPath, segmentPath } from '../../core/storage/names.ts';
 import { coded } from '../engine/world.ts';
 import type { SimDisk } from '../sim/disk.ts';
 import { LOG_ID, SMALL, appendTo, drain, payloadOf, recover, resumed, storeDisk } from './kit.ts';
@@ -227,4 +229,58 @@ test('damage is named, with its place; a missing segment too', async () => {
     coded('TIDEMARK_CORRUPT', { finding: 'MISSING_SEGMENT', seq: 3 }),
   );
   follower.close();
+});
+
+test('segments that are compressed, before or while they are read, give the same transactions', async () => {
+  const log = new Log(11);
+  const prng = new Prng(12);
+  log.storage.makeDir('tmp');
+  for (let i = 0; i < 150; i++) log.append(prng.pick([50, 400, 3_000, 9_000, 20_000]));
+  const limit = log.writer.written;
+  const sealed = log.list.slice(0, -1).map(({ seq }) => seq);
+  assert.ok(sealed.length > 5, `${sealed.length} sealed segments`);
+  const compress = (seq: number): void => {
+    const job = new CompressJob(log.storage, {
+      seq,
+      successor: seq + 1,
+      logId: Buffer.from(LOG_ID).toString('hex'),
+      codec: CODEC_DEFLATE,
+      tmp: 'tmp/segment',
+    });
+    while (job.step());
+  };
+  for (const seq of sealed) if (seq % 2 === 0) compress(seq);
+  const follower = new LogFollower(log, CHUNK_BYTES);
+  for (let i = 0; i < 100; i++) {
+    const from = prng.below(limit);
+    follower.seek(from);
+    const chunk = await follower.read(limit);
+    const whole = log.records.find(({ offset, txCount }) => offset + txCount > from)!;
+    assert.ok(
+      chunk.from <= from && from < chunk.to,
+      `${from} lies in [${chunk.from}, ${chunk.to})`,
+    );
+    if (i % 2 === 0) compare([chunk, ...(await readAll(follower, limit))], log, from, limit);
+    // Where it stands is good for the file that takes the segment's place, too.
+    follower.seek(chunk.to, chunk.end);
+    if (chunk.to < limit) assert.ok((await follower.read(limit)).from <= chunk.to, 'goes on');
+    assert.ok(whole.offset <= from, 'its record');
+    if (i === 50) for (const seq of sealed) if (seq % 2 === 1) compress(seq);
+  }
+  follower.seek(0);
+  const chunks = [await follower.read(limit)];
+  chunks.push(...(await readAll(follower, limit)));
+  compare(chunks, log, 0, limit);
+  // Damaged it is an error with a name.
+  const path = compressedPath(3);
+  const bytes = log.storage.bytesOf(path)!.slice();
+  bytes[300] ^= 1;
+  log.storage.plant(path, bytes);
+  follower.seek(log.list[2].base);
+  await assert.rejects(
+    async () => readAll(follower, log.list[3].base),
+    coded('TIDEMARK_CORRUPT', { finding: 'CHECKSUM' }),
+  );
+  follower.close();
+  assert.ok(!log.storage.openFiles.some((name) => name.endsWith('.segz')), 'nothing is left open');
 });
