@@ -7,6 +7,8 @@ import { equalAt, NO_BYTES } from '../base/bytes.ts';
 import type { Row } from '../base/cursor.ts';
 import { corrupt, TidemarkError } from '../base/errors.ts';
 import { advance, le, lt } from '../base/frontier.ts';
+import { rangeSetOf } from '../base/range-set.ts';
+import type { RangeDelete, RangeSetReader } from '../base/range-set.ts';
 import { KIND_KEYED, KIND_MULTISET, OP_DELETE, OP_UPDATE } from '../base/update.ts';
 import { copyAt, grown } from './copy.ts';
 
@@ -44,6 +46,33 @@ export function consolidation(kind: number, terms: ConsolidationTerms): Consolid
       kind,
     },
   );
+}
+
+/** The same policy without the rows that range deletes hide for good: it never sees them. */
+export function hidden(policy: Consolidation, hiding: readonly RangeDelete[]): Consolidation {
+  return hiding.length === 0 ? policy : new HidingConsolidation(policy, rangeSetOf(hiding));
+}
+
+/** For every kind: rows below a range delete that all readers see are dropped, the others are the policy's. */
+class HidingConsolidation implements Consolidation {
+  readonly #policy: Consolidation;
+  readonly #hiding: RangeSetReader;
+
+  constructor(policy: Consolidation, hiding: RangeSetReader) {
+    this.#policy = policy;
+    this.#hiding = hiding;
+  }
+
+  row(row: Row, sink: RowSink): void {
+    const { keyBytes, keyOffset, keyLength, time } = row;
+    const newest = this.#hiding.newest(0, keyBytes, keyOffset, keyLength, time, Infinity);
+    if (newest !== time) sink.drop(row);
+    else this.#policy.row(row, sink);
+  }
+
+  end(sink: RowSink): void {
+    this.#policy.end(sink);
+  }
 }
 
 /**

@@ -6,12 +6,14 @@
  */
 import { invariant } from '../base/assert.ts';
 import type { RowCursor } from '../base/cursor.ts';
+import type { RangeDelete } from '../base/range-set.ts';
 import type { Storage } from '../storage/storage.ts';
-import { consolidation } from './consolidate.ts';
+import { consolidation, hidden } from './consolidate.ts';
 import type { Consolidation } from './consolidate.ts';
 import type { CreatedFile, FileIds } from './part-files.ts';
 import { partRef } from './part-format.ts';
 import type { PartRef } from './part-format.ts';
+import { divideRanges, hidingFor } from './range-block.ts';
 import { PART_SHAPE } from './part-writer.ts';
 import type { PartShape } from './part-writer.ts';
 import { figuresOf, rowFuel, RunOutput, sumsOfParts } from './run-output.ts';
@@ -25,6 +27,8 @@ export type FlushInput = {
   /** The collection has no run yet: a tombstone at or below `since` hides nothing. */
   oldest: boolean;
   rows: RowCursor;
+  /** Range deletes of the collection, in any order; none when left out. */
+  ranges?: readonly RangeDelete[];
 };
 
 export type FlushRequest = { jobId: number; outFiles: FileIds; shape?: PartShape };
@@ -111,8 +115,12 @@ export class FlushJob {
     if (next.done === true) return false;
     const input = next.value;
     this.#input = input;
-    this.#policy = consolidation(input.kind, input);
-    this.#output.begin(input.kind);
+    const { kind, since, oldest, ranges = [] } = input;
+    const terms = { since, oldest, own: ranges, hiding: [] };
+    const { kept, dropped } = divideRanges(terms);
+    this.#policy = hidden(consolidation(kind, input), hidingFor(terms));
+    this.#output.begin(kind);
+    this.#output.ranges(kept, dropped);
     input.rows.first();
     return true;
   }

@@ -44,6 +44,7 @@ import type {
   SpineState,
 } from './batch.ts';
 import { partsLen } from './batch.ts';
+import { shapeFault } from './part-format.ts';
 import type { PartInfo } from './part-format.ts';
 import { applyDelta, Spine } from './spine.ts';
 
@@ -1191,6 +1192,8 @@ function partOf(item: Checked): PartInfo {
     part.footerOffset < part.bytes;
   if (!inOrder) throw badRecord(item.where, 'positions do not add up');
   if (part.negatives + part.rangeDeletes > part.len) throw badRecord(item.where, 'counts');
+  const shape = shapeFault(part);
+  if (shape !== undefined) throw badRecord(item.where, shape);
   return part;
 }
 

@@ -8,15 +8,16 @@ import { invariant } from '../base/assert.ts';
 import { corrupt } from '../base/errors.ts';
 import { fanInMax } from '../base/limits.ts';
 import type { Storage } from '../storage/storage.ts';
-import { consolidation } from './consolidate.ts';
+import { consolidation, hidden } from './consolidate.ts';
 import type { Consolidation } from './consolidate.ts';
 import { MergeCursor } from './merge-cursor.ts';
 import type { CreatedFile, FileIds } from './part-files.ts';
-import { partRef } from './part-format.ts';
+import { isRangePart, partRef } from './part-format.ts';
 import type { PartInfo, PartRef } from './part-format.ts';
-import { readFooters } from './part-reader.ts';
+import { readAllRanges, readFooters } from './part-reader.ts';
 import { PART_SHAPE } from './part-writer.ts';
 import type { PartShape } from './part-writer.ts';
+import { divideRanges, hidingFor } from './range-block.ts';
 import { RowSums } from './row-hash.ts';
 import { OwnRunParts, RunCursor } from './run-cursor.ts';
 import { figuresOf, rowFuel, RunOutput, sumsOfParts } from './run-output.ts';
@@ -34,6 +35,8 @@ export type MergeRequest = {
   since: number;
   /** The inputs hold the collection's oldest run. */
   oldest: boolean;
+  /** Parts of newer runs with range deletes that may hide rows of the inputs; none when left out. */
+  hiding?: PartRef[];
   /** Drops rows at or above it, to truncate a store. */
   cut?: number;
   outFiles: FileIds;
@@ -60,12 +63,13 @@ export type MergeResult = {
 export class MergeJob {
   readonly #storage: Storage;
   readonly #request: MergeRequest;
-  readonly #policy: Consolidation;
+  #policy: Consolidation;
   readonly #output: RunOutput;
   #inputs: RowSums | undefined;
   readonly #cursors: RunCursor[] = [];
   readonly #merge: MergeCursor;
   #rows: number;
+  #ranges: number;
   #result: MergeResult | undefined;
 
   constructor(storage: Storage, request: MergeRequest) {
@@ -79,6 +83,7 @@ export class MergeJob {
     this.#output = new RunOutput(storage, request.outFiles, request.shape ?? PART_SHAPE);
     this.#merge = new MergeCursor([]);
     this.#rows = 0;
+    this.#ranges = 0;
   }
 
   /** Rows done so far. */
@@ -115,6 +120,7 @@ export class MergeJob {
     const runs = this.#request.inputs.flatMap((input) => input.runs);
     invariant(runs.length > 0 && runs.length <= fanInMax, 'a job has runs', runs.length);
     const all: PartInfo[] = [];
+    const rangeParts: PartInfo[] = [];
     for (const run of runs) {
       const parts = readFooters(this.#storage, run.parts);
       for (const part of parts) {
@@ -130,12 +136,27 @@ export class MergeJob {
         }
       }
       all.push(...parts);
-      this.#cursors.push(new RunCursor(this.#storage, new OwnRunParts(this.#storage, parts)));
+      rangeParts.push(...parts.filter(isRangePart));
+      const rows = parts.filter((part) => !isRangePart(part));
+      this.#cursors.push(new RunCursor(this.#storage, new OwnRunParts(this.#storage, rows)));
     }
     this.#inputs = sumsOfParts(all);
     this.#output.begin(this.#request.kind);
+    this.#beginRanges(rangeParts);
     this.#merge.reset(this.#cursors);
     this.#merge.first();
+  }
+
+  /** Range deletes are few: they are settled before the first row. */
+  #beginRanges(rangeParts: readonly PartInfo[]): void {
+    const storage = this.#storage;
+    const own = readAllRanges(storage, rangeParts);
+    const hiding = readAllRanges(storage, readFooters(storage, this.#request.hiding ?? []));
+    const terms = { ...this.#request, own, hiding };
+    const { kept, dropped } = divideRanges(terms);
+    this.#output.ranges(kept, dropped);
+    this.#policy = hidden(this.#policy, hidingFor(terms));
+    this.#ranges = own.length;
   }
 
   #mergeRows(fuel: number): boolean {
@@ -177,7 +198,7 @@ export class MergeJob {
       folded: this.#output.folded,
       createdFiles,
       stats: {
-        rowsIn: this.#rows,
+        rowsIn: this.#rows + this.#ranges,
         bytesRead: this.#cursors.reduce((sum, cursor) => sum + cursor.bytesRead, 0),
         bytesWritten: createdFiles.reduce((sum, file) => sum + file.bytes, 0),
       },

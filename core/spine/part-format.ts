@@ -4,10 +4,10 @@
  * be linked, copied or moved whole. Written by flush and merge jobs, read by everybody.
  *
  *   part     stored blocks, nothing between (core/spine/block.ts)
- *            range deletes   format 1 writes none: 0 bytes
+ *            range deletes   core/spine/range-block.ts, in a part that has no rows; else 0 bytes
  *            filter          core/spine/filter.ts
  *            index           core/spine/part-index.ts
- *            footer          smallest key, largest key, tail
+ *            footer          smallest key, largest key (of range deletes: none), tail
  *
  *   tail     off size field
  *              0    8 bytes of the whole part
@@ -116,7 +116,6 @@ export function footerBytesFor(info: PartInfo): number {
 export function writeFooter(target: Uint8Array, at: number, info: PartInfo): number {
   invariant(info.bytes <= partBytesMax, 'a part fits u32 positions', info.bytes);
   invariant(info.footerOffset + footerBytesFor(info) === info.bytes, 'a footer ends its part');
-  invariant(info.rangeDeletes === 0, 'format 1 writes no range deletes', info.rangeDeletes);
   target.set(info.keyLo, at);
   target.set(info.keyHi, at + info.keyLo.length);
   const tail = at + info.keyLo.length + info.keyHi.length;
@@ -240,15 +239,33 @@ export function parseFooter(bytes: Uint8Array, at: number, length: number, ref: 
   if (info.rangeDeletesBytes < 0 || info.filterBytes < 0 || info.indexBytes < 0) {
     throw badFooter(ref, 'positions are out of order');
   }
-  if (info.rangeDeletes !== 0 || info.rangeDeletesBytes !== 0) {
-    throw badFooter(ref, 'range deletes, which format 1 does not have');
-  }
-  if (info.len < 1 || info.blockCount < 1 || info.blockCount > info.len) {
-    throw badFooter(ref, 'row and block counts');
-  }
+  const shape = shapeFault(info);
+  if (shape !== undefined) throw badFooter(ref, shape);
   if (info.negatives > info.len || info.minT > info.maxT) throw badFooter(ref, 'counts or times');
   if (compareBytes(info.keyLo, info.keyHi) > 0) throw badFooter(ref, 'keys are out of order');
   return info;
+}
+
+/** True when the part holds range deletes, and no rows. */
+export function isRangePart(part: { len: number; rangeDeletes: number }): boolean {
+  return part.rangeDeletes > 0;
+}
+
+/** What is wrong with how a part says it is made up, if anything: rows in blocks, or range deletes alone. */
+export function shapeFault(info: PartInfo): string | undefined {
+  const isEmpty = info.rangeDeletesBytes === 0;
+  if (info.rangeDeletes === 0) {
+    if (!isEmpty) return 'range deletes that it does not count';
+    const isCounted = info.len >= 1 && info.blockCount >= 1 && info.blockCount <= info.len;
+    return isCounted ? undefined : 'row and block counts';
+  }
+  const { len, rangeDeletes, blockCount, rangeDeletesOffset } = info;
+  if (len !== rangeDeletes || isEmpty || blockCount !== 0 || rangeDeletesOffset !== 0) {
+    return 'rows and range deletes in one part';
+  }
+  const { filterBytes, indexBytes, keyLo, keyHi, negatives, diffSum } = info;
+  const isBare = filterBytes + indexBytes + keyLo.length + keyHi.length === 0;
+  return isBare && negatives === 0 && diffSum === 0 ? undefined : 'tables of rows that it has not';
 }
 
 function badFooter(ref: PartRef, what: string): TidemarkError {

@@ -8,13 +8,18 @@ import { NO_BYTES } from '../base/bytes.ts';
 import { corrupt } from '../base/errors.ts';
 import type { TidemarkError } from '../base/errors.ts';
 import { KiB, MiB } from '../base/limits.ts';
+import type { RangeDelete } from '../base/range-set.ts';
 import { partPath } from '../storage/names.ts';
 import type { Storage } from '../storage/storage.ts';
 import { ABSENT, blockFault, BlockSearch, CONTINUES } from './block.ts';
 import { filterFault, filterMayHold } from './filter.ts';
 import { FOOTER_READ_BYTES, footerBytes, parseFooter } from './part-format.ts';
 import type { PartInfo, PartRef } from './part-format.ts';
+import { addRange, rangeBlockFault, readRangeBlock } from './range-block.ts';
+import { RowSums } from './row-hash.ts';
 import { blockBytes, blockCount, blockOffset, findBlock, indexFault } from './part-index.ts';
+
+const BAD_RANGES = 'BAD_RANGES';
 
 /** Reads the footer of a part out of its open file. */
 export function readFooter(storage: Storage, fd: number, ref: PartRef): PartInfo {
@@ -63,6 +68,54 @@ export function readFilter(storage: Storage, fd: number, part: PartInfo): Uint8A
   const bytes = readExactly(storage, fd, part, filterOffset, filterBytes, 'BAD_FILTER');
   checkFilter(bytes, 0, part);
   return bytes;
+}
+
+/** Reads and checks the range deletes of a part that has some. */
+export function readRanges(storage: Storage, fd: number, part: PartInfo): RangeDelete[] {
+  const { rangeDeletesOffset, rangeDeletesBytes } = part;
+  const bytes = readExactly(storage, fd, part, rangeDeletesOffset, rangeDeletesBytes, BAD_RANGES);
+  checkRanges(bytes, 0, part);
+  return readRangeBlock(bytes, 0);
+}
+
+/** Throws unless bytes[at...] are the range deletes of the part: all that its footer sums up. */
+export function checkRanges(bytes: Uint8Array, at: number, part: PartInfo): void {
+  const { rangeDeletes, rangeDeletesBytes, rangeDeletesOffset } = part;
+  const fault = rangeBlockFault(bytes, at, rangeDeletesBytes, rangeDeletes);
+  if (fault !== undefined) throw badPart(BAD_RANGES, part, rangeDeletesOffset, fault);
+  const sums = new RowSums();
+  let minT = Number.MAX_SAFE_INTEGER;
+  let maxT = 0;
+  for (const range of readRangeBlock(bytes, at)) {
+    addRange(sums, range);
+    minT = Math.min(minT, range.time);
+    maxT = Math.max(maxT, range.time);
+  }
+  const [h0, h1] = sums.hash();
+  const isSame = h0 === part.hash[0] && h1 === part.hash[1];
+  if (isSame && minT === part.minT && maxT === part.maxT) return;
+  throw badPart(BAD_RANGES, part, rangeDeletesOffset, 'range deletes that its footer does not sum');
+}
+
+/** Range deletes of parts, all of which have some; each file is opened once while its parts stand together. */
+export function readAllRanges(storage: Storage, parts: readonly PartInfo[]): RangeDelete[] {
+  const ranges: RangeDelete[] = [];
+  let file = -1;
+  let fd = -1;
+  try {
+    for (const part of parts) {
+      if (part.file !== file) {
+        if (fd >= 0) storage.close(fd);
+        fd = -1;
+        fd = storage.open(partPath(part.file), 'read');
+        file = part.file;
+      }
+      for (const range of readRanges(storage, fd, part)) ranges.push(range);
+    }
+  } finally {
+    if (fd >= 0) storage.close(fd);
+  }
+  return ranges;
 }
 
 /** Throws unless bytes[at...] is the index of the part. Before it is put where readers find it. */

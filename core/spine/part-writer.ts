@@ -1,5 +1,6 @@
 /**
- * Writes the rows of one run, in order, as parts: blocks as they fill, then filter, index and footer.
+ * Writes the rows of one run, in order, as parts: blocks as they fill, then filter, index and footer;
+ * before them its range deletes, in parts of their own.
  * The same rows and sizes give the same bytes. A part is cut before the row that would take it beyond
  * its size, its rows, or its index beyond a page; between two keys or between two versions of one.
  * Called by flush and merge jobs, in private memory.
@@ -8,6 +9,7 @@ import { invariant } from '../base/assert.ts';
 import { NO_BYTES, commonPrefix, compareAt } from '../base/bytes.ts';
 import type { Row } from '../base/cursor.ts';
 import { blockBytesTarget, keyBytesMax, partBytesTarget, partRowsMax } from '../base/limits.ts';
+import type { RangeDelete } from '../base/range-set.ts';
 import { KIND_KEYED, OP_DELETE, OP_PUT, OP_UPDATE } from '../base/update.ts';
 import { BlockBuilder } from './block.ts';
 import { copyAt } from './copy.ts';
@@ -16,6 +18,7 @@ import type { PartFiles } from './part-files.ts';
 import { footerBytesFor, writeFooter } from './part-format.ts';
 import type { PartInfo } from './part-format.ts';
 import { IndexBuilder } from './part-index.ts';
+import { addRange, rangeBlockBytes, rangePieces, writeRangeBlock } from './range-block.ts';
 import { keyHash, RowSums, valueHash } from './row-hash.ts';
 
 /** How large blocks and parts get. Plain JSON; part of what makes a job's bytes. */
@@ -89,6 +92,57 @@ export class PartWriter {
     this.#kind = kind;
     this.#parts = [];
     this.#lastLength = NO_KEY;
+  }
+
+  /** Writes the run's range deletes. Requires: in order, no two alike, and no row has been added. */
+  addRanges(ranges: readonly RangeDelete[]): void {
+    invariant(this.#parts.length === 0 && this.#sums.len === 0, 'range deletes come first');
+    for (const piece of rangePieces(ranges)) this.#writeRanges(piece);
+  }
+
+  #writeRanges(ranges: readonly RangeDelete[]): void {
+    const files = this.#files;
+    const sums = this.#sums;
+    files.beginPart(this.#parts.length === 0);
+    const offset = files.position;
+    const at = files.reserve(rangeBlockBytes(ranges));
+    const bytes = writeRangeBlock(files.staging, at, ranges);
+    files.advance(bytes);
+    let minT = ranges[0].time;
+    let maxT = minT;
+    let rowBytes = 0;
+    for (const range of ranges) {
+      addRange(sums, range);
+      minT = Math.min(minT, range.time);
+      maxT = Math.max(maxT, range.time);
+      rowBytes += range.lo.length + range.hi.length;
+    }
+    const info: PartInfo = {
+      file: files.file,
+      offset,
+      bytes: 0,
+      kind: this.#kind,
+      len: ranges.length,
+      rowBytes,
+      keyLo: NO_BYTES,
+      keyHi: NO_BYTES,
+      minT,
+      maxT,
+      negatives: 0,
+      rangeDeletes: ranges.length,
+      diffSum: 0,
+      hash: sums.hash(),
+      blockCount: 0,
+      rangeDeletesOffset: 0,
+      rangeDeletesBytes: bytes,
+      filterOffset: bytes,
+      filterBytes: 0,
+      indexOffset: bytes,
+      indexBytes: 0,
+      footerOffset: bytes,
+    };
+    this.#writeFooter(info);
+    sums.clear();
   }
 
   /** Adds the row that the cursor stands on, with its value loaded. Requires rows in order. */
@@ -251,15 +305,20 @@ export class PartWriter {
       indexBytes: indexLength,
       footerOffset,
     };
-    const footerLength = footerBytesFor(info);
-    info.bytes = footerOffset + footerLength;
-    const footerAt = files.reserve(footerLength);
-    files.advance(writeFooter(files.staging, footerAt, info));
-    this.#parts.push(info);
+    this.#writeFooter(info);
 
     this.#index.clear();
     this.#sums.clear();
     this.#hashCount = 0;
+  }
+
+  #writeFooter(info: PartInfo): void {
+    const files = this.#files;
+    const footerLength = footerBytesFor(info);
+    info.bytes = info.footerOffset + footerLength;
+    const footerAt = files.reserve(footerLength);
+    files.advance(writeFooter(files.staging, footerAt, info));
+    this.#parts.push(info);
   }
 
   #growHashes(): void {

@@ -5,6 +5,7 @@
  */
 import type { Row } from '../base/cursor.ts';
 import { corrupt } from '../base/errors.ts';
+import type { RangeDelete } from '../base/range-set.ts';
 import type { Storage } from '../storage/storage.ts';
 import type { RowSink } from './consolidate.ts';
 import { PartFiles } from './part-files.ts';
@@ -13,6 +14,7 @@ import type { PartInfo } from './part-format.ts';
 import { readFooters } from './part-reader.ts';
 import { PartWriter } from './part-writer.ts';
 import type { PartShape } from './part-writer.ts';
+import { addRange } from './range-block.ts';
 import { keyHash, RowSums, valueHash } from './row-hash.ts';
 
 /** Figures of rows, summed: of what was kept or dropped. Plain JSON. */
@@ -50,6 +52,12 @@ export class RunOutput implements RowSink {
     this.dropped.clear();
     this.folded = 0;
     this.#writer.begin(kind);
+  }
+
+  /** The run's range deletes, before any row: those that stay, in order, and those that go. */
+  ranges(kept: readonly RangeDelete[], dropped: readonly RangeDelete[]): void {
+    this.#writer.addRanges(kept);
+    for (const range of dropped) addRange(this.dropped, range);
   }
 
   keep(row: Row): void {
