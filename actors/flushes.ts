@@ -7,7 +7,7 @@ import { invariant } from '../core/base/assert.ts';
 import { fromPlainError } from '../core/base/errors.ts';
 import type { TidemarkError } from '../core/base/errors.ts';
 import { join } from '../core/base/frontier.ts';
-import { partBytesTarget } from '../core/base/limits.ts';
+import { pageBytes, partBytesTarget } from '../core/base/limits.ts';
 import { CATALOG_ID } from '../core/base/update.ts';
 import type { Counters } from '../core/shared/counters.ts';
 import { UNTIL_NOW } from '../core/shared/epoch.ts';
@@ -182,10 +182,12 @@ export class Flushes {
       collections,
       outFiles,
     };
+    // Of range deletes alone, each at least half a page.
+    const rangeParts = Math.ceil((2 * this.#context.config.memtableBytes) / pageBytes);
     const reply =
       REPLY_BYTES_FIXED +
       collections.length * REPLY_BYTES_PER_COLLECTION +
-      count * REPLY_BYTES_PER_PART;
+      (count + rangeParts) * REPLY_BYTES_PER_PART;
     item.running = this.#desk.send(request, reply, false, (outcome) => {
       item.running = false;
       if (outcome.failure === undefined) this.#onFlushed(item, outcome.value as FlushResult);

@@ -70,14 +70,24 @@ export function makeMachine(job: Job, storage: Storage, arena: Arena): JobMachin
   }
 }
 
-/** Collections in ascending order, each with all its versions. */
+/** Collections in ascending order, each with all its versions and range deletes. */
 function* flushInputs(job: Job & { kind: 'flush' }, arena: Arena): Generator<FlushInput> {
   const topology = topologyOf(arena.bytes);
   const pool = new BufferPool(arena, topology.poolTables, topology.firstPage);
+  const reader = new GenerationReader(arena);
+  reader.attach(job.generation);
+  const ranges = reader.ranges();
   for (const { collection, kind, since, oldest } of job.collections) {
     const rows = new GenerationCursor(arena, pool);
     rows.open(job.generation, collection, job.upper - 1, VERSIONS_ALL);
-    yield { collection, kind: kind === 0 ? kindOfRows(rows) : kind, since, oldest, rows };
+    yield {
+      collection,
+      kind: kind === 0 ? kindOfRows(rows) : kind,
+      since,
+      oldest,
+      rows,
+      ranges: ranges.get(collection) ?? [],
+    };
   }
 }
 

@@ -11,7 +11,7 @@ import { MiB, partBytesTarget } from '../core/base/limits.ts';
 import type { Counters } from '../core/shared/counters.ts';
 import { sumsOf } from '../core/spine/batch.ts';
 import type { MergeResult as JobMergeResult } from '../core/spine/merge-job.ts';
-import { partRef } from '../core/spine/part-format.ts';
+import { isRangePart, partRef } from '../core/spine/part-format.ts';
 import type { PartInfo, PartRef } from '../core/spine/part-format.ts';
 import {
   chooseMerge,
@@ -19,6 +19,7 @@ import {
   collapseLevel,
   liveRuns,
   runsMinFor,
+  hidingParts,
 } from '../core/spine/policy.ts';
 import type { MergeChoice } from '../core/spine/policy.ts';
 import type { MergeResult, Spine } from '../core/spine/spine.ts';
@@ -177,6 +178,8 @@ export class Merges {
     if (outFiles === undefined) return false;
     const since = join(choice.sinceMin, this.#views.shown(collection.id)?.since ?? 0);
     const inputs = mergeInputs(collection.spine, choice);
+    const shown = this.#views.shown(collection.id)?.state.hollows ?? [];
+    const hiding = hidingParts(shown, choice, since);
     const request: Job = {
       kind: 'merge',
       request: {
@@ -184,13 +187,17 @@ export class Merges {
         collection: collection.id,
         kind: collection.kind,
         inputs,
+        hiding: hiding.map(partRef),
         since,
         oldest: choice.oldest,
         outFiles,
       },
     };
-    const files = new Set(choice.runs.flatMap((run) => run.parts.map((part) => part.file)));
-    const reply = REPLY_BYTES_FIXED + (count + choice.runs.length) * REPLY_BYTES_PER_PART;
+    const read = choice.runs.flatMap((run) => run.parts);
+    const files = new Set([...read, ...hiding].map((part) => part.file));
+    // Pieces of range deletes may be cut anew: twice as many at the most.
+    const parts = count + choice.runs.length + 2 * read.filter(isRangePart).length;
+    const reply = REPLY_BYTES_FIXED + parts * REPLY_BYTES_PER_PART;
     const large = choice.bytes > LARGE_JOB_BYTES;
     const merging: Merging = { collection, choice, files };
     const isSent = this.#desk.send(request, reply, large, (outcome) => {

@@ -5,14 +5,22 @@
  * keeper's thread; loading is queued, never waited for.
  */
 import { invariant } from '../core/base/assert.ts';
+import { NO_BYTES } from '../core/base/bytes.ts';
 import { corrupt } from '../core/base/errors.ts';
 import { openPartsMax, pageBytes } from '../core/base/limits.ts';
+import { rangeSetBytes, writeRangeSet } from '../core/base/range-set.ts';
 import { UNTIL_NOW, UNTIL_NOW_AND_IO } from '../core/shared/epoch.ts';
 import type { RetireList } from '../core/shared/epoch.ts';
 import type { Slab } from '../core/shared/slab.ts';
-import { FOOTER_READ_BYTES, footerBytes, parseFooter } from '../core/spine/part-format.ts';
+import {
+  FOOTER_READ_BYTES,
+  footerBytes,
+  isRangePart,
+  parseFooter,
+} from '../core/spine/part-format.ts';
 import type { PartInfo, PartRef } from '../core/spine/part-format.ts';
-import { checkFilter, checkIndex } from '../core/spine/part-reader.ts';
+import { checkFilter, checkIndex, checkRanges } from '../core/spine/part-reader.ts';
+import { readRangeBlock } from '../core/spine/range-block.ts';
 import { partBlockBytes, writePart } from '../core/spine/view.ts';
 import { partPath } from '../core/storage/names.ts';
 import type { StorageAnswer, StorageCall } from '../core/storage/storage.ts';
@@ -32,7 +40,7 @@ type OpenFile = {
 
 export type LoadedPart = {
   readonly info: PartInfo;
-  /** Address of the block that views name. */
+  /** Address of the block that views name; of a part with range deletes, their set. */
   readonly block: number;
   readonly index: number;
   readonly filter: number;
@@ -218,6 +226,14 @@ export class PartStore {
     load.filters = [];
     for (let i = 0; i < group.length; i++) {
       const info = load.infos[load.next + i];
+      if (isRangePart(info)) {
+        const ranges = new Uint8Array(info.rangeDeletesBytes);
+        load.indexes.push(ranges);
+        load.filters.push(NO_BYTES);
+        const position = info.offset + info.rangeDeletesOffset;
+        calls.push({ call: 'read', bytes: ranges, position });
+        continue;
+      }
       const index = new Uint8Array(info.indexBytes);
       const filter = new Uint8Array(info.filterBytes);
       load.indexes.push(index);
@@ -238,6 +254,11 @@ export class PartStore {
       this.#addFile(group[0].file, answer.fd);
       for (let i = 0; i < group.length; i++) {
         const info = load.infos[load.next + i];
+        if (isRangePart(info)) {
+          checkRanges(load.indexes[i], 0, info);
+          this.#addRangePart(info, load.indexes[i]);
+          continue;
+        }
         checkIndex(load.indexes[i], 0, info);
         checkFilter(load.filters[i], 0, info);
         this.#addPart(info, load.indexes[i], load.filters[i]);
@@ -300,6 +321,25 @@ export class PartStore {
       refs: 0,
     };
     this.#parts.set(keyOf(info), part);
+  }
+
+  /** Readers ask the set alone, never the file: it is in memory, or the part cannot be loaded. */
+  #addRangePart(info: PartInfo, bytes: Uint8Array): void {
+    const { u32, u8 } = this.#context.arena;
+    const ranges = readRangeBlock(bytes, 0);
+    const size = rangeSetBytes(ranges);
+    if (size > pageBytes) {
+      const { file, offset } = info;
+      throw corrupt('BAD_RANGES', `part at ${offset} of file ${file} has too many range deletes`, {
+        file,
+        offset,
+      });
+    }
+    const block = this.#slab.allocate(size);
+    if (block === 0) throw new Error('the arena has no room for the range deletes of a part');
+    writeRangeSet(u32, u8, block, ranges);
+    this.#files.get(info.file)!.parts++;
+    this.#parts.set(keyOf(info), { info, block, index: 0, filter: 0, refs: 0 });
   }
 
   /** Copies a table into shared memory; 0 when it does not fit, and readers then read it themselves. */

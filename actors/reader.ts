@@ -28,6 +28,7 @@ import { ViewReader } from '../core/spine/view.ts';
 import { partPath } from '../core/storage/names.ts';
 import type { ActorContext } from './actor.ts';
 import { poisonedError } from './commit-line.ts';
+import { Hiding } from './hiding.ts';
 import { CLIENT_COUNTERS, indexIn, makeCounters } from './counters.ts';
 import { THREAD_BACKGROUND } from './topology.ts';
 
@@ -97,6 +98,8 @@ export class Reader {
   readonly #runCursors: RunCursor[] = [];
   readonly #runParts: ViewRunParts[] = [];
   readonly #merge: MergeCursor = new MergeCursor([]);
+  /** What range deletes hide in the view. */
+  readonly hiding: Hiding;
 
   /** The time of the read in progress; itself included. */
   T = -1;
@@ -123,6 +126,7 @@ export class Reader {
     this.#context = context;
     this.slot = new ReaderSlot(arena, control.epochAddress, place.slot);
     this.view = new ViewReader(arena);
+    this.hiding = new Hiding(arena, this.view);
     this.counters = makeCounters(arena, place.counters, CLIENT_COUNTERS);
     this.#cache = new CacheReader(
       arena,
@@ -228,6 +232,7 @@ export class Reader {
           newest = Math.max(newest, view.maxTime(view.part(run, p)));
         }
       }
+      newest = Math.max(newest, this.hiding.newestInParts(block));
       // Merges leave out deletions up to here, and no row tells of them any more: rather too high.
       const since = view.since(block);
       if (since > 0) newest = Math.max(newest, since);
@@ -264,19 +269,27 @@ export class Reader {
     const { view, T } = this;
     const generation = this.#generation;
     let node = 0;
+    let hasRanges = false;
     const spare = view.spare;
     if (spare !== 0) {
       generation.attach(spare);
       node = generation.find(collection, key, 0, length, hash, T);
+      hasRanges = generation.hasRanges;
     }
     if (node === 0) {
       generation.attach(view.open);
       node = generation.find(collection, key, 0, length, hash, T);
+      hasRanges ||= generation.hasRanges;
     }
     const sealed = view.sealedCount;
     for (let i = 0; i < sealed && node === 0; i++) {
       generation.attach(view.sealed(i));
       node = generation.find(collection, key, 0, length, hash, T);
+      hasRanges ||= generation.hasRanges;
+    }
+    if (hasRanges && this.#isHidden(collection, key, length, node)) {
+      this.counters.add(MEMTABLE_HITS, 1);
+      return ROW_ABSENT;
     }
     if (node !== 0) {
       this.counters.add(MEMTABLE_HITS, 1);
@@ -306,6 +319,15 @@ export class Reader {
     }
   }
 
+  /** A range delete of a generation has come since the node, or, where there is none, since all below. */
+  #isHidden(collection: number, key: Uint8Array, length: number, node: number): boolean {
+    const time = node === 0 ? -1 : this.#generation.timeOf(node);
+    const newest = this.hiding.inGenerations(collection, key, 0, length, time, this.T);
+    if (newest === time) return false;
+    this.time = newest;
+    return true;
+  }
+
   /** A value in pages is used where it lies when it is in one piece, else gathered. */
   #placeValue(address: number, bytes: number): void {
     const { arena, pool } = this.#context;
@@ -326,6 +348,7 @@ export class Reader {
     const { view, T } = this;
     const { storage, arena } = this.#context;
     const hash = partKeyHash(key, 0, length);
+    const hidden = this.hiding.inParts(block, key, 0, length, -1, T);
     const runs = view.runCount(block);
     this.counters.add(PART_READS, 1);
     for (let r = 0; r < runs; r++) {
@@ -336,7 +359,7 @@ export class Reader {
       for (let p = view.partAtOrAfter(run, key, 0, length); p < parts; p++) {
         const part = view.part(run, p);
         if (view.beginsAfter(part, key, 0, length)) break;
-        if (view.minTime(part) > T) continue;
+        if (view.minTime(part) > T || view.maxTime(part) < hidden) continue;
         const index = view.index(part);
         const filter = view.filter(part) === 0 ? -1 : view.filter(part);
         const answer =
@@ -359,7 +382,7 @@ export class Reader {
                 ),
               );
         this.#countFileRead(answer);
-        if (answer === FOUND) return this.#takeFound(collection, block, key, length);
+        if (answer === FOUND) return this.#takeFound(collection, block, key, length, hidden);
         if (answer === BLOCK_ABSENT) break;
       }
     }
@@ -380,13 +403,20 @@ export class Reader {
     }
   }
 
-  #takeFound(collection: number, block: number, key: Uint8Array, length: number): number {
+  /** `hidden`: what is older is not there. */
+  #takeFound(
+    collection: number,
+    block: number,
+    key: Uint8Array,
+    length: number,
+    hidden: number,
+  ): number {
     const { found } = this.#point;
     this.time = found.time;
     this.valueBytes = this.#point.buffer;
     this.valueStart = found.valueOffset;
     this.valueEnd = found.valueOffset + found.valueLength;
-    const absent = found.kind === OP_DELETE;
+    const absent = found.kind === OP_DELETE || found.time < hidden;
     this.#offer(collection, block, key, length, absent);
     return absent ? ROW_ABSENT : ROW_FOUND;
   }
@@ -495,6 +525,7 @@ export class Reader {
     const block = this.enter(collection, asOf);
     let candidates: Candidate[];
     let io: number;
+    let hidden: number;
     const T = this.T;
     const hash = keyHash(key, 0, key.length);
     const { version } = this.view;
@@ -503,7 +534,8 @@ export class Reader {
       this.counters.add(READS, 1);
       const outcome = this.#findInMemory(collection, block, key, key.length);
       if (outcome !== ROW_ON_DISK) return this.#result(outcome);
-      candidates = this.#candidates(block, key);
+      hidden = this.hiding.inParts(block, key, 0, key.length, -1, T);
+      candidates = this.#candidates(block, key, hidden);
       hold(T);
       io = this.slot.beginIo();
     } finally {
@@ -516,7 +548,7 @@ export class Reader {
         const answer = this.#lookInto(candidate, target, key, T);
         if (answer === FOUND) {
           const { found } = this.#point;
-          const absent = found.kind === OP_DELETE;
+          const absent = found.kind === OP_DELETE || found.time < hidden;
           this.time = found.time;
           this.valueBytes = target;
           this.valueStart = found.valueOffset;
@@ -594,8 +626,8 @@ export class Reader {
     return { outcome, time: this.time, value, start: 0, end: length };
   }
 
-  /** The blocks that may hold the key, newest run first. Requires: entered. */
-  #candidates(block: number, key: Uint8Array): Candidate[] {
+  /** The blocks that may hold the key and are not all hidden, newest run first. Requires: entered. */
+  #candidates(block: number, key: Uint8Array, hidden: number): Candidate[] {
     const { view, T } = this;
     const { arena, storage } = this.#context;
     const hash = partKeyHash(key, 0, key.length);
@@ -610,7 +642,7 @@ export class Reader {
       for (let p = view.partAtOrAfter(run, key, 0, key.length); p < parts; p++) {
         const part = view.part(run, p);
         if (view.beginsAfter(part, key, 0, key.length)) break;
-        if (view.minTime(part) > T) continue;
+        if (view.minTime(part) > T || view.maxTime(part) < hidden) continue;
         let fd = view.fd(part);
         const own = fd < 0;
         if (own) fd = storage.open(partPath(view.file(part)), 'read');
@@ -643,6 +675,8 @@ export class Reader {
     const block = this.enter(collection, asOf);
     try {
       const cursor = this.#openCursor(collection, block);
+      this.#rangesOf = this.hiding.isThere(block) ? collection : -1;
+      this.#block = block;
       if (range.reverse) this.#fillDown(cursor, range, rowsMax, batch);
       else this.#fillUp(cursor, range, rowsMax, batch);
     } finally {
@@ -650,6 +684,20 @@ export class Reader {
       this.leave();
     }
     return batch;
+  }
+
+  /** The collection that is being walked, when rows of it may be hidden; else -1. And its block. */
+  #rangesOf = -1;
+  #block = 0;
+
+  /** The row at the cursor, the newest of its key at T, is there. */
+  #isRow(cursor: RowCursor): boolean {
+    if (cursor.kind === OP_DELETE) return false;
+    if (this.#rangesOf < 0) return true;
+    const { keyBytes, keyOffset, keyLength, time } = cursor;
+    const { hiding, T } = this;
+    const at = hiding.newest(this.#rangesOf, this.#block, keyBytes, keyOffset, keyLength, time, T);
+    return at === time;
   }
 
   #openCursor(collection: number, block: number): RowCursor {
@@ -709,7 +757,7 @@ export class Reader {
       // A deleted key is remembered too, so that its older versions are passed over.
       keyStart = batch.used;
       keyLength = cursor.keyLength;
-      append(batch, cursor, cursor.kind !== OP_DELETE);
+      append(batch, cursor, this.#isRow(cursor));
       cursor.next();
     }
     batch.ended = true;
@@ -732,7 +780,7 @@ export class Reader {
       do {
         if (cursor.time <= T) {
           if (decided) takeBack(batch, start, isRow);
-          isRow = cursor.kind !== OP_DELETE;
+          isRow = this.#isRow(cursor);
           append(batch, cursor, isRow);
           decided = true;
         }

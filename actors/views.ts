@@ -11,7 +11,7 @@ import { UNTIL_NOW, lowestHold } from '../core/shared/epoch.ts';
 import type { RetireList } from '../core/shared/epoch.ts';
 import type { Slab } from '../core/shared/slab.ts';
 import type { SpineState } from '../core/spine/batch.ts';
-import { partRef } from '../core/spine/part-format.ts';
+import { isRangePart, partRef } from '../core/spine/part-format.ts';
 import type { PartInfo, PartRef } from '../core/spine/part-format.ts';
 import {
   collectionBytes,
@@ -28,7 +28,12 @@ import type { PartStore } from './part-store.ts';
 /** History that keeps all; also while the catalog has not been read. */
 export const KEEP_ALL = -1;
 
-type ShownRun = { readonly block: number; readonly parts: readonly PartRef[]; level: number };
+type ShownRun = {
+  readonly block: number;
+  readonly parts: readonly PartRef[];
+  readonly rangeSets: number;
+  level: number;
+};
 
 /** A collection as the newest view shows it. */
 export type Shown = {
@@ -117,10 +122,11 @@ export class Views {
   #makeRun(parts: readonly PartInfo[]): ShownRun {
     const loaded = parts.map((part) => this.#parts.part(part));
     for (const part of loaded) this.#parts.ref(part);
-    const block = this.#allocate(runBlockBytes(loaded.length));
-    const blocks = loaded.map((part) => part.block);
-    writeRun(this.#context.arena, block, blocks);
-    return { block, parts: parts.map(partRef), level: 0 };
+    const blocks = loaded.filter(({ info }) => !isRangePart(info)).map((part) => part.block);
+    const sets = loaded.filter(({ info }) => isRangePart(info)).map((part) => part.block);
+    const block = this.#allocate(runBlockBytes(blocks.length, sets.length));
+    writeRun(this.#context.arena, block, blocks, sets);
+    return { block, parts: parts.map(partRef), rangeSets: sets.length, level: 0 };
   }
 
   #dropRun(run: ShownRun): void {

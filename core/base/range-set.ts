@@ -201,6 +201,12 @@ export class RangeSetReader {
     return this.#best;
   }
 
+  /** Time of the newest of all; -1 when there is none. */
+  get newestTime(): number {
+    if (this.#count === 0) return -1;
+    return timeAt(this.#u32, this.#entries + (this.#count >>> 1) * ENTRY_WORDS + ENTRY_NEWEST_WORD);
+  }
+
   /** The i-th range. A copy. */
   rangeAt(i: number): RangeDelete & { readonly collection: number } {
     invariant(i < this.#count, 'a range of the set', i, this.#count);

@@ -79,6 +79,11 @@ export class Lru {
     return this.#words[(node << NODE_SHIFT) + ADDRESS] >>> 0;
   }
 
+  /** Above the number of every node there is. */
+  get nodesEnd(): number {
+    return this.#fresh;
+  }
+
   /** The node least recently renewed, 0 = none. */
   oldest(): number {
     const row = this.oldestOf(LIST_ROWS);

@@ -58,6 +58,10 @@ export interface NewestVersions {
   valueBytes: number;
   /** Copies the value to the arena's bytes from `address` on. */
   copyValueTo(address: number): void;
+  /** The generation has range deletes; each key's newest version is told with what they hide of it. */
+  readonly hasRanges: boolean;
+  /** Time of the newest one over a key of the collection, -1 when there is none. */
+  rangeOver(collection: number, keyAddress: number, keyBytes: number): number;
 }
 
 /** What the cache counts. Gauges are getters of RowCache. */
@@ -68,6 +72,8 @@ export type CacheCounts = {
   updatesDropped: number;
   /** ... whose key was not cached. */
   updatesSkipped: number;
+  /** Rows that a range delete of a generation took away. */
+  hidden: number;
   /** Generations applied. */
   applied: number;
   inserted: number;
@@ -127,6 +133,8 @@ export class RowCache {
   /** Source version: the newest that has begun to enter. */
   #version = 0;
   #entering: NewestVersions | undefined;
+  /** The next node whose row a range delete of it may hide; 0 = all were looked at. */
+  #hideNext = 0;
 
   /** Rows unlinked and not yet retired, and retired ones by the number of their batch. */
   #unlinked: number[] = [];
@@ -140,6 +148,7 @@ export class RowCache {
     updated: 0,
     updatesDropped: 0,
     updatesSkipped: 0,
+    hidden: 0,
     applied: 0,
     inserted: 0,
     evicted: 0,
@@ -352,6 +361,7 @@ export class RowCache {
     invariant(((version - this.#version) | 0) > 0, 'versions go up', version, this.#version);
     this.#version = version;
     this.#entering = versions;
+    this.#hideNext = versions.hasRanges ? 1 : 0;
   }
 
   /**
@@ -361,7 +371,7 @@ export class RowCache {
   apply(fuel: number): boolean {
     const versions = this.#entering;
     invariant(versions !== undefined, 'something is entering');
-    let left = fuel;
+    let left = this.#hideNext === 0 ? fuel : this.#hide(versions, fuel);
     let done = false;
     while (left > 0 && !done) {
       // Nothing can come in meanwhile: every offer is older.
@@ -371,8 +381,31 @@ export class RowCache {
     this.#retireUnlinked();
     if (!done) return false;
     this.#entering = undefined;
+    this.#hideNext = 0;
     this.counts.applied++;
     return true;
+  }
+
+  /**
+   * Drops rows that a range delete of the entering generation hides; what says "absent" goes on being
+   * true. By nodes, which no row leaves while none can come. Returns the fuel left, once all were looked at.
+   */
+  #hide(versions: NewestVersions, fuel: number): number {
+    let left = fuel;
+    for (; this.#hideNext < this.#lru.nodesEnd; this.#hideNext++) {
+      if (left <= 0) return 0;
+      left--;
+      const row = this.#lru.addressOf(this.#hideNext);
+      if (row === 0 || this.#kindOf(row) !== KIND_ROW) continue;
+      const collection = this.#u32[(row + ROW_COLLECTION_OFFSET) >>> 2];
+      const key = row + ROW_KEY_OFFSET;
+      if (versions.rangeOver(collection, key, this.#keyBytesOf(row)) <= this.#fromOf(row)) continue;
+      this.#drop(row);
+      this.counts.hidden++;
+      left -= FUEL_PER_UPDATE;
+    }
+    this.#hideNext = 0;
+    return left;
   }
 
   #applyOne(version: NewestVersions): number {

@@ -43,6 +43,8 @@ export class PartWriter {
   #hashCount: number;
   #kind: number;
   #parts: PartInfo[];
+  /** How many of them hold range deletes: the first ones. */
+  #rangeParts: number;
 
   /** The last row of the run; its length is NO_KEY before the first. */
   readonly #last: Uint8Array;
@@ -72,6 +74,7 @@ export class PartWriter {
     this.#hashCount = 0;
     this.#kind = KIND_KEYED;
     this.#parts = [];
+    this.#rangeParts = 0;
     this.#last = new Uint8Array(keyBytesMax);
     this.#lastLength = NO_KEY;
     this.#lastTime = -1;
@@ -91,6 +94,7 @@ export class PartWriter {
     invariant(this.#sums.len === 0, 'the run before was ended');
     this.#kind = kind;
     this.#parts = [];
+    this.#rangeParts = 0;
     this.#lastLength = NO_KEY;
   }
 
@@ -142,6 +146,7 @@ export class PartWriter {
       footerOffset: bytes,
     };
     this.#writeFooter(info);
+    this.#rangeParts++;
     sums.clear();
   }
 
@@ -241,7 +246,8 @@ export class PartWriter {
   }
 
   #beginPart(key: Uint8Array, offset: number, length: number): void {
-    this.#files.beginPart(this.#parts.length === 0);
+    // Rows may follow their run's range deletes in the file.
+    this.#files.beginPart(this.#parts.length === this.#rangeParts);
     this.#partAt = this.#files.position;
     this.#keyLo = key.slice(offset, offset + length);
     this.#hashCount = 0;

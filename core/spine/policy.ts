@@ -5,6 +5,7 @@
  * spine batch. Called by the keeper, from the answered state; remembers nothing.
  */
 import { compareBytes } from '../base/bytes.ts';
+import { le } from '../base/frontier.ts';
 import {
   fanInMax,
   KiB,
@@ -15,7 +16,7 @@ import {
   runsSoft,
 } from '../base/limits.ts';
 import { isCompact, joinSince, NO_SUMS, runBytes, runCount, sumsOf } from './batch.ts';
-import type { Placed, Run, SpineBatch, SpinePart } from './batch.ts';
+import type { Hollow, Placed, Run, SpineBatch, SpinePart } from './batch.ts';
 import type { MergeResult } from './spine.ts';
 
 /** The worth of a job that cannot do otherwise: opening files costs about this many bytes. */
@@ -242,6 +243,24 @@ export function chooseMove<P extends SpinePart>(
     };
   }
   return undefined;
+}
+
+/**
+ * Parts of newer runs with range deletes that may hide rows of the chosen ones from all who read at or
+ * above `since`. `hollows` ascend, and are what readers are shown: their files stay while a job has them.
+ */
+export function hidingParts<P extends SpinePart>(
+  hollows: readonly { readonly hollow: Hollow<P> }[],
+  choice: Pick<MergeChoice<P>, 'runs'>,
+  since: number,
+): P[] {
+  const chosen = new Set(choice.runs.map((run) => run.runId));
+  const runs = hollows.flatMap(({ hollow }) => hollow.runs);
+  const newest = runs.findLastIndex((run) => chosen.has(run.runId));
+  return runs
+    .slice(newest + 1)
+    .flatMap((run) => run.parts)
+    .filter((part) => part.rangeDeletes > 0 && le(part.minT, since));
 }
 
 /** All parts as one run, in key order, when no two runs overlap. */

@@ -10,9 +10,10 @@
  *               then {id, block} per collection with parts, ascending by id
  *               then {sequence number, first offset, time of the commit before} per segment, oldest first
  *   collection  0 id  1 kind  2 since  4 sinceNext  6 upper (all updates below are in parts)
- *               8 figures (counters of the keeper, 0 = none)  9 runs
- *               10.. {run block, level} a run, newest first
- *   run         0 parts  1.. part blocks, ascending by key
+ *               8 figures (counters of the keeper, 0 = none)  9 runs  10 range sets of all runs
+ *               11.. {run block, level} a run, newest first
+ *   run         0 parts  1 range sets  2.. part blocks, ascending by key, then addresses of range sets
+ *               (core/base/range-set.ts, base: their own address)
  *   part        0 file  1 descriptor (i32, -1 = not open)  2 offset  4 bytes  6 rows  8 smallest time
  *               10 largest time  12 index block (0 = not loaded)  13 filter block (0 = none)
  *               14 index offset  15 index bytes  16 smallest key bytes  17 largest key bytes
@@ -42,11 +43,13 @@ const SINCE_NEXT_WORD = 4;
 const UPPER_WORD = 6;
 const FIGURES_WORD = 8;
 const RUN_COUNT_WORD = 9;
-const RUNS_WORD = 10;
+const RANGE_SETS_WORD = 10;
+const RUNS_WORD = 11;
 const RUN_ENTRY_WORDS = 2;
 
 const PART_COUNT_WORD = 0;
-const PARTS_WORD = 1;
+const RUN_RANGE_SETS_WORD = 1;
+const PARTS_WORD = 2;
 
 const FILE_WORD = 0;
 const FD_WORD = 1;
@@ -132,7 +135,11 @@ export type CollectionFields = {
   /** Address of the keeper's counters of the collection; left out or 0: none. */
   readonly figures?: number;
   /** Newest first. */
-  readonly runs: readonly { readonly block: number; readonly level: number }[];
+  readonly runs: readonly {
+    readonly block: number;
+    readonly level: number;
+    readonly rangeSets: number;
+  }[];
 };
 
 export function collectionBytes(fields: CollectionFields): number {
@@ -149,6 +156,7 @@ export function writeCollection(arena: Arena, address: number, fields: Collectio
   setWide(u32, at + UPPER_WORD, fields.upper);
   u32[at + FIGURES_WORD] = fields.figures ?? 0;
   u32[at + RUN_COUNT_WORD] = fields.runs.length;
+  u32[at + RANGE_SETS_WORD] = fields.runs.reduce((sum, run) => sum + run.rangeSets, 0);
   let word = at + RUNS_WORD;
   for (const { block, level } of fields.runs) {
     u32[word++] = block;
@@ -156,15 +164,24 @@ export function writeCollection(arena: Arena, address: number, fields: Collectio
   }
 }
 
-export function runBlockBytes(parts: number): number {
-  return (PARTS_WORD + parts) * 4;
+export function runBlockBytes(parts: number, rangeSets: number): number {
+  return (PARTS_WORD + parts + rangeSets) * 4;
 }
 
-export function writeRun(arena: Arena, address: number, parts: readonly number[]): void {
+/** `parts` are the blocks of those with rows, `rangeSets` the sets of those with range deletes. */
+export function writeRun(
+  arena: Arena,
+  address: number,
+  parts: readonly number[],
+  rangeSets: readonly number[],
+): void {
   const { u32 } = arena;
   const at = address >>> 2;
   u32[at + PART_COUNT_WORD] = parts.length;
-  for (let i = 0; i < parts.length; i++) u32[at + PARTS_WORD + i] = parts[i]!;
+  u32[at + RUN_RANGE_SETS_WORD] = rangeSets.length;
+  let word = at + PARTS_WORD;
+  for (const block of parts) u32[word++] = block;
+  for (const set of rangeSets) u32[word++] = set;
 }
 
 export function partBlockBytes(part: PartInfo): number {
@@ -305,6 +322,11 @@ export class ViewReader {
     return this.#u32[(collection >>> 2) + RUN_COUNT_WORD];
   }
 
+  /** Range sets of all runs; 0 = nothing in parts hides anything. */
+  rangeSetCount(collection: number): number {
+    return this.#u32[(collection >>> 2) + RANGE_SETS_WORD];
+  }
+
   /** Address of the i-th run's block, newest first. */
   run(collection: number, i: number): number {
     return this.#u32[(collection >>> 2) + RUNS_WORD + i * RUN_ENTRY_WORDS];
@@ -321,6 +343,15 @@ export class ViewReader {
 
   part(run: number, i: number): number {
     return this.#u32[(run >>> 2) + PARTS_WORD + i];
+  }
+
+  runRangeSets(run: number): number {
+    return this.#u32[(run >>> 2) + RUN_RANGE_SETS_WORD];
+  }
+
+  /** Address of the run's i-th range set. */
+  rangeSet(run: number, i: number): number {
+    return this.#u32[(run >>> 2) + PARTS_WORD + this.partCount(run) + i];
   }
 
   /** Index of the first part whose largest key is >= the given one; the part count when none is. */

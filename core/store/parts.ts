@@ -1,5 +1,5 @@
 /**
- * Checks one part against what the manifest says of it: footer, index and filter; when all of it is
+ * Checks one part against what the manifest says of it: footer, index and filter, or range deletes; when all of it is
  * wanted, every block's checksum, the order of the rows, and the counts, times and hashes that the
  * footer sums up. One storage call between two yields. Called by verify, on any thread.
  */
@@ -8,9 +8,10 @@ import { OP_UPDATE } from '../base/update.ts';
 import { corrupt } from '../base/errors.ts';
 import { BlockCursor, blockFault } from '../spine/block.ts';
 import { filterMayHold } from '../spine/filter.ts';
+import { isRangePart } from '../spine/part-format.ts';
 import type { PartInfo } from '../spine/part-format.ts';
 import { blockBytes, blockOffset } from '../spine/part-index.ts';
-import { badBlock, readFilter, readFooter, readIndex } from '../spine/part-reader.ts';
+import { badBlock, readFilter, readFooter, readIndex, readRanges } from '../spine/part-reader.ts';
 import { RowSums, keyHash, valueHash } from '../spine/row-hash.ts';
 import { partPath } from '../storage/names.ts';
 import type { Storage } from '../storage/storage.ts';
@@ -48,6 +49,16 @@ export function* checkPart(
     note(error);
   }
   yield;
+  if (isRangePart(part)) {
+    try {
+      readRanges(storage, fd, part);
+    } catch (error) {
+      note(error);
+    }
+    progress.doneBytes += part.rangeDeletesBytes;
+    yield;
+    return findings;
+  }
   let index: Uint8Array | undefined;
   let filter: Uint8Array | undefined;
   try {

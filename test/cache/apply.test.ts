@@ -256,3 +256,36 @@ test('two claims of a key that cannot both be true: both go, and it is counted',
   assert.deepEqual(claimsOf(rig), []);
   rig.cache.check();
 });
+
+test('a range delete takes rows out of the cache, at every step with the truth for both views (U9)', () => {
+  const { rig, history, page, view } = makeStore();
+  for (const key of KEYS) populate(rig, history, view, key);
+  drainOffers(rig, rig.clients[0]);
+  const lower = history.upper;
+  history.write(1, KEYS[2], text('before it'));
+  history.deleteRange(1, KEYS[2], KEYS[6]);
+  history.write(1, KEYS[3], text('behind it'));
+  history.deleteRange(1, KEYS[9], KEYS[11]);
+  history.deleteRange(2, text(''), text(''));
+  const rows = new ModelGeneration(rig, page, history, lower, history.upper);
+  rig.cache.beginApply(rows, 2);
+  let steps = 0;
+  for (let done = false; !done; steps++) {
+    readAll(rig, history, view);
+    auditClaims(rig, history, [view]);
+    rig.cache.check();
+    done = rig.cache.apply(1);
+  }
+  assert.ok(steps > 5, 'in steps');
+  const next = { version: 2, frontier: history.upper };
+  assert.ok(readAll(rig, history, next) > 0, 'what is left answers');
+  auditClaims(rig, history, [view, next]);
+  assert.equal(rig.cache.counts.hidden, 4, 'keys 2 to 5 had content; what was absent stays so');
+  const newest = (key: Uint8Array): Uint8Array | null | undefined =>
+    look(rig, rig.clients[1], 1, key, history.upper);
+  assert.deepEqual(newest(KEYS[1]), text('first 1'));
+  assert.deepEqual(newest(KEYS[6]), text('first 6'), 'the upper bound is not in the range');
+  assert.equal(newest(KEYS[4]), undefined, 'no claim: the parts say it is absent');
+  assert.equal(newest(KEYS[10]), null);
+  rig.cache.check();
+});

@@ -11,6 +11,8 @@ import {
   touchRingSlots,
 } from '../../core/base/limits.ts';
 import type { Prng } from '../../core/base/prng.ts';
+import { rangeHolds } from '../../core/base/range-set.ts';
+import type { RangeDelete } from '../../core/base/range-set.ts';
 import { OP_DELETE, OP_PUT } from '../../core/base/update.ts';
 import {
   KIND_ABSENT,
@@ -240,7 +242,12 @@ export function claimsOf(rig: Rig): Claim[] {
 
 // -- the model ---------------------------------------------------------------------------------
 
-export type Version = { readonly time: number; readonly value: Uint8Array | null };
+export type Version = {
+  readonly time: number;
+  readonly value: Uint8Array | null;
+  /** A range delete took the key away: in a generation it is not the key's own. */
+  readonly byRange?: true;
+};
 
 /** Every version of every key, by collection and key. */
 export class History {
@@ -278,6 +285,19 @@ export class History {
     }
   }
 
+  readonly ranges: { readonly collection: number; readonly range: RangeDelete }[] = [];
+
+  /** A range delete: every key of the range that was ever there is taken away. */
+  deleteRange(collection: number, lo: Uint8Array, hi: Uint8Array): void {
+    const range = { lo, hi, time: this.upper++ };
+    this.ranges.push({ collection, range });
+    for (const [name, versions] of this.#versions) {
+      const [id, hex] = name.split('/') as [string, string];
+      const isHeld = Number(id) === collection && rangeHolds(range, Buffer.from(hex, 'hex'));
+      if (isHeld) versions.push({ time: range.time, value: null, byRange: true });
+    }
+  }
+
   /** Keys with their newest version in [lower, upper), as a generation holds them. */
   between(
     lower: number,
@@ -288,7 +308,12 @@ export class History {
       const [collection, hex] = name.split('/') as [string, string];
       const key = Uint8Array.from(Buffer.from(hex, 'hex'));
       const version = this.newest(Number(collection), key, lower, upper - 1);
-      if (version !== undefined) found.push({ collection: Number(collection), key, version });
+      const isOwn = this.of(Number(collection), key).some(({ time, byRange }) => {
+        return time >= lower && time < upper && byRange !== true;
+      });
+      if (version !== undefined && isOwn) {
+        found.push({ collection: Number(collection), key, version });
+      }
     }
     return found;
   }
@@ -302,6 +327,7 @@ export class ModelGeneration implements NewestVersions {
   readonly #rig: Rig;
   readonly #page: number;
   readonly #rows: { collection: number; key: Uint8Array; version: Version }[];
+  readonly #ranges: History['ranges'];
   #next = 0;
   collection = 0;
   keyAddress = 0;
@@ -315,6 +341,19 @@ export class ModelGeneration implements NewestVersions {
     this.#rig = rig;
     this.#page = page;
     this.#rows = history.between(lower, upper);
+    this.#ranges = history.ranges.filter(({ range }) => range.time >= lower && range.time < upper);
+  }
+
+  get hasRanges(): boolean {
+    return this.#ranges.length > 0;
+  }
+
+  rangeOver(collection: number, keyAddress: number, keyBytes: number): number {
+    const key = this.#rig.arena.u8.slice(keyAddress, keyAddress + keyBytes);
+    const over = this.#ranges.filter((entry) => {
+      return entry.collection === collection && rangeHolds(entry.range, key);
+    });
+    return Math.max(-1, ...over.map(({ range }) => range.time));
   }
 
   next(): boolean {

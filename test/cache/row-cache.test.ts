@@ -108,7 +108,12 @@ class World {
   write(): void {
     const { random } = this;
     const collection = random.pick(COLLECTIONS);
-    this.history.write(collection, random.pick(KEYS), this.value());
+    if (random.chance(0.05)) {
+      const hi = random.chance(0.2) ? new Uint8Array(0) : random.pick(KEYS);
+      this.history.deleteRange(collection, random.pick(KEYS), hi);
+    } else {
+      this.history.write(collection, random.pick(KEYS), this.value());
+    }
   }
 
   value(): Uint8Array | null {
