@@ -23,7 +23,7 @@ import { KEEPER_COUNTERS, indexIn } from './counters.ts';
 import type { Edits } from './edits.ts';
 import { asFailure, REPLY_BYTES_FIXED, REPLY_BYTES_PER_PART } from './job-desk.ts';
 import type { JobDesk } from './job-desk.ts';
-import { collectionsIn } from './jobs.ts';
+import { collectionsIn, kindIn } from './jobs.ts';
 import type { Job } from './jobs.ts';
 import type { PartStore } from './part-store.ts';
 import type { Collection, SpineTable } from './spine-table.ts';
@@ -169,7 +169,7 @@ export class Flushes {
       const hasRuns = collection !== undefined && collection.spine.len > 0;
       return {
         collection: id,
-        kind: this.#spines.kindOf(id),
+        kind: this.#kindOf(id, item),
         since: this.#views.shown(id)?.since ?? 0,
         oldest: !hasRuns && !inFlight.has(id),
       };
@@ -196,6 +196,19 @@ export class Flushes {
     if (item.running) this.#counters.add(FLUSH_JOBS, 1);
     else this.#edits.giveBackFiles(outFiles);
     return item.running;
+  }
+
+  /** By its parts, or by rows that are on their way into parts below this generation. */
+  #kindOf(id: number, item: Flushing): number {
+    const known = this.#spines.kindOf(id);
+    if (known !== 0) return known;
+    const { arena, pool } = this.#context;
+    for (const { generation, upper, collections } of this.#sealed) {
+      if (generation === item.generation) break;
+      const kind = collections.includes(id) ? kindIn(arena, pool, generation, upper, id) : 0;
+      if (kind !== 0) return kind;
+    }
+    return 0;
   }
 
   #onFlushed(item: Flushing, result: FlushResult): void {

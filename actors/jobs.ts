@@ -6,7 +6,7 @@ import { unreachable } from '../core/base/assert.ts';
 import { CompressJob } from '../core/log/compress.ts';
 import type { CompressRequest } from '../core/log/compress.ts';
 import { SpareMaker, ZeroFill } from '../core/log/prepare.ts';
-import { GenerationCursor, VERSIONS_ALL } from '../core/memtable/cursor.ts';
+import { GenerationCursor, VERSIONS_ALL, VERSIONS_NEWEST } from '../core/memtable/cursor.ts';
 import { GenerationReader } from '../core/memtable/reader.ts';
 import { KIND_KEYED, KIND_MULTISET, OP_UPDATE } from '../core/base/update.ts';
 import { Arena } from '../core/shared/arena.ts';
@@ -19,7 +19,7 @@ import type { FileIds } from '../core/spine/part-files.ts';
 import type { Storage } from '../core/storage/storage.ts';
 import { topologyOf } from './topology.ts';
 
-/** What a flush must know of a collection whose history may be cut or that has no run yet. */
+/** What a flush must know of a collection. Kind 0: it has no rows below the generation. */
 export type FlushCollection = {
   readonly collection: number;
   /** Of its runs; 0 when it has none, then the rows say it. */
@@ -80,21 +80,37 @@ function* flushInputs(job: Job & { kind: 'flush' }, arena: Arena): Generator<Flu
   for (const { collection, kind, since, oldest } of job.collections) {
     const rows = new GenerationCursor(arena, pool);
     rows.open(job.generation, collection, job.upper - 1, VERSIONS_ALL);
-    yield {
-      collection,
-      kind: kind === 0 ? kindOfRows(rows) : kind,
-      since,
-      oldest,
-      rows,
-      ranges: ranges.get(collection) ?? [],
-    };
+    const own = ranges.get(collection) ?? [];
+    if (kind !== 0) {
+      yield { collection, kind, since, oldest, rows, ranges: own };
+      continue;
+    }
+    const kindHere = kindOfRows(rows);
+    // Without a row here or before there is nothing that a range delete could hide.
+    const isBare = kindHere === 0;
+    const found = isBare ? KIND_KEYED : kindHere;
+    yield { collection, kind: found, since, oldest, rows, ranges: isBare ? [] : own };
   }
 }
 
-/** Updates are a multiset's; a keyed collection has none. */
+/** Updates are a multiset's; a keyed collection has none. 0 = there is no row. */
 function kindOfRows(rows: GenerationCursor): number {
   rows.first();
-  return rows.valid && rows.kind === OP_UPDATE ? KIND_MULTISET : KIND_KEYED;
+  if (!rows.valid) return 0;
+  return rows.kind === OP_UPDATE ? KIND_MULTISET : KIND_KEYED;
+}
+
+/** Kind of the collection by its rows in a sealed generation; 0 = it has none there. */
+export function kindIn(
+  arena: Arena,
+  pool: BufferPool,
+  generation: number,
+  upper: number,
+  collection: number,
+): number {
+  const rows = new GenerationCursor(arena, pool);
+  rows.open(generation, collection, upper - 1, VERSIONS_NEWEST);
+  return kindOfRows(rows);
 }
 
 /** Ids of the collections with rows in a sealed generation. */
