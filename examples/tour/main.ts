@@ -6,6 +6,7 @@
  */
 import * as path from 'node:path';
 import { open } from '../../actors/index.ts';
+import { serve } from '../service/serve.ts';
 import {
   drawLog,
   drawMerging,
@@ -57,6 +58,10 @@ async function main(args: readonly string[]): Promise<void> {
   const out = options.json ? process.stderr : process.stdout;
   const screen = createScreen(out, () => performance.now());
   const repository = await openRepository(options.path);
+  if (options.port !== undefined) {
+    await serve(repository, path.resolve(options.path), options.port, screen);
+    return;
+  }
   const scratch = openScratch();
   for (const signal of ['SIGINT', 'SIGTERM'] as const) {
     process.once(signal, () => {

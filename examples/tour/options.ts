@@ -16,17 +16,23 @@ export interface TourOptions {
   readonly seconds: number;
   /** The figures as one JSON object on standard output; everything else goes to standard error. */
   readonly json: boolean;
+  /** The port to serve the history on, 0 for any; undefined: the tour. */
+  readonly port: number | undefined;
   readonly help: boolean;
 }
 
 export const USAGE = `usage: npm start -- [path] [--keep] [--seconds=20] [--json]
+       npm start -- [path] --serve [--port=8080]
 
 Replays the history of the git repository at path (default: here) into Tidemark, one transaction
 a revision, and checks what it reads back against git; then loads it and kills it.
+With --serve: keeps it in a store of its own and serves it over HTTP.
 
   --keep         leave the data in .tidemark-tour/ for a look at the files
   --seconds=N    how long the load phase writes tenants (default 20)
   --json         figures as JSON on standard output, the screen on standard error
+  --serve        serve the history until Ctrl-C; the store stays in .tidemark-tour/
+  --port=N       where to, on 127.0.0.1 (default 8080; 0: any)
   --help         this text`;
 
 export function parseTourOptions(args: readonly string[]): TourOptions {
@@ -41,12 +47,20 @@ export function parseTourOptions(args: readonly string[]): TourOptions {
     keep: values.keep,
     seconds: parseSeconds(values.seconds),
     json: values.json,
+    port: values.serve ? parsePort(values.port) : undefined,
     help: values.help,
   };
 }
 
 function parse(args: readonly string[]): {
-  values: { keep: boolean; seconds: string; json: boolean; help: boolean };
+  values: {
+    keep: boolean;
+    seconds: string;
+    json: boolean;
+    serve: boolean;
+    port: string;
+    help: boolean;
+  };
   positionals: string[];
 } {
   try {
@@ -57,6 +71,8 @@ function parse(args: readonly string[]): {
         keep: { type: 'boolean', default: false },
         seconds: { type: 'string', default: '20' },
         json: { type: 'boolean', default: false },
+        serve: { type: 'boolean', default: false },
+        port: { type: 'string', default: '8080' },
         help: { type: 'boolean', short: 'h', default: false },
       },
     });
@@ -72,4 +88,10 @@ function parseSeconds(text: string): number {
     throw new TourError(`--seconds wants a number above 0 and up to ${secondsMax}, not '${text}'`);
   }
   return seconds;
+}
+
+function parsePort(text: string): number {
+  const port = Number(text);
+  if (/^\d{1,5}$/.test(text) && port <= 65_535) return port;
+  throw new TourError(`--port wants a number up to 65535, not '${text}'`);
 }

@@ -50,7 +50,7 @@ export async function replay(
 }
 
 /** Files and revision in one transaction: a revision that changed no file has an offset, too. */
-function commitRevision(
+export function commitRevision(
   engine: Engine,
   { files, revisions }: Collections,
   { n, sha, tree, time, changes }: Revision,
