@@ -19,16 +19,24 @@ import {
   KiB,
   commitBytesMax,
   pageBytes,
+  stallMs,
   transactionsPerRecordMax,
   waitingBytesMax,
   waitingTransactionsMax,
 } from '../core/base/limits.ts';
 import { KIND_RECORD } from '../core/shared/buffer-pool.ts';
 import type { Counters } from '../core/shared/counters.ts';
-import { STATE_CLOSING, STATE_OPEN, STATE_POISONED } from '../core/shared/control.ts';
+import {
+  ACTOR_KEEPER,
+  STALL_WAIT,
+  STATE_CLOSING,
+  STATE_OPEN,
+  STATE_POISONED,
+} from '../core/shared/control.ts';
 import { layChained, pagesFor, releaseChain } from '../core/shared/record-pages.ts';
 import type { RingConsumer } from '../core/shared/ring.ts';
 import { Outbox, inboxOf } from './actor.ts';
+import type { LongStall, StallWords } from '../core/shared/control.ts';
 import type { ActorContext } from './actor.ts';
 import type { Conditions } from './conditions.ts';
 import { CLIENT_COUNTERS, indexIn } from './counters.ts';
@@ -46,6 +54,7 @@ import {
 } from './messages.ts';
 import { tooLarge } from './encodings.ts';
 import { commitOperationsMax, writeBudgetBytes } from './options.ts';
+import { CAUSE_MEMORY } from './stalls.ts';
 import { THREAD_WRITE } from './topology.ts';
 import { WriteSet } from './write-set.ts';
 
@@ -72,6 +81,8 @@ const ALONE: number = indexIn(CLIENT_COUNTERS, 'recordsAlone');
 const LARGE: number = indexIn(CLIENT_COUNTERS, 'recordsLarge');
 const REFUSED_BUSY: number = indexIn(CLIENT_COUNTERS, 'refusedBusy');
 const REFUSED_TOO_LARGE: number = indexIn(CLIENT_COUNTERS, 'refusedTooLarge');
+const STALLS_FOR_MEMORY: number = indexIn(CLIENT_COUNTERS, 'stallsForMemory');
+const STALL_MS_FOR_MEMORY: number = indexIn(CLIENT_COUNTERS, 'stallMsForMemory');
 
 /** A page with records of ours in it; released when it is full and all of them have receipts. */
 type OpenPage = { address: number; chained: boolean; open: boolean; pending: number };
@@ -136,6 +147,15 @@ export class CommitLine {
   #untilWritten: PendingRecord[] = [];
   #untilDurable: PendingRecord[] = [];
   readonly #roomWaiters: (() => void)[] = [];
+  /** No page for a record, since when on the clock; told apart by a number. */
+  #waitMs = 0;
+  #waitTicks = -1;
+  #waitNumber = 0;
+  #longWait: LongStall = { count: 0, what: CAUSE_MEMORY, sinceMs: 0, ms: 0 };
+  /** Somebody found no room; who listens is told when there is some again. */
+  #wasFull = false;
+  /** Called when commits go straight through again. */
+  onRoom: (() => void) | undefined;
   #closeWanted = false;
   #failure: TidemarkError | undefined;
 
@@ -318,6 +338,7 @@ export class CommitLine {
     if (this.#waiting.length > 0 || !this.#push(record, stage.bytes)) {
       record.payload = Uint8Array.prototype.slice.call(stage.bytes, 0, stage.end);
       this.#waiting.push(record);
+      this.#wasFull = true;
       this.#waitingBytes += record.payloadBytes;
       this.#waitingTransactions += record.transactions;
     }
@@ -339,11 +360,13 @@ export class CommitLine {
     if (record.address === 0 && isHeld) this.#lay(record, payload);
     if (record.address === 0 || !isHeld) {
       if (conditions !== 0) this.#dropConditions(record);
+      this.#beginWait();
       // The sequencer seals to make room; the flush that follows gives pages back.
       this.#context.control.setPagesWanted(true);
       this.#context.threadBells[THREAD_WRITE].ring();
       return false;
     }
+    if (this.#waitTicks >= 0) this.#endWait();
     record.number = this.#nextNumber;
     this.#nextNumber = (this.#nextNumber + 1) >>> 0;
     let flags = record.sync ? RECORD_SYNC : 0;
@@ -366,6 +389,39 @@ export class CommitLine {
     this.#outstanding.push(record);
     this.#records.send();
     return true;
+  }
+
+  #beginWait(): void {
+    if (this.#waitTicks >= 0) return;
+    const { clock } = this.#context;
+    this.#waitTicks = clock.ticksMs();
+    this.#waitMs = clock.nowMs();
+    this.#waitNumber++;
+  }
+
+  #endWait(): void {
+    const ms = this.#context.clock.ticksMs() - this.#waitTicks;
+    this.#waitTicks = -1;
+    this.#counters.add(STALLS_FOR_MEMORY, 1);
+    this.#counters.add(STALL_MS_FOR_MEMORY, ms);
+    if (ms < stallMs) return;
+    const { count } = this.#longWait;
+    this.#longWait = { count: count + 1, what: CAUSE_MEMORY, sinceMs: this.#waitMs, ms };
+  }
+
+  /** Whether commits of this thread wait for memory now; what they wait for, the keeper may know better. */
+  get wait(): StallWords {
+    const { what } = this.#context.control.stall(ACTOR_KEEPER, STALL_WAIT);
+    return {
+      what: this.#waitTicks < 0 ? 0 : what === 0 ? CAUSE_MEMORY : what,
+      number: this.#waitNumber,
+      sinceMs: this.#waitMs,
+    };
+  }
+
+  /** The last long wait that is over. */
+  get longWait(): LongStall {
+    return this.#longWait;
   }
 
   /** Lays the payload into pages; its address stays 0 when there is none. */
@@ -485,6 +541,10 @@ export class CommitLine {
     if (this.#roomWaiters.length > 0 && this.hasRoom) {
       for (const waiter of this.#roomWaiters.splice(0)) waiter();
     }
+    if (this.#wasFull && this.hasRoom) {
+      this.#wasFull = false;
+      this.onRoom?.();
+    }
     return pushed;
   }
 
@@ -589,6 +649,13 @@ export class CommitLine {
       this.#roomWaiters.push(resolve);
       this.#onPending();
     });
+  }
+
+  /** As `hasRoom`; who is told no may listen for the event `room`. */
+  askRoom(): boolean {
+    const { hasRoom } = this;
+    if (!hasRoom) this.#wasFull = true;
+    return hasRoom;
   }
 
   /** The record of this turn can be pushed, and one more. */

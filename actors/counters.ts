@@ -10,14 +10,26 @@ import type { Arena } from '../core/shared/arena.ts';
 import { invariant } from '../core/base/assert.ts';
 import { COUNTERS_BYTES } from './topology.ts';
 
-export const SEQUENCER_COUNTERS = [
+/** Waits for room by cause, in the order of `STALL_CAUSES` (stalls.ts): how many are over, and for how long. */
+export const STALL_COUNTERS = [
+  'stallsForMemory',
+  'stallMsForMemory',
+  'stallsForFlush',
+  'stallMsForFlush',
+  'stallsForDebt',
+  'stallMsForDebt',
+  'stallsForDisk',
+  'stallMsForDisk',
+  'stallsForLog',
+  'stallMsForLog',
+] as const;
+
+const SEQUENCER_OWN = [
   'records',
   'transactions',
   'operations',
   'refused',
   'seals',
-  'stallsForSpare',
-  'stallsForLog',
   'resent',
   'refusedForConflict',
   'refusedForSpace',
@@ -25,7 +37,12 @@ export const SEQUENCER_COUNTERS = [
   'clockHeldBackMs',
 ] as const;
 
-export const DURABILITY_COUNTERS = [
+export const SEQUENCER_COUNTERS: readonly [...typeof SEQUENCER_OWN, ...typeof STALL_COUNTERS] = [
+  ...SEQUENCER_OWN,
+  ...STALL_COUNTERS,
+];
+
+const DURABILITY_OWN = [
   'records',
   'transactions',
   'batches',
@@ -52,7 +69,14 @@ export const DURABILITY_COUNTERS = [
   'recoveredRecords',
   'recoveredBytes',
   'suspects',
+  'slowCalls',
+  'slowCallMs',
 ] as const;
+
+export const DURABILITY_COUNTERS: readonly [...typeof DURABILITY_OWN, ...typeof STALL_COUNTERS] = [
+  ...DURABILITY_OWN,
+  ...STALL_COUNTERS,
+];
 
 /** Behind the counters of the keeper. */
 export const KEEPER_HISTOGRAMS = ['manifestUs'] as const;
@@ -63,7 +87,7 @@ export const DURABILITY_HISTOGRAMS = ['batchBytes', 'writeUs', 'syncUs'] as cons
 /** What recovery found, as a counter says it. */
 export const RECOVERY_VERDICTS = ['created', 'clean', 'unclean', 'torn'] as const;
 
-export const KEEPER_COUNTERS = [
+const KEEPER_OWN = [
   'views',
   'flushes',
   'flushedRows',
@@ -102,6 +126,11 @@ export const KEEPER_COUNTERS = [
   'orphans',
   'editBytes',
 ] as const;
+
+export const KEEPER_COUNTERS: readonly [...typeof KEEPER_OWN, ...typeof STALL_COUNTERS] = [
+  ...KEEPER_OWN,
+  ...STALL_COUNTERS,
+];
 
 /** Of each collection with parts, by the keeper; a view says where (core/spine/view.ts). */
 export const COLLECTION_COUNTERS = [
@@ -142,7 +171,7 @@ export const EVICTOR_COUNTERS = [
   'touches',
 ] as const;
 
-export const CLIENT_COUNTERS = [
+const CLIENT_OWN = [
   'reads',
   'memtableHits',
   'cacheHits',
@@ -164,6 +193,11 @@ export const CLIENT_COUNTERS = [
   'refusedBusy',
   'refusedTooLarge',
 ] as const;
+
+export const CLIENT_COUNTERS: readonly [...typeof CLIENT_OWN, ...typeof STALL_COUNTERS] = [
+  ...CLIENT_OWN,
+  ...STALL_COUNTERS,
+];
 
 export const ACTOR_COUNTERS: readonly (readonly string[])[] = [
   SEQUENCER_COUNTERS,

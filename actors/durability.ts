@@ -13,7 +13,7 @@
 import { invariant } from '../core/base/assert.ts';
 import { getU32 } from '../core/base/bytes.ts';
 import { TidemarkError } from '../core/base/errors.ts';
-import { MiB, idleWatermarkMs, pageBytes, unsyncedBytesMax } from '../core/base/limits.ts';
+import { MiB, idleWatermarkMs, pageBytes, stallMs, unsyncedBytesMax } from '../core/base/limits.ts';
 import { TX_BYTES_OFFSET, TX_COUNT_OFFSET } from '../core/base/update.ts';
 import type { SpareJob, ZeroJob } from '../core/log/prepare.ts';
 import { recordBytes } from '../core/log/record.ts';
@@ -66,6 +66,7 @@ import {
   getWide,
   setWide,
 } from './messages.ts';
+import { CAUSE_DISK, CAUSE_LOG, Waits } from './stalls.ts';
 import { readText } from './text-blocks.ts';
 import { THREAD_BACKGROUND, THREAD_WRITE } from './topology.ts';
 import {
@@ -132,6 +133,8 @@ const RECOVERY_MS: number = indexIn(DURABILITY_COUNTERS, 'recoveryMs');
 const RECOVERED_RECORDS: number = indexIn(DURABILITY_COUNTERS, 'recoveredRecords');
 const RECOVERED_BYTES: number = indexIn(DURABILITY_COUNTERS, 'recoveredBytes');
 const SUSPECTS: number = indexIn(DURABILITY_COUNTERS, 'suspects');
+const SLOW_CALLS: number = indexIn(DURABILITY_COUNTERS, 'slowCalls');
+const SLOW_CALL_MS: number = indexIn(DURABILITY_COUNTERS, 'slowCallMs');
 
 const BATCH_BYTES: number = histogramIn(DURABILITY_COUNTERS, DURABILITY_HISTOGRAMS, 'batchBytes');
 const WRITE_US: number = histogramIn(DURABILITY_COUNTERS, DURABILITY_HISTOGRAMS, 'writeUs');
@@ -153,6 +156,7 @@ export class Durability implements Actor {
   readonly #compactor: Outbox;
   readonly #fromCompactor: RingConsumer;
   readonly #counters: Counters;
+  readonly #waits: Waits;
 
   #phase = PHASE_WAITING;
   #recovery: LogRecovery | undefined;
@@ -194,6 +198,7 @@ export class Durability implements Actor {
       DURABILITY_COUNTERS,
       DURABILITY_HISTOGRAMS,
     );
+    this.#waits = new Waits(context, ACTOR_DURABILITY, this.#counters, DURABILITY_COUNTERS);
     this.#disk = new WatchedStorage(context.storage, {
       begin: (call) => this.#beginCall(call),
       end: (call) => this.#endCall(call),
@@ -210,6 +215,10 @@ export class Durability implements Actor {
     const { clock, control } = this.#context;
     const ms = clock.ticksMs() - this.#callAt;
     control.endStall(ACTOR_DURABILITY, STALL_CALL, ms);
+    if (ms >= stallMs) {
+      this.#counters.add(SLOW_CALLS, 1);
+      this.#counters.add(SLOW_CALL_MS, ms);
+    }
     if (call === CALL_WRITE || call === CALL_WRITEV) this.#counters.observe(WRITE_US, ms * 1_000);
     else if (call === CALL_SYNC || call === CALL_SYNC_DIR) {
       this.#counters.observe(SYNC_US, ms * 1_000);
@@ -623,6 +632,8 @@ export class Durability implements Actor {
     const startedAt = clock.ticksMs();
     const bytesBefore = writer.bytesWritten;
     const step = writer.step(this.#wantsSync(writer, startedAt));
+    if (step === 'waiting') this.#waits.begin(CAUSE_LOG);
+    else if (control.hasSpace()) this.#waits.end();
     if (step === 'idle' || step === 'waiting') return false;
     this.#count(step, clock.ticksMs() - startedAt, writer.bytesWritten - bytesBefore);
     if (writer.written !== writtenBefore) {
@@ -697,6 +708,7 @@ export class Durability implements Actor {
       if (!control.hasSpace()) {
         if (this.#disk.freeBytes() < SPACE_BYTES_MIN) return;
         control.setHasSpace(true);
+        this.#waits.end();
       }
       writer.retryPreparing();
     }
@@ -742,7 +754,11 @@ export class Durability implements Actor {
     if (!ok) this.#retryAt = clock.ticksMs() + PREPARE_RETRY_MS;
     if (u32[slot + PREPARE.WHAT] === PREPARE_ZERO) {
       // A full disk shows itself here, ahead of the log: from now on commits are refused, with no offset.
-      if (ok || u32[slot + PREPARE.NO_SPACE] === 1) control.setHasSpace(ok);
+      if (ok || u32[slot + PREPARE.NO_SPACE] === 1) {
+        control.setHasSpace(ok);
+        if (ok) this.#waits.end();
+        else this.#waits.begin(CAUSE_DISK);
+      }
       this.#writer?.zeroed(seq, to, ok);
       if (ok) this.#counters.add(ZEROED_BYTES, to - getWide(u32, slot + PREPARE.FROM));
     } else {

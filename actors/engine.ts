@@ -3,6 +3,7 @@
  * them, hands out collections, transactions and snapshots, and closes in order. Public.
  */
 import { randomBytes } from 'node:crypto';
+import { channel } from 'node:diagnostics_channel';
 import { EventEmitter } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { TidemarkError } from '../core/base/errors.ts';
@@ -54,6 +55,8 @@ import { identify, markReleased } from './process-identity.ts';
 import { Snapshot } from './snapshot.ts';
 import { KEEPER_CLIENT } from './spine-keeper.ts';
 import { NEWEST } from './reader.ts';
+import { StallWatch } from './stall-watch.ts';
+import type { Stall } from './stall-watch.ts';
 import { gatherStats } from './stats.ts';
 import type { EngineStats } from './stats.ts';
 import { transact } from './transact.ts';
@@ -63,6 +66,23 @@ import { Transaction } from './transaction.ts';
 import { checkVerifyOptions, verifyInSlices, verifyOnThread } from './verify.ts';
 import type { VerifyOptions } from './verify.ts';
 import type { VerifyReport } from '../core/store/verify.ts';
+
+/** What the engine's channels tell is of some engine: its directory says of which. */
+const STALLED_CHANNEL = channel('tidemark:stalled');
+const POISONED_CHANNEL = channel('tidemark:poisoned');
+
+/** Events of an engine, and what each brings. */
+export type EngineEvents = {
+  /** The engine has failed; once. */
+  poisoned: [failure: TidemarkError | undefined];
+  /**
+   * A call to the disk, or a wait for room, has lasted a second; and again, `over`, when it has ended. It
+   * delays acknowledgements and nothing else. Also on the diagnostics channel `tidemark:stalled`.
+   */
+  stalled: [stall: Stall];
+  /** Commits go straight through again, after there was no room for some. */
+  room: [];
+};
 
 export type EngineState = 'open' | 'closing' | 'closed' | 'poisoned';
 
@@ -110,10 +130,15 @@ export async function open(directory: string, options: OpenOptions = {}): Promis
   return engine;
 }
 
-export class Engine extends EventEmitter {
+/**
+ * A store that is open, on this thread. Emits `poisoned`, `stalled` and `room` (EngineEvents); listening
+ * keeps no process alive.
+ */
+export class Engine extends EventEmitter<EngineEvents> {
   readonly #options: CheckedOptions;
   readonly #context: ActorContext;
   readonly #client: Client;
+  readonly #stalls: StallWatch;
   readonly #kit: Kit | undefined;
   readonly #run: Promise<void>;
   readonly #catalog: Collection<Buffer, unknown>;
@@ -177,6 +202,11 @@ export class Engine extends EventEmitter {
       this.#client = new Client(context, OWNER_CLIENT, { kick: undefined, endOfTurn, nextTurn });
       this.#run = kit.run(config, (error) => poison(context, error));
     }
+    const { line } = this.#client;
+    const own = { now: () => line.wait, long: () => line.longWait };
+    this.#stalls = new StallWatch(this.#context, own, (stall) => this.#tellStalled(stall));
+    // Not from inside the line: what a listener throws is not the engine's failure.
+    line.onRoom = () => process.nextTick(() => this.emit('room'));
     this.#catalog = new Collection<Buffer, unknown>(
       this.#client,
       '',
@@ -210,6 +240,7 @@ export class Engine extends EventEmitter {
       throw signal.reason;
     }
     this.#isOpened = true;
+    this.#stalls.start();
     void this.#watch();
   }
 
@@ -270,7 +301,16 @@ export class Engine extends EventEmitter {
   #tellPoisoned(): void {
     if (this.#poisonTold) return;
     this.#poisonTold = true;
-    if (this.#isOpened) this.emit('poisoned', this.failure);
+    this.#stalls.stop();
+    if (!this.#isOpened) return;
+    const { failure } = this;
+    POISONED_CHANNEL.publish({ directory: this.#context.config.directory, failure });
+    this.emit('poisoned', failure);
+  }
+
+  #tellStalled(stall: Stall): void {
+    STALLED_CHANNEL.publish({ directory: this.#context.config.directory, ...stall });
+    this.emit('stalled', stall);
   }
 
   // ---------------------------------------------------------------- state
@@ -323,7 +363,7 @@ export class Engine extends EventEmitter {
   stats(): EngineStats {
     this.#client.assertUsable();
     const names = new Map(this.#rows().map(({ name, row }) => [row.id, name]));
-    return gatherStats(this.#client, this.state, this.#options, names);
+    return gatherStats(this.#client, this.state, this.#options, names, this.#stalls.current);
   }
 
   // ---------------------------------------------------------------- collections
@@ -702,6 +742,8 @@ export class Engine extends EventEmitter {
       }
       clearInterval(keepAlive);
     }
+    // What is over has been over by now: nobody waits for it to be told.
+    this.#stalls.stop();
     this.#client.dispose();
     this.#ended = { state: control.state(), upper: this.upper, durableUpper: this.durableUpper };
     // From here on the arena may be another engine's.

@@ -2,7 +2,9 @@
  * The public face. Everything a service needs, and nothing else: deep imports are not supported.
  */
 export { open } from './engine.ts';
-export type { CollectionOptions, Engine, EngineState, UpdateOf } from './engine.ts';
+export type { CollectionOptions, Engine, EngineEvents, EngineState, UpdateOf } from './engine.ts';
+export type { Stall } from './stall-watch.ts';
+export type { StallCause } from './stalls.ts';
 export type { Durability, History, OpenOptions } from './options.ts';
 export type {
   Collection,

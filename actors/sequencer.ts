@@ -25,7 +25,7 @@ import {
 import { Overtaken } from '../core/memtable/overtaken.ts';
 import { GenerationWriter, maintainFuel } from '../core/memtable/writer.ts';
 import type { GenerationOptions } from '../core/memtable/writer.ts';
-import { ACTOR_SEQUENCER } from '../core/shared/control.ts';
+import { ACTOR_KEEPER, ACTOR_SEQUENCER, STALL_WAIT } from '../core/shared/control.ts';
 import type { Counters } from '../core/shared/counters.ts';
 import { OperationWalker, pageOf } from '../core/shared/record-pages.ts';
 import type { RingConsumer } from '../core/shared/ring.ts';
@@ -59,6 +59,7 @@ import {
   setWide,
 } from './messages.ts';
 import { generationRows } from './options.ts';
+import { CAUSE_FLUSH, CAUSE_LOG, CAUSE_MEMORY, Waits } from './stalls.ts';
 import { THREAD_BACKGROUND, THREAD_WRITE } from './topology.ts';
 
 /** Records taken from one ring before the next has its turn, and in one tick. */
@@ -69,8 +70,6 @@ const TRANSACTIONS: number = indexIn(SEQUENCER_COUNTERS, 'transactions');
 const OPERATIONS: number = indexIn(SEQUENCER_COUNTERS, 'operations');
 const REFUSED: number = indexIn(SEQUENCER_COUNTERS, 'refused');
 const SEALS: number = indexIn(SEQUENCER_COUNTERS, 'seals');
-const STALLS_FOR_SPARE: number = indexIn(SEQUENCER_COUNTERS, 'stallsForSpare');
-const STALLS_FOR_LOG: number = indexIn(SEQUENCER_COUNTERS, 'stallsForLog');
 const RESENT: number = indexIn(SEQUENCER_COUNTERS, 'resent');
 const REFUSED_FOR_CONFLICT: number = indexIn(SEQUENCER_COUNTERS, 'refusedForConflict');
 const REFUSED_FOR_SPACE: number = indexIn(SEQUENCER_COUNTERS, 'refusedForSpace');
@@ -91,6 +90,7 @@ export class Sequencer implements Actor {
   readonly #fromKeeper: RingConsumer;
   readonly #keeper: Outbox;
   readonly #counters: Counters;
+  readonly #waits: Waits;
   readonly #walker: OperationWalker;
   readonly #overtaken: Overtaken;
   readonly #checker: ConditionChecker;
@@ -139,6 +139,7 @@ export class Sequencer implements Actor {
       topology.counters[ACTOR_SEQUENCER],
       SEQUENCER_COUNTERS,
     );
+    this.#waits = new Waits(context, ACTOR_SEQUENCER, this.#counters, SEQUENCER_COUNTERS);
     this.#walker = new OperationWalker(context.arena, context.pool);
     this.#overtaken = new Overtaken(context.arena);
     this.#checker = new ConditionChecker(context.arena, context.pool);
@@ -253,10 +254,14 @@ export class Sequencer implements Actor {
   }
 
   #canSeal(): boolean {
-    const can =
-      this.#sparePublished && this.#keeper.ring.room(1) > 0 && this.#line.ring.room(2) >= 2;
-    if (!can) this.#counters.add(STALLS_FOR_SPARE, 1);
-    return can;
+    return this.#sparePublished && this.#keeper.ring.room(1) > 0 && this.#line.ring.room(2) >= 2;
+  }
+
+  /** Why a full generation cannot give way: the keeper may know better than that it is not flushed. */
+  #causeOfNoRoom(): number {
+    if (this.#sealed.size === 0) return CAUSE_MEMORY;
+    const { what } = this.#context.control.stall(ACTOR_KEEPER, STALL_WAIT);
+    return what === 0 ? CAUSE_FLUSH : what;
   }
 
   /** Requires: `#canSeal`. The spare takes over; readers know it already. */
@@ -343,12 +348,16 @@ export class Sequencer implements Actor {
     }
     // One slot for the record, one kept for the bound of a seal.
     if (this.#line.ring.room(2) < 2) {
-      this.#counters.add(STALLS_FOR_LOG, 1);
+      this.#waits.begin(CAUSE_LOG);
       return BLOCKED;
     }
     const operations = u32[slot + RECORD.OPERATIONS];
     const payloadBytes = u32[slot + RECORD.PAYLOAD_BYTES];
-    if (!this.#makeRoom(operations, payloadBytes)) return BLOCKED;
+    if (!this.#makeRoom(operations, payloadBytes)) {
+      this.#waits.begin(this.#causeOfNoRoom());
+      return BLOCKED;
+    }
+    this.#waits.end();
     const first = this.#next;
     const txCount = u32[slot + RECORD.TX_COUNT];
     this.#stamp(clock.nowMs());

@@ -34,6 +34,7 @@ import { logHoldsRecords } from '../core/log/create.ts';
 import { KIND_VIEW } from '../core/shared/buffer-pool.ts';
 import {
   ACTOR_KEEPER,
+  STALL_CALL,
   STATE_CLOSED,
   STATE_CLOSING,
   STATE_OPEN,
@@ -98,8 +99,10 @@ import { PartStore } from './part-store.ts';
 import { isGone, markReleased } from './process-identity.ts';
 import { SpineTable } from './spine-table.ts';
 import type { Collection } from './spine-table.ts';
+import { CAUSE_DEBT, CAUSE_DISK, Waits } from './stalls.ts';
 import { freeText, reserveText, writeText } from './text-blocks.ts';
 import { THREAD_BACKGROUND, THREAD_WRITE } from './topology.ts';
+import { CALL_QUEUED } from './watched-storage.ts';
 import { Views } from './views.ts';
 
 /** The client slot that the keeper itself reads the catalog with. */
@@ -134,6 +137,13 @@ const ORPHANS: number = indexIn(KEEPER_COUNTERS, 'orphans');
 
 /** What a client is told as soon as its ring has room. */
 type Done = { readonly client: number; readonly number: number; readonly refusal: number };
+/** A program at the disk: who has its answer, and since when. */
+type Queued = {
+  readonly done: (answer: StorageAnswer) => void;
+  readonly ticks: number;
+  readonly atMs: number;
+};
+
 type FlushWish = { client: number; number: number; token: number; upper: number };
 type CompactWish = { client: number; number: number; collections: Collection[] };
 
@@ -149,6 +159,8 @@ export class SpineKeeper implements Actor {
   readonly #requests: RingConsumer[];
   readonly #answers: Outbox[];
   readonly #counters: Counters;
+  /** Why nothing is flushed; who waits for a flush looks here for its cause. */
+  readonly #waits: Waits;
   readonly #slab: Slab;
   readonly #retired: RetireList;
   readonly #parts: PartStore;
@@ -188,7 +200,7 @@ export class SpineKeeper implements Actor {
 
   // Queued storage calls.
   #nextTicket = 1;
-  readonly #waiting: Map<number, (answer: StorageAnswer) => void> = new Map();
+  readonly #waiting: Map<number, Queued> = new Map();
   /** Those among them that end with a descriptor of their own open. */
   readonly #opening: Set<number> = new Set();
   #stalledSince = -1;
@@ -214,6 +226,7 @@ export class SpineKeeper implements Actor {
       KEEPER_COUNTERS,
       KEEPER_HISTOGRAMS,
     );
+    this.#waits = new Waits(context, ACTOR_KEEPER, this.#counters, KEEPER_COUNTERS);
     this.#slab = new Slab(pool, KIND_VIEW);
     this.#retired = new RetireList(arena, control.epochAddress, topology.slots, clientsMax);
     this.#parts = new PartStore(context, this.#slab, this.#retired, (fd, calls, done) =>
@@ -235,6 +248,7 @@ export class SpineKeeper implements Actor {
     };
     const onSuccess = (): void => {
       this.#failuresInRow = 0;
+      if (this.#waits.cause === CAUSE_DISK) this.#waits.end();
     };
     this.#flushes = new Flushes(context, this.#counters, own, {
       tellEvictor: (generation, version) => this.#tellEvictor(generation, version),
@@ -486,22 +500,38 @@ export class SpineKeeper implements Actor {
     done: (answer: StorageAnswer) => void,
   ): number {
     const ticket = this.#nextTicket++;
-    this.#waiting.set(ticket, done);
+    const { clock } = this.#context;
+    this.#waiting.set(ticket, { done, ticks: clock.ticksMs(), atMs: clock.nowMs() });
+    if (this.#waiting.size === 1) this.#tellOldest();
     const last = (call: string): number => calls.findLastIndex((step) => step.call === call);
     if (last('open') > last('close')) this.#opening.add(ticket);
     this.#context.storage.submit(ticket, fd, calls);
     return ticket;
   }
 
+  /** Writes down since when the oldest program has been at the disk. */
+  #tellOldest(): void {
+    for (const { atMs } of this.#waiting.values()) {
+      this.#context.control.beginStall(ACTOR_KEEPER, STALL_CALL, CALL_QUEUED, atMs);
+      return;
+    }
+  }
+
   #takeAnswers(): boolean {
     let worked = false;
     const { storage } = this.#context;
     for (let answer = storage.poll(); answer !== undefined; answer = storage.poll()) {
-      const done = this.#waiting.get(answer.ticket);
-      invariant(done !== undefined, 'an answer to a call of ours', answer.ticket);
+      const queued = this.#waiting.get(answer.ticket);
+      invariant(queued !== undefined, 'an answer to a call of ours', answer.ticket);
+      const [oldest] = this.#waiting.keys();
       this.#waiting.delete(answer.ticket);
       this.#opening.delete(answer.ticket);
-      done(answer);
+      if (oldest === answer.ticket) {
+        const { clock, control } = this.#context;
+        control.endStall(ACTOR_KEEPER, STALL_CALL, clock.ticksMs() - queued.ticks);
+        this.#tellOldest();
+      }
+      queued.done(answer);
       worked = true;
     }
     return worked;
@@ -749,7 +779,11 @@ export class SpineKeeper implements Actor {
 
   #dispatchFlush(now: number): boolean {
     const item = this.#flushes.next(now);
-    if (item === undefined || this.#isOverloaded(now)) return false;
+    if (item === undefined) {
+      if (this.#waits.cause === CAUSE_DEBT) this.#waits.end();
+      return false;
+    }
+    if (this.#isOverloaded(now)) return false;
     return this.#flushes.dispatch(item);
   }
 
@@ -760,6 +794,8 @@ export class SpineKeeper implements Actor {
       if (liveRuns(collection.spine.batches()) > runsHard && this.#merges.isMerging(collection))
         isOver = true;
     }
+    if (isOver) this.#waits.begin(CAUSE_DEBT);
+    else if (this.#waits.cause === CAUSE_DEBT) this.#waits.end();
     if (isOver && this.#stalledSince < 0) this.#stalledSince = now;
     if (!isOver && this.#stalledSince >= 0) {
       this.#counters.add(STALL_MS_FOR_RUNS, Math.ceil(now - this.#stalledSince));
@@ -772,8 +808,9 @@ export class SpineKeeper implements Actor {
   #onFailure(target: Collection | Flushing, failure: TidemarkError, isFlush: boolean): void {
     if (this.#closing) return;
     this.#counters.add(JOBS_FAILED, 1);
-    // A full disk heals; until then commits are refused.
+    // A full disk heals; until then nothing is flushed.
     if (!isFullDisk(failure)) this.#failuresInRow++;
+    else if (isFlush) this.#waits.begin(CAUSE_DISK);
     // A flush that cannot happen ends the engine sooner or later: better with its cause.
     if (this.#failuresInRow >= FAILURES_MAX && isFlush) throw failure;
     target.failures++;

@@ -25,6 +25,7 @@ import {
 import type { FeedCounts } from './feed-hub.ts';
 import { HELD_BY_BACKUP, HELD_BY_CHECKPOINT, HELD_BY_FEED, HELD_BY_KEEP_MS } from './log-keeper.ts';
 import type { CheckedOptions } from './options.ts';
+import type { Stall } from './stall-watch.ts';
 
 /** One run of a collection: a read may have to look into it. */
 export type RunStats = {
@@ -77,6 +78,9 @@ export type CollectionStats = {
   /** Newest first. */
   readonly runs: readonly RunStats[];
 };
+
+/** How many, and how long together. */
+export type StallFigures = { readonly count: number; readonly ms: number };
 
 /** Somebody who keeps history from an offset on. */
 export type HoldStats = {
@@ -188,6 +192,18 @@ export type EngineStats = {
       readonly suspects: number;
     };
   };
+  readonly stalls: {
+    /** Waits for room that are over: of the sequencer, of the log, and of commits of all threads for pages. */
+    readonly memory: StallFigures;
+    readonly flush: StallFigures;
+    readonly debt: StallFigures;
+    readonly disk: StallFigures;
+    readonly log: StallFigures;
+    /** Calls of the log to the disk that took a second and more. */
+    readonly calls: StallFigures;
+    /** Told by `stalled` and not over. */
+    readonly current: readonly Stall[];
+  };
   /** All collections together. */
   readonly spine: {
     readonly batches: number;
@@ -269,6 +285,7 @@ export function gatherStats(
   state: string,
   options: CheckedOptions,
   names: ReadonlyMap<number, string>,
+  stalls: readonly Stall[],
 ): EngineStats {
   const { context, reader, line } = client;
   const { arena, control, pool, topology } = context;
@@ -350,6 +367,7 @@ export function gatherStats(
     },
     spine: spineStats(client, picture.collections, keeper, own),
     collections: picture.collections,
+    stalls: stallStats(sequencer, durability, all, stalls),
     sealed: keeper['sealed'],
     workWaiting: keeper['workWaiting'],
     holds: {
@@ -404,6 +422,28 @@ function sumClients(client: Client): Record<string, number> {
     }
   }
   return sums;
+}
+
+function stallStats(
+  sequencer: Readonly<Record<string, number>>,
+  durability: Readonly<Record<string, number>>,
+  clients: Readonly<Record<string, number>>,
+  current: readonly Stall[],
+): EngineStats['stalls'] {
+  const sum = (name: string): number => sequencer[name] + durability[name] + clients[name];
+  const of = (cause: string): StallFigures => ({
+    count: sum(`stallsFor${cause}`),
+    ms: sum(`stallMsFor${cause}`),
+  });
+  return {
+    memory: of('Memory'),
+    flush: of('Flush'),
+    debt: of('Debt'),
+    disk: of('Disk'),
+    log: of('Log'),
+    calls: { count: durability['slowCalls'], ms: durability['slowCallMs'] },
+    current,
+  };
 }
 
 function queueStats(client: Client): EngineStats['log']['queue'] {

@@ -33,7 +33,7 @@ export const THREAD_BACKGROUND = 1;
 export const THREADS = 2;
 
 /** Counters and histograms, each number a triple, in a block of one writer. */
-export const COUNTERS_BYTES = 2_048;
+export const COUNTERS_BYTES = 4_096;
 
 export type ClientPlace = {
   readonly slot: number;

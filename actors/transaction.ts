@@ -88,7 +88,7 @@ export class Transaction {
     } catch (error) {
       return refusedNow(error);
     }
-    const isWaiting = !this.#committed && this.#set.operations > 0 && !client.line.hasRoom;
+    const isWaiting = !this.#committed && this.#set.operations > 0 && !client.line.askRoom();
     return isWaiting ? undefined : this.commit(options);
   }
 

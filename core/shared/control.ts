@@ -218,15 +218,15 @@ export class Control {
   /** It is over, after `ms`; one of `stallMs` and more is kept for whoever asks later. */
   endStall(actor: number, slot: number, ms: number): void {
     const word = this.#stallWord(actor, slot);
-    const what = Atomics.load(this.#i32, word);
+    if (ms >= stallMs) {
+      Atomics.store(this.#i32, word + LONG_WHAT_WORD, Atomics.load(this.#i32, word));
+      const sinceMs = loadTriple(this.#i32, word + STALL_SINCE_WORD);
+      storeTriple(this.#i32, word + LONG_SINCE_WORD, sinceMs);
+      storeTriple(this.#i32, word + LONG_MS_WORD, Math.ceil(ms));
+      // After what moved it, so that who sees it moved finds that; before the end is seen.
+      Atomics.add(this.#i32, word + LONG_COUNT_WORD, 1);
+    }
     Atomics.store(this.#i32, word, 0);
-    if (ms < stallMs) return;
-    Atomics.store(this.#i32, word + LONG_WHAT_WORD, what);
-    const sinceMs = loadTriple(this.#i32, word + STALL_SINCE_WORD);
-    storeTriple(this.#i32, word + LONG_SINCE_WORD, sinceMs);
-    storeTriple(this.#i32, word + LONG_MS_WORD, Math.ceil(ms));
-    // Last: who sees the count moved finds what moved it.
-    Atomics.add(this.#i32, word + LONG_COUNT_WORD, 1);
   }
 
   /** What the actor is in, 0 = nothing; its number tells it from others; since when. */

@@ -10,7 +10,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { pathToFileURL } from 'node:url';
 import { open } from '../../actors/index.ts';
-import type { Engine, OpenOptions, TidemarkError } from '../../actors/index.ts';
+import type { Engine, OpenOptions, Stall, TidemarkError } from '../../actors/index.ts';
 import { MiB } from '../../core/base/limits.ts';
 import { SimDisk } from '../sim/disk.ts';
 import { Home, coded, inBothHosts, openFiles, turn, until } from './world.ts';
@@ -103,6 +103,36 @@ const HANGS = `
     }
     fdatasyncSync(fd);
   };`;
+
+test('a sync that hangs is told while it does, and when it is over; then all is acknowledged', async () => {
+  await withRig(HANGS, async (rig) => {
+    execFileSync('mkfifo', [rig.path('pipe')]);
+    const engine = await rig.open();
+    await fill(engine);
+    const told: Stall[] = [];
+    engine.on('stalled', (stall) => told.push(stall));
+    const words = await engine.collection('words');
+    rig.tell('hang');
+    const late = words.put('late', 'v');
+    await until('it hangs', () => existsSync(rig.path('hangs')));
+    rmSync(rig.path('hang'));
+    await until('told', () => told.length > 0);
+    const [{ since, ms, ...first }] = told;
+    assert.deepEqual(first, { actor: 'durability', call: 'fdatasync', cause: 'disk', over: false });
+    assert.ok(ms >= 1_000 && ms < 20_000, `told after ${ms} ms`);
+    assert.ok(Math.abs(Date.now() - since) < 20_000, `since ${since}`);
+    const [current] = engine.stats().stalls.current;
+    assert.deepEqual([current.actor, current.since, current.over], ['durability', since, false]);
+    assert.equal(words.hasSync('late'), false);
+    assert.equal(engine.state, 'open');
+    closeSync(openSync(rig.path('pipe'), 'r+'));
+    await late;
+    await until('told that it is over', () => told.length > 1);
+    assert.equal(told[1].over, true);
+    assert.ok(told[1].ms >= ms, `over after ${told[1].ms} ms`);
+    assert.deepEqual(engine.stats().stalls.current, []);
+  });
+});
 
 test('close leaves a thread behind that hangs in a call to the disk', async () => {
   await withRig(DIES + HANGS, async (rig) => {
