@@ -1,43 +1,30 @@
 #!/usr/bin/env node
 /**
- * The operator's command line: looks into a store's directory, beside a live engine or in a copy. It
- * parses arguments, runs the machines of core/store/ in slices, prints, and exits with a documented code
- * (docs/cli.md). Nothing here changes a store but `compress`. A process of its own, one thread.
+ * The operator's command line: parses arguments, runs a command, and exits with a documented code
+ * (docs/cli.md). A process of its own, one thread.
  */
-import { once } from 'node:events';
-import { readFileSync, realpathSync, statSync } from 'node:fs';
-import { resolve } from 'node:path';
+import { readFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { TidemarkError } from '../core/base/errors.ts';
-import { readLock } from '../core/storage/lock.ts';
-import { compressStore } from '../core/store/compress.ts';
-import { dumpLog, isStill, recentOffset } from '../core/store/dump.ts';
-import type { DumpOptions, DumpPlace, Dumped } from '../core/store/dump.ts';
-import { inspectStore } from '../core/store/inspect.ts';
-import { isStore } from '../core/store/look.ts';
-import { findingOf, verdictOf } from '../core/store/report.ts';
-import type { Machine, Progress } from '../core/store/report.ts';
-import { verifyStore } from '../core/store/verify.ts';
+import { findingOf } from '../core/store/report.ts';
+import { backup, checkpoint, restoreTo } from './keep.ts';
+import { compress, dump, inspect, tail, verify } from './look.ts';
 import {
-  CATALOG_VALUES,
-  ROWS_LOWER,
-  checkCatalogRow,
-  nameOfCatalogKey,
-} from '../actors/catalog.ts';
-import { NodeStorage } from '../actors/node-storage.ts';
-import { identify, isGone } from '../actors/process-identity.ts';
-import { printCompress, printInspect, printVerify } from './print.ts';
-import type { LockReport } from './print.ts';
+  EXIT_CORRUPT,
+  EXIT_DEFECT,
+  EXIT_OK,
+  EXIT_REFUSED,
+  EXIT_UNREADABLE,
+  EXIT_USAGE,
+  UsageError,
+  interrupt,
+  write,
+} from './work.ts';
+import type { Flags } from './work.ts';
 
-const EXIT_OK = 0;
-const EXIT_CORRUPT = 2;
-const EXIT_UNREADABLE = 3;
-const EXIT_USAGE = 64;
-const EXIT_DEFECT = 70;
-const EXIT_INTERRUPTED = 130;
+const HELP = `tidemark: looks after a store's directory.
 
-const HELP = `tidemark: looks into a store's directory; takes no lock, and only compress changes anything.
-
+these take no lock and change nothing, beside a live engine or in a copy:
   tidemark inspect DIR [--json]
       manifest, segments of the log, collections, lock holder
   tidemark verify DIR [--full] [--json]
@@ -48,9 +35,20 @@ const HELP = `tidemark: looks into a store's directory; takes no lock, and only 
   tidemark tail DIR [--follow] [--lines N] [--records]
       the last N transactions (10), then, with --follow, each new one until interrupted
 
+this changes files, and nothing of what they say; safe beside a live engine:
   tidemark compress DIR [--json]
-      compresses the segments of the log that are sealed and below the older checkpoint;
-      safe beside a live engine
+      compresses the segments of the log that are sealed and below the older checkpoint
+
+these make a store in NEWDIR, which must be empty or not there:
+  tidemark backup DIR NEWDIR [--json]
+      all that is in the store; beside a live engine what is in parts and sealed segments
+  tidemark restore --to OFFSET|TIME DIR... NEWDIR [--archive DIR]... [--json]
+      as it was at an offset or a time (2026-01-31T12:00Z), from the store, or from
+      backups and the log in all that is named
+
+these change the store, and need its lock:
+  tidemark checkpoint DIR [--json]
+      opens it, moves all that is in the log into parts, closes it
 
   --help, --version
 
@@ -59,239 +57,44 @@ exit codes
   1    verify: a torn tail, never acknowledged
   2    corruption
   3    unreadable: no such directory, not a store, another version's, a disk that fails
+  4    refused: somebody has the store, the target is not empty, no such history
   64   wrong arguments
   70   a defect in tidemark: please report it
   130  interrupted
 `;
 
-class UsageError extends Error {}
-
-/** Work goes on for so long before signals and timers get their turn. */
-const SLICE_MS = 30;
-const PROGRESS_EVERY_MS = 500;
-const FOLLOW_EVERY_MS = 250;
-const TAIL_LINES = 10;
-
-const interrupt = new AbortController();
-
-/** Runs a machine to its end, in slices; undefined when interrupted. */
-async function run<T>(machine: Machine<T>, progress: Progress): Promise<T | undefined> {
-  let told = performance.now();
-  let isShown = false;
-  for (;;) {
-    const sliceEnd = performance.now() + SLICE_MS;
-    while (performance.now() < sliceEnd) {
-      const { done, value } = machine.next();
-      if (done !== true) continue;
-      if (isShown) process.stderr.write('\r\u001b[K');
-      return value;
-    }
-    await nextTurn();
-    if (process.stdout.writableNeedDrain) await once(process.stdout, 'drain');
-    if (interrupt.signal.aborted) {
-      machine.return(undefined as T);
-      return undefined;
-    }
-    if (!process.stderr.isTTY || performance.now() - told < PROGRESS_EVERY_MS) continue;
-    told = performance.now();
-    isShown = true;
-    const { what, doneBytes, totalBytes } = progress;
-    const percent = totalBytes === 0 ? 0 : Math.min(100, (doneBytes / totalBytes) * 100);
-    process.stderr.write(`\r\u001b[K${what} ${percent.toFixed(0)} %`);
-  }
-}
-
-function nextTurn(): Promise<void> {
-  return new Promise((done) => setImmediate(done));
-}
-
-function newProgress(): Progress {
-  return { what: '', doneBytes: 0, totalBytes: 0 };
-}
-
-// ---------------------------------------------------------------- the store
-
-function storageOf(directory: string): NodeStorage {
-  const found = statSync(directory, { throwIfNoEntry: false });
-  if (found === undefined) throw notAStore(`${directory}: no such directory`);
-  if (!found.isDirectory()) throw notAStore(`${directory} is not a directory`);
-  const storage = new NodeStorage(resolve(directory));
-  if (!isStore(storage)) throw notAStore(`${directory} holds no store`);
-  return storage;
-}
-
-function notAStore(message: string): TidemarkError {
-  return new TidemarkError('TIDEMARK_NOT_FOUND', message);
-}
-
-/** Who has the store, as far as can be said from here. */
-function lockOf(storage: NodeStorage, directory: string): LockReport {
-  const lock = readLock(storage);
-  if (lock === undefined) return { state: 'free', holder: undefined };
-  const { holder } = lock;
-  if (holder === undefined) return { state: 'unknown', holder: undefined };
-  if (isGone(holder)) return { state: 'gone', holder };
-  // A copied directory brings its LOCK along.
-  const me = identify('');
-  const sameEyes = holder.hostName === me.hostName && holder.pidNamespace === me.pidNamespace;
-  const isElsewhere = sameEyes && realPath(holder.directory) !== realPath(directory);
-  return { state: isElsewhere ? 'elsewhere' : 'held', holder };
-}
-
-function realPath(path: string): string {
-  try {
-    return realpathSync(path);
-  } catch {
-    return resolve(path);
-  }
-}
-
-function isLive({ state }: LockReport): boolean {
-  return state === 'held' || state === 'unknown';
-}
-
-function nameOf(key: Uint8Array, value: Uint8Array): { id: number; name: string } | undefined {
-  if (key[0] !== ROWS_LOWER[0]) return undefined;
-  try {
-    const name = nameOfCatalogKey(key);
-    return { id: checkCatalogRow(CATALOG_VALUES.decode(value), name).id, name };
-  } catch {
-    return undefined;
-  }
-}
-
-// ---------------------------------------------------------------- commands
-
-type Flags = { readonly [name: string]: string | boolean | undefined };
-
-async function inspect(directory: string, flags: Flags): Promise<number> {
-  const storage = storageOf(directory);
-  const progress = newProgress();
-  const report = await run(inspectStore(storage, nameOf, progress), progress);
-  if (report === undefined) return EXIT_INTERRUPTED;
-  const lock = lockOf(storage, directory);
-  if (flags['json'] === true) writeJson({ directory: resolve(directory), lock, ...report });
-  else write(printInspect(directory, lock, report));
-  return EXIT_OK;
-}
-
-async function verify(directory: string, flags: Flags): Promise<number> {
-  const storage = storageOf(directory);
-  const live = isLive(lockOf(storage, directory));
-  const progress = newProgress();
-  const options = { full: flags['full'] === true, live };
-  const report = await run(verifyStore(storage, options, progress), progress);
-  if (report === undefined) return EXIT_INTERRUPTED;
-  if (flags['json'] === true) writeJson({ directory: resolve(directory), live, ...report });
-  else write(printVerify(directory, live, report));
-  return verdictOf(report.findings);
-}
-
-async function dump(directory: string, flags: Flags): Promise<number> {
-  const storage = storageOf(directory);
-  const progress = newProgress();
-  const options = {
-    from: countOf(flags, 'from'),
-    to: countOf(flags, 'to') ?? Number.MAX_SAFE_INTEGER,
-    tolerate: flags['tolerate'] === true,
-    transactions: flags['tx'] === true,
-  };
-  let verdict: number = EXIT_OK;
-  const emit = (item: Dumped): void => {
-    if (item.type === 'damage') verdict = Math.max(verdict, verdictOf([item]));
-    writeJson(item);
-  };
-  const place = await run(dumpLog(storage, options, emit, progress), progress);
-  return place === undefined ? EXIT_INTERRUPTED : verdict;
-}
-
-async function tail(directory: string, flags: Flags): Promise<number> {
-  const storage = storageOf(directory);
-  const progress = newProgress();
-  const lines = countOf(flags, 'lines') ?? TAIL_LINES;
-  const rest = {
-    to: Number.MAX_SAFE_INTEGER,
-    tolerate: false,
-    transactions: flags['records'] !== true,
-  };
-  const recent: Dumped[] = [];
-  const keep = (item: Dumped): void => {
-    recent.push(item);
-    if (recent.length > lines + 1_000) recent.splice(0, recent.length - lines);
-  };
-  const from = await run(recentOffset(storage), progress);
-  if (from === undefined) return EXIT_OK;
-  let place = await run(dumpLog(storage, { ...rest, from }, keep, progress), progress);
-  if (place === undefined) return EXIT_OK;
-  for (const item of lines === 0 ? [] : recent.slice(-lines)) writeJson(item);
-  while (flags['follow'] === true && !interrupt.signal.aborted) {
-    await pause(FOLLOW_EVERY_MS);
-    if (interrupt.signal.aborted || isStill(storage, place)) continue;
-    const more: DumpOptions = { ...rest, from: place.next };
-    const after: DumpPlace | undefined = await run(
-      dumpLog(storage, more, writeJson, progress, place),
-      progress,
-    );
-    if (after === undefined) break;
-    place = after;
-  }
-  return EXIT_OK;
-}
-
-async function compress(directory: string, flags: Flags): Promise<number> {
-  const storage = storageOf(directory);
-  const progress = newProgress();
-  const report = await run(compressStore(storage, `${process.pid}`, progress), progress);
-  if (report === undefined) return EXIT_INTERRUPTED;
-  if (flags['json'] === true) writeJson({ directory: resolve(directory), ...report });
-  else write(printCompress(directory, report));
-  return verdictOf(report.findings);
-}
-
-function pause(ms: number): Promise<void> {
-  return new Promise((done) => {
-    const end = (): void => {
-      clearTimeout(timer);
-      interrupt.signal.removeEventListener('abort', end);
-      done();
-    };
-    const timer = setTimeout(end, ms);
-    interrupt.signal.addEventListener('abort', end);
-  });
-}
-
-// ---------------------------------------------------------------- arguments and output
-
-function countOf(flags: Flags, name: string): number | undefined {
-  const text = flags[name];
-  if (typeof text !== 'string') return undefined;
-  const value = Number(text);
-  if (/^[0-9]+$/.test(text) && Number.isSafeInteger(value)) return value;
-  throw new UsageError(`--${name} is an integer from 0, not '${text}'`);
-}
-
-function write(text: string): void {
-  process.stdout.write(text);
-}
-
-function writeJson(item: unknown): void {
-  write(`${JSON.stringify(item)}\n`);
-}
+type Option = { readonly type: 'boolean' | 'string'; readonly multiple?: boolean };
 
 type Command = {
-  readonly run: (directory: string, flags: Flags) => Promise<number>;
-  readonly options: { readonly [name: string]: { readonly type: 'boolean' | 'string' } };
+  readonly run: (directories: readonly string[], flags: Flags) => Promise<number>;
+  readonly options: { readonly [name: string]: Option };
+  /** How many directories it takes: their names, the last one for all that follow. */
+  readonly takes: readonly string[];
+  readonly takesMore?: boolean;
 };
 
 const YES = { type: 'boolean' } as const;
 const TEXT = { type: 'string' } as const;
+const TEXTS = { type: 'string', multiple: true } as const;
 
 const COMMANDS: { readonly [name: string]: Command } = {
-  inspect: { run: inspect, options: { json: YES } },
-  verify: { run: verify, options: { full: YES, json: YES } },
-  dump: { run: dump, options: { from: TEXT, to: TEXT, tx: YES, tolerate: YES } },
-  compress: { run: compress, options: { json: YES } },
-  tail: { run: tail, options: { follow: YES, lines: TEXT, records: YES } },
+  inspect: { run: inspect, options: { json: YES }, takes: ['DIR'] },
+  verify: { run: verify, options: { full: YES, json: YES }, takes: ['DIR'] },
+  dump: {
+    run: dump,
+    options: { from: TEXT, to: TEXT, tx: YES, tolerate: YES },
+    takes: ['DIR'],
+  },
+  tail: { run: tail, options: { follow: YES, lines: TEXT, records: YES }, takes: ['DIR'] },
+  compress: { run: compress, options: { json: YES }, takes: ['DIR'] },
+  backup: { run: backup, options: { json: YES }, takes: ['DIR', 'NEWDIR'] },
+  checkpoint: { run: checkpoint, options: { json: YES }, takes: ['DIR'] },
+  restore: {
+    run: restoreTo,
+    options: { to: TEXT, archive: TEXTS, json: YES },
+    takes: ['DIR', 'NEWDIR'],
+    takesMore: true,
+  },
 };
 
 async function main(args: readonly string[]): Promise<number> {
@@ -313,10 +116,13 @@ async function main(args: readonly string[]): Promise<number> {
   } catch (error) {
     throw new UsageError(error instanceof Error ? error.message : String(error));
   }
-  const [directory, ...more] = parsed.positionals;
-  if (directory === undefined) throw new UsageError(`${name} takes a directory`);
-  if (more.length > 0) throw new UsageError(`${name} takes one directory, not also '${more[0]}'`);
-  return command.run(directory, parsed.values);
+  const { takes, takesMore = false } = command;
+  const given = parsed.positionals;
+  if (given.length < takes.length) throw new UsageError(`${name} takes ${takes.join(' and ')}`);
+  if (given.length > takes.length && !takesMore) {
+    throw new UsageError(`${name} takes ${takes.join(' and ')}, not also '${given[takes.length]}'`);
+  }
+  return command.run(given, parsed.values);
 }
 
 function version(): string {
@@ -326,6 +132,14 @@ function version(): string {
   const { version: text } = JSON.parse(readFileSync(path, 'utf8')) as { version: string };
   return text;
 }
+
+/** Nothing is wrong with the store; it cannot be done as it was asked. */
+const REFUSALS: ReadonlySet<string> = new Set([
+  'TIDEMARK_LOCKED',
+  'TIDEMARK_EXISTS',
+  'TIDEMARK_HISTORY_LOST',
+  'TIDEMARK_HELD',
+]);
 
 /** One line on standard error, and the code that says the same. */
 function fail(error: unknown): number {
@@ -338,6 +152,7 @@ function fail(error: unknown): number {
     const place = file === undefined || message.includes(file) ? '' : `${file}: `;
     const word = error instanceof TidemarkError && error.code === 'TIDEMARK_CORRUPT';
     process.stderr.write(`tidemark: ${word ? `${finding}: ` : ''}${place}${message}\n`);
+    if (error instanceof TidemarkError && REFUSALS.has(error.code)) return EXIT_REFUSED;
     return severity === 'damage' ? EXIT_CORRUPT : EXIT_UNREADABLE;
   } catch {
     process.stderr.write(`tidemark: ${error instanceof Error ? error.stack : String(error)}\n`);

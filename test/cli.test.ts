@@ -303,8 +303,8 @@ test('wrong arguments are 64, what is no store is 3, each in one line', async ()
   const cases: [string[], number, RegExp][] = [
     [[], 64, /command is missing/],
     [['frobnicate', closed], 64, /unknown command 'frobnicate'/],
-    [['inspect'], 64, /takes a directory/],
-    [['inspect', closed, closed], 64, /one directory/],
+    [['inspect'], 64, /takes DIR/],
+    [['inspect', closed, closed], 64, /takes DIR, not also/],
     [['inspect', closed, '--full'], 64, /--full/],
     [['dump', closed, '--from', 'x'], 64, /--from is an integer/],
     [['verify', join(empty, 'nowhere')], 3, /no such directory/],
@@ -328,8 +328,8 @@ test('wrong arguments are 64, what is no store is 3, each in one line', async ()
 
 test('every exit code and every command is in docs/cli.md', () => {
   const page = readFileSync(new URL('../docs/cli.md', import.meta.url), 'utf8');
-  for (const code of [0, 1, 2, 3, 64, 70, 130])
+  for (const code of [0, 1, 2, 3, 4, 64, 70, 130])
     assert.match(page, new RegExp(`^\\| ${code} +\\|`, 'm'));
-  for (const name of ['inspect', 'verify', 'dump', 'tail'])
+  for (const name of ['inspect', 'verify', 'dump', 'tail', 'backup', 'checkpoint', 'restore'])
     assert.ok(page.includes(`tidemark ${name}`), name);
 });

@@ -77,7 +77,7 @@ export class StoreBackup {
     const { identity, flushed } = this.#state;
     progress.what = 'log';
     const look = yield* lookAt(this.#source);
-    const source = sourceOf(this.#source, look, identity.logId);
+    const source = sourceOf(this.#source, 'the store', look, identity.logId);
     for (const { seq, end } of source.files) {
       if (seq >= flushed.seq)
         progress.totalBytes += end - (seq > flushed.seq ? 0 : flushed.position);
@@ -86,6 +86,7 @@ export class StoreBackup {
     const problem = yield* readLog(
       [source],
       cursor,
+      source,
       upper ?? Number.MAX_SAFE_INTEGER,
       (reader) => {
         this.#made.append(reader);

@@ -8,25 +8,31 @@ import type { TidemarkError } from '../base/errors.ts';
 import { RECORD_COMMIT } from '../log/record.ts';
 import type { SegmentReader } from '../log/reader.ts';
 import { READ_END, READ_RECORD, READ_ZERO } from '../log/reader.ts';
-import { SEGMENT_BLOCK_BYTES } from '../log/segment.ts';
 import { admit, cursorAtBase } from '../log/verify.ts';
 import type { Cursor } from '../log/verify.ts';
 import type { Storage } from '../storage/storage.ts';
 import { damagedAt, walkSegment } from './log-walk.ts';
-import { chainOf } from './look.ts';
+import { chainOf, readPackedAt, readPlainAt } from './look.ts';
 import type { SegmentFile, StoreLook } from './look.ts';
 import type { Machine, Progress } from './report.ts';
 
 /** Some segments of a log that lie together. */
 export type LogSource = {
   readonly storage: Storage;
+  /** As the user named it. */
+  readonly name: string;
   readonly logId: Uint8Array;
   /** Oldest first. */
   readonly files: readonly SegmentFile[];
 };
 
-export function sourceOf(storage: Storage, look: StoreLook, logId: Uint8Array): LogSource {
-  return { storage, logId, files: chainOf(look) };
+export function sourceOf(
+  storage: Storage,
+  name: string,
+  look: StoreLook,
+  logId: Uint8Array,
+): LogSource {
+  return { storage, name, logId, files: chainOf(look) };
 }
 
 /** Takes one commit, valid during the call; `cursor` stands behind it. False: enough. */
@@ -34,16 +40,18 @@ export type OnCommit = (reader: SegmentReader, cursor: Cursor) => boolean;
 
 /**
  * Hands on the commits from where `cursor` stands, which moves along, and stops at `upper` at the latest.
- * Returns why it stopped short: undefined when it did not, or when the log simply ends there.
+ * `home` is the source in which the cursor's segment and position are meant, if in any. Returns why it stopped short: undefined when it did not, or when the log simply ends there.
  */
 export function* readLog(
   sources: readonly LogSource[],
   cursor: Cursor,
+  home: LogSource | undefined,
   upper: number,
   onCommit: OnCommit,
   progress?: Progress,
 ): Machine<TidemarkError | undefined> {
   let problem: TidemarkError | undefined;
+  let here = home;
   const state = { enough: false };
   const take: OnCommit = (reader, at) => {
     state.enough = !onCommit(reader, at) || at.next >= upper;
@@ -53,7 +61,8 @@ export function* readLog(
     const before = cursor.next;
     problem = undefined;
     for (const { source, file } of candidates(sources, before)) {
-      const found = yield* readFrom(source, file, cursor, take, progress);
+      const found = yield* readFrom(source, file, cursor, source === here, take, progress);
+      if (cursor.next > before) here = source;
       problem ??= found;
       if (cursor.next > before || state.enough) break;
     }
@@ -84,12 +93,12 @@ function* readFrom(
   source: LogSource,
   file: SegmentFile,
   cursor: Cursor,
+  isHome: boolean,
   onCommit: OnCommit,
   progress: Progress | undefined,
 ): Machine<TidemarkError | undefined> {
-  const isHere = cursor.seq === file.seq && cursor.commitEnd > SEGMENT_BLOCK_BYTES;
-  // Only a place in this very segment is one; `commitEnd` of another log's segment is not looked at.
-  const at = isHere && cursor.commitEnd <= file.end ? { ...cursor } : cursorAtBase(file.header!);
+  const isHere = isHome && cursor.seq === file.seq && cursor.commitEnd <= file.end;
+  const at = isHere ? { ...cursor } : cursorAtBase(file.header!);
   const from = at.commitEnd;
   let isOther = false;
   const walk = yield* walkSegment(
@@ -119,4 +128,28 @@ function* readFrom(
     return undefined;
   }
   return damagedAt(file, walk, at.next, Math.max(walk.tail.claim, file.header!.baseOffset));
+}
+
+/** Segments that an archive hook has put away, in a directory of their own, under names of its choice. */
+export function* archiveAt(storage: Storage, name: string): Machine<LogSource[]> {
+  const byLog = new Map<string, SegmentFile[]>();
+  for (const entry of storage.list('')) {
+    const isPlain = entry.endsWith('.seg');
+    if (!isPlain && !entry.endsWith('.segz')) continue;
+    const file = isPlain ? readPlainAt(storage, entry) : readPackedAt(storage, entry);
+    yield;
+    if (file?.header === undefined) continue;
+    const key = Buffer.from(file.header.logId).toString('hex');
+    byLog.set(key, [...(byLog.get(key) ?? []), file]);
+  }
+  return [...byLog.values()].map((files) => {
+    const sorted = files.toSorted((a, b) => a.seq - b.seq);
+    sorted.forEach((file, i) => {
+      const after = sorted[i + 1]?.header;
+      if (after?.prevSeq !== file.seq) return;
+      file.successor = after;
+      file.end = after.prevEndPos;
+    });
+    return { storage, name, logId: sorted[0].header!.logId, files: sorted };
+  });
 }

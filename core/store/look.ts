@@ -142,11 +142,19 @@ export function readSegment(storage: Storage, seq: number): SegmentFile | undefi
 }
 
 function readPacked(storage: Storage, seq: number): SegmentFile | undefined {
-  const path = compressedPath(seq);
+  return readPackedAt(storage, compressedPath(seq), seq);
+}
+
+/** A .segz likewise. */
+export function readPackedAt(
+  storage: Storage,
+  path: string,
+  seq?: number,
+): SegmentFile | undefined {
   if (storage.stat(path) === undefined) return undefined;
   const fd = storage.open(path, 'read');
   const file: SegmentFile = {
-    seq,
+    seq: seq ?? 0,
     path,
     bytes: 0,
     header: undefined,
@@ -161,7 +169,15 @@ function readPacked(storage: Storage, seq: number): SegmentFile | undefined {
   try {
     const { header, isDamaged, fileBytes } = runNow(readPackedHeader(storage, fd, path));
     const { segment, codec, rawEnd: end } = header;
-    return { ...file, bytes: fileBytes, header: segment, damaged: isDamaged, codec, end };
+    return {
+      ...file,
+      seq: seq ?? segment.seq,
+      bytes: fileBytes,
+      header: segment,
+      damaged: isDamaged,
+      codec,
+      end,
+    };
   } catch (error) {
     if (!(error instanceof TidemarkError)) throw error;
     return { ...file, bytes: storage.size(fd), error };
@@ -171,7 +187,11 @@ function readPacked(storage: Storage, seq: number): SegmentFile | undefined {
 }
 
 function readPlain(storage: Storage, seq: number): SegmentFile | undefined {
-  const path = segmentPath(seq);
+  return readPlainAt(storage, segmentPath(seq), seq);
+}
+
+/** A .seg under any name; without `seq` its own header says which it is. */
+export function readPlainAt(storage: Storage, path: string, seq?: number): SegmentFile | undefined {
   const block = new Uint8Array(SEGMENT_BLOCK_BYTES);
   if (storage.stat(path) === undefined) return undefined;
   const fd = storage.open(path, 'read');
@@ -198,7 +218,7 @@ function readPlain(storage: Storage, seq: number): SegmentFile | undefined {
   }
   const blank = isZero(block, 0, got);
   return {
-    seq,
+    seq: seq ?? header?.seq ?? 0,
     path,
     bytes,
     header,
