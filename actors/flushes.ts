@@ -4,7 +4,7 @@
  * does a view go without the generation. A part of the keeper, on its thread.
  */
 import { invariant } from '../core/base/assert.ts';
-import { fromPlainError } from '../core/base/errors.ts';
+import { fromPlainError, isFullDisk } from '../core/base/errors.ts';
 import type { TidemarkError } from '../core/base/errors.ts';
 import { join } from '../core/base/frontier.ts';
 import { pageBytes, partBytesTarget } from '../core/base/limits.ts';
@@ -21,11 +21,12 @@ import { diffSpine } from '../core/spine/spine.ts';
 import type { ActorContext } from './actor.ts';
 import { KEEPER_COUNTERS, indexIn } from './counters.ts';
 import type { Edits } from './edits.ts';
-import { asFailure, REPLY_BYTES_FIXED, REPLY_BYTES_PER_PART } from './job-desk.ts';
+import { asFailure, REPLY_BYTES_FIXED, REPLY_BYTES_PER_PART, retryMs } from './job-desk.ts';
 import type { JobDesk } from './job-desk.ts';
 import { collectionsIn, kindIn } from './jobs.ts';
 import type { Job } from './jobs.ts';
 import type { PartStore } from './part-store.ts';
+import { SINCE_VIEWS } from './spine-table.ts';
 import type { Collection, SpineTable } from './spine-table.ts';
 import type { Views } from './views.ts';
 
@@ -60,8 +61,11 @@ export type FlushPorts = {
   readonly tellEvictor: (generation: number, version: number) => boolean;
   /** Nobody can see the generation any more. */
   readonly free: (generation: number) => void;
-  readonly onFailure: (target: Flushing, failure: TidemarkError) => void;
-  readonly onSuccess: () => void;
+  readonly onFailure: (failure: TidemarkError) => void;
+  /** A job took so long and wrote so much. */
+  readonly onSuccess: (ms: number, bytes: number) => void;
+  /** No room on the disk; the next attempt is at this time. */
+  readonly onDiskFull: (untilMs: number) => void;
 };
 
 export class Flushes {
@@ -108,6 +112,11 @@ export class Flushes {
     return this.#sealed.length;
   }
 
+  /** A job makes parts now. */
+  get isRunning(): boolean {
+    return this.#sealed.some(({ running }) => running);
+  }
+
   onSealed(generation: number, upper: number): void {
     const collections = collectionsIn(this.#context.arena, generation);
     this.#sealed.push({
@@ -148,10 +157,9 @@ export class Flushes {
     this.#applying = 'answered';
   }
 
-  /** The next generation that wants a job. */
-  next(nowMs: number): Flushing | undefined {
-    const item = this.#sealed.find((sealed) => !sealed.running && sealed.result === undefined);
-    return item === undefined || item.retryAt > nowMs ? undefined : item;
+  /** The next generation that wants a job, now or after a failure later. */
+  next(): Flushing | undefined {
+    return this.#sealed.find((sealed) => !sealed.running && sealed.result === undefined);
   }
 
   dispatch(item: Flushing): boolean {
@@ -188,10 +196,17 @@ export class Flushes {
       REPLY_BYTES_FIXED +
       collections.length * REPLY_BYTES_PER_COLLECTION +
       (count + rangeParts) * REPLY_BYTES_PER_PART;
+    const { clock } = this.#context;
+    const sentAt = clock.ticksMs();
     item.running = this.#desk.send(request, reply, false, (outcome) => {
       item.running = false;
-      if (outcome.failure === undefined) this.#onFlushed(item, outcome.value as FlushResult);
-      else this.#ports.onFailure(item, fromPlainError(outcome.failure));
+      if (outcome.failure !== undefined) {
+        this.#parts.discardFiles(outFiles);
+        this.#onFailure(item, fromPlainError(outcome.failure));
+        return;
+      }
+      const result = outcome.value as FlushResult;
+      this.#onFlushed(item, result, clock.ticksMs() - sentAt);
     });
     if (item.running) this.#counters.add(FLUSH_JOBS, 1);
     else this.#edits.giveBackFiles(outFiles);
@@ -211,18 +226,25 @@ export class Flushes {
     return 0;
   }
 
-  #onFlushed(item: Flushing, result: FlushResult): void {
+  #onFailure(item: Flushing, failure: TidemarkError): void {
+    item.failures++;
+    item.retryAt = this.#context.clock.ticksMs() + retryMs(item.failures);
+    if (isFullDisk(failure)) this.#ports.onDiskFull(item.retryAt);
+    this.#ports.onFailure(failure);
+  }
+
+  #onFlushed(item: Flushing, result: FlushResult, ms: number): void {
     item.result = result;
     const refs = result.collections.flatMap((flushed) => flushed.parts);
     this.#parts.load(refs, (infos, failure) => {
       if (failure === undefined) {
-        this.#ports.onSuccess();
+        this.#ports.onSuccess(ms, result.stats.bytesWritten);
         item.infos = infos;
         return;
       }
       this.#parts.discardOutputs(refs);
       item.result = undefined;
-      this.#ports.onFailure(item, asFailure(failure));
+      this.#onFailure(item, asFailure(failure));
     });
   }
 
@@ -259,6 +281,7 @@ export class Flushes {
       changed.push({ collection, state });
       collection.unshown++;
       collection.touchedAt = clock.ticksMs();
+      collection.staleViews = SINCE_VIEWS;
       this.#counters.add(FLUSHED_ROWS, flushed.len);
       const { figures } = collection;
       figures.add('flushes', 1);

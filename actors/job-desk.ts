@@ -32,6 +32,11 @@ export function asFailure(failure: unknown): TidemarkError {
   return failure instanceof TidemarkError ? failure : fromPlainError(toPlainError(failure));
 }
 
+/** A job that failed is tried again after 1 s, doubling to 5 min. */
+export function retryMs(failures: number): number {
+  return Math.min(300_000, 1_000 * 2 ** (failures - 1));
+}
+
 /** Called once with what became of the job. */
 export type OnOutcome = (outcome: JobOutcome) => void;
 
@@ -139,13 +144,16 @@ export class JobDesk {
 
   /** Asks every job to stop; each still answers. */
   cancelAll(): void {
-    for (const id of this.#running.keys()) {
-      const slot = this.#outbox.claim();
-      if (slot < 0) return;
-      const { u32 } = this.#outbox.ring;
-      u32[slot + KIND_WORD] = MSG_CANCEL;
-      u32[slot + JOB.ID] = id;
-      this.#outbox.send();
-    }
+    for (const id of this.#running.keys()) this.cancel(id);
+  }
+
+  /** Asks a job to stop; it still answers. Without room for the message it goes on. */
+  cancel(id: number): void {
+    const slot = this.#outbox.claim();
+    if (slot < 0) return;
+    const { u32 } = this.#outbox.ring;
+    u32[slot + KIND_WORD] = MSG_CANCEL;
+    u32[slot + JOB.ID] = id;
+    this.#outbox.send();
   }
 }

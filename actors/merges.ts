@@ -4,12 +4,13 @@
  * else's, and the files it reads stay. A result that is refused leaves no trace, of the spine or on the
  * disk. A part of the keeper, on its thread.
  */
-import { corrupt, fromPlainError } from '../core/base/errors.ts';
+import { fromPlainError } from '../core/base/errors.ts';
 import type { TidemarkError } from '../core/base/errors.ts';
-import { join } from '../core/base/frontier.ts';
-import { MiB, partBytesTarget } from '../core/base/limits.ts';
+import { join, le, lt } from '../core/base/frontier.ts';
+import { MiB, logBatchBytesMax, partBytesTarget } from '../core/base/limits.ts';
 import type { Counters } from '../core/shared/counters.ts';
-import { sumsOf } from '../core/spine/batch.ts';
+import { keysMost, runCount, sumsOf } from '../core/spine/batch.ts';
+import type { SpineState } from '../core/spine/batch.ts';
 import type { MergeResult as JobMergeResult } from '../core/spine/merge-job.ts';
 import { isRangePart, partRef } from '../core/spine/part-format.ts';
 import type { PartInfo, PartRef } from '../core/spine/part-format.ts';
@@ -17,16 +18,20 @@ import {
   chooseMerge,
   chooseMove,
   collapseLevel,
-  liveRuns,
+  debtBytes,
+  overlapLen,
   runsMinFor,
   hidingParts,
+  spaceOf,
+  wantsSpace,
 } from '../core/spine/policy.ts';
-import type { MergeChoice } from '../core/spine/policy.ts';
+import type { MergeChoice, Space } from '../core/spine/policy.ts';
 import type { MergeResult, Spine } from '../core/spine/spine.ts';
 import type { ActorContext } from './actor.ts';
+import type { Load } from './backpressure.ts';
 import { KEEPER_COUNTERS, indexIn } from './counters.ts';
 import type { Edits } from './edits.ts';
-import { asFailure, REPLY_BYTES_FIXED, REPLY_BYTES_PER_PART } from './job-desk.ts';
+import { asFailure, REPLY_BYTES_FIXED, REPLY_BYTES_PER_PART, retryMs } from './job-desk.ts';
 import type { JobDesk } from './job-desk.ts';
 import type { Job } from './jobs.ts';
 import type { PartStore } from './part-store.ts';
@@ -46,7 +51,18 @@ const MERGED_ROWS_OUT: number = indexIn(KEEPER_COUNTERS, 'mergedRowsOut');
 const MERGED_BYTES_IN: number = indexIn(KEEPER_COUNTERS, 'mergedBytesIn');
 const MERGED_BYTES_OUT: number = indexIn(KEEPER_COUNTERS, 'mergedBytesOut');
 const MERGES_REFUSED: number = indexIn(KEEPER_COUNTERS, 'mergesRefused');
+const MERGE_CHECKS_FAILED: number = indexIn(KEEPER_COUNTERS, 'mergeChecksFailed');
+const BATCHES_DEGRADED: number = indexIn(KEEPER_COUNTERS, 'batchesDegraded');
 const MOVES: number = indexIn(KEEPER_COUNTERS, 'moves');
+
+/** Memory that the cursors of one job may take. */
+const JOB_MEMORY_MAX: number = 256 * MiB;
+/** For less no room on the disk is asked about. */
+const ROOM_BYTES_MIN: number = 1 * MiB;
+/** So many failures of jobs on one batch are told to the operator. */
+const DEGRADED_FAILURES = 5;
+/** The weight of the newest merge in the share of rows that merges drop. */
+const OVERLAP_WEIGHT = 0.5;
 
 /** A merge under way. */
 type Merging = {
@@ -54,11 +70,28 @@ type Merging = {
   readonly choice: MergeChoice<PartInfo>;
   /** Pinned while the job reads them. */
   readonly files: ReadonlySet<number>;
+  readonly jobId: number;
+  /** Sent because somebody waits for it. */
+  readonly isWished: boolean;
+  /** Nobody wants its result any more. */
+  cancelled: boolean;
+};
+
+/** What the choice looks at, until the spine changes. */
+type Figures = {
+  readonly state: SpineState<PartInfo>;
+  readonly since: number;
+  readonly overlap: number;
+  readonly runs: number;
+  /** Of the spine batch that has most. */
+  readonly runsMost: number;
+  readonly debt: number;
+  readonly space: Space;
 };
 
 /** What it asks of the keeper. */
 export type MergePorts = {
-  readonly onFailure: (target: Collection, failure: TidemarkError) => void;
+  readonly onFailure: (failure: TidemarkError) => void;
   readonly onSuccess: () => void;
 };
 
@@ -73,6 +106,7 @@ export class Merges {
   readonly #ports: MergePorts;
   /** What each reads. */
   readonly #merging: Set<Merging> = new Set();
+  readonly #figures: WeakMap<Collection, Figures> = new WeakMap();
 
   constructor(
     context: ActorContext,
@@ -120,49 +154,135 @@ export class Merges {
     const now = this.#context.clock.ticksMs();
     let waiting = 0;
     for (const collection of this.#spines.values()) {
-      if (this.#chooseFor(collection, now) !== undefined) waiting++;
+      if (this.#chooseFor(collection, now, Infinity) !== undefined) waiting++;
     }
     return waiting;
   }
 
-  /** Sends the best job, if any is worth one. */
-  dispatch(nowMs: number): boolean {
-    let best: MergeChoice<PartInfo> | undefined;
-    let chosen: Collection | undefined;
+  /** What each collection adds to the pressure on flushes. */
+  *loads(now: number): Generator<Load> {
     for (const collection of this.#spines.values()) {
-      const choice = this.#chooseFor(collection, nowMs);
-      if (choice === undefined) continue;
-      if (choice.bytes > LARGE_JOB_BYTES && !this.#desk.hasCreditForLarge) continue;
-      if (best === undefined || choice.score > best.score) {
-        best = choice;
-        chosen = collection;
-      }
+      const { runs, debt, space } = this.#figuresOf(collection);
+      const isMerging =
+        this.isMerging(collection) || this.#chooseFor(collection, now, Infinity) !== undefined;
+      yield { runs, debt, space, isMerging };
     }
-    if (best === undefined || chosen === undefined) return false;
-    return this.#send(chosen, best);
   }
 
-  #chooseFor(collection: Collection, now: number): MergeChoice<PartInfo> | undefined {
-    if (collection.retryAt > now) return undefined;
-    const batches = collection.spine.batches();
+  get isRunning(): boolean {
+    return this.#merging.size > 0;
+  }
+
+  /** Sends the best job, if any is worth one. */
+  dispatch(nowMs: number): boolean {
+    let free = Infinity;
+    for (;;) {
+      let best: MergeChoice<PartInfo> | undefined;
+      let chosen: Collection | undefined;
+      for (const collection of this.#spines.values()) {
+        const choice = this.#chooseFor(collection, nowMs, free);
+        if (choice === undefined) continue;
+        if (best === undefined || choice.score > best.score) {
+          best = choice;
+          chosen = collection;
+        }
+      }
+      if (best === undefined || chosen === undefined) return false;
+      if (best.bytes < ROOM_BYTES_MIN || free < Infinity) return this.#send(chosen, best);
+      // Outputs may be as large as inputs: on a disk that is nearly full only what fits it, and leaves
+      // the log and the next flush their room.
+      const reserve = logBatchBytesMax + this.#context.config.memtableBytes;
+      free = this.#context.storage.freeBytes() - reserve;
+      if (best.bytes <= free) return this.#send(chosen, best);
+    }
+  }
+
+  #chooseFor(
+    collection: Collection,
+    now: number,
+    bytesMax: number,
+  ): MergeChoice<PartInfo> | undefined {
+    const { runs, runsMost, space } = this.#figuresOf(collection);
+    if (runs === 0) return undefined;
     const idleMs = now - collection.touchedAt;
     const isIdle = idleMs >= IDLE_MERGE_MS || collection.compactWanted;
-    return chooseMerge(batches, {
-      busy: this.#busy(collection),
-      runsMin: isIdle ? 2 : runsMinFor(liveRuns(batches)),
+    const isSpaceWanted = wantsSpace(space, isIdle);
+    // What is merged for good is to forget all that it may.
+    if (isIdle && collection.staleViews > 0) return undefined;
+    const isRewrite = collection.rewriteWanted && this.#isRewriteWorth(collection);
+    let runsMin = isIdle || isSpaceWanted ? 2 : runsMinFor(runs);
+    if (runs === 1 && (isSpaceWanted || isRewrite)) runsMin = 1;
+    if (runsMost < runsMin) return undefined;
+    // One worker is kept from large jobs: small ones must not starve behind them.
+    const largest = this.#desk.hasCreditForLarge ? Infinity : LARGE_JOB_BYTES;
+    return chooseMerge(collection.spine.batches(), {
+      busy: this.#busy(collection, now),
+      runsMin,
+      bytesMax: Math.min(bytesMax, largest),
+      memoryMax: JOB_MEMORY_MAX,
+      since: this.#sinceOf(collection),
+      overlap: collection.overlap,
       ageMs: Math.min(idleMs, IDLE_MERGE_MS),
-      // One worker is kept from large jobs: small ones must not starve behind them.
-      ...(this.#desk.hasCreditForLarge ? {} : { bytesMax: LARGE_JOB_BYTES }),
     });
   }
 
-  /** Batches that a job reads, or that no view shows yet. */
-  #busy(collection: Collection): Set<number> {
+  /** What a job sent now may forget. */
+  #sinceOf(collection: Collection): number {
+    return this.#views.shown(collection.id)?.since ?? 0;
+  }
+
+  #figuresOf(collection: Collection): Figures {
+    const { spine, overlap } = collection;
+    const state = spine.state();
+    const since = this.#sinceOf(collection);
+    const known = this.#figures.get(collection);
+    if (known?.state === state && known.since === since && known.overlap === overlap) return known;
+    const batches = spine.batches();
+    let runs = 0;
+    let runsMost = 0;
+    for (const batch of batches) {
+      const count = runCount(batch);
+      runs += count;
+      runsMost = Math.max(runsMost, count);
+    }
+    const figures: Figures = {
+      state,
+      since,
+      overlap,
+      runs,
+      runsMost,
+      debt: debtBytes(batches, runsMinFor(runs)),
+      space: spaceOf(batches, since, overlap),
+    };
+    this.#figures.set(collection, figures);
+    return figures;
+  }
+
+  /** The one run holds what `since` has passed meanwhile and a rewrite may leave out. */
+  #isRewriteWorth(collection: Collection): boolean {
+    const since = this.#sinceOf(collection);
+    for (const { hollow } of collection.spine.state().hollows) {
+      const { since: forgot } = hollow.desc;
+      if (le(since, forgot)) continue;
+      for (const { parts } of hollow.runs) {
+        for (const part of parts) {
+          if (le(part.maxT, forgot) || lt(since, part.minT)) continue;
+          if (part.negatives > 0 || part.rangeDeletes > 0) return true;
+          if (part.len > keysMost(part)) return true;
+        }
+      }
+    }
+    return false;
+  }
+
+  /** Batches that a job reads, that no view shows yet, or that a job has failed on. */
+  #busy(collection: Collection, now: number): Set<number> {
     const busy = new Set<number>();
     for (const merging of this.#merging) {
       if (merging.collection !== collection) continue;
       for (const bid of merging.choice.inputs) busy.add(bid);
     }
+    for (const [bid, { retryAt }] of collection.failed) if (retryAt > now) busy.add(bid);
     if (collection.unshown === 0) return busy;
     const shown = this.#views.shown(collection.id)?.state.hollows ?? [];
     const known = new Set(shown.map((placed) => placed.hollow.bid));
@@ -176,14 +296,15 @@ export class Merges {
     const count = Math.ceil(choice.bytes / (partBytesTarget / 2)) + 2;
     const outFiles = this.#edits.takeFiles(count);
     if (outFiles === undefined) return false;
-    const since = join(choice.sinceMin, this.#views.shown(collection.id)?.since ?? 0);
+    const since = join(choice.sinceMin, this.#sinceOf(collection));
     const inputs = mergeInputs(collection.spine, choice);
     const shown = this.#views.shown(collection.id)?.state.hollows ?? [];
     const hiding = hidingParts(shown, choice, since);
+    const jobId = this.#desk.nextId;
     const request: Job = {
       kind: 'merge',
       request: {
-        jobId: this.#desk.nextId,
+        jobId,
         collection: collection.id,
         kind: collection.kind,
         inputs,
@@ -199,22 +320,23 @@ export class Merges {
     const parts = count + choice.runs.length + 2 * read.filter(isRangePart).length;
     const reply = REPLY_BYTES_FIXED + parts * REPLY_BYTES_PER_PART;
     const large = choice.bytes > LARGE_JOB_BYTES;
-    const merging: Merging = { collection, choice, files };
+    const isWished = collection.compactWanted;
+    const merging: Merging = { collection, choice, files, jobId, isWished, cancelled: false };
     const isSent = this.#desk.send(request, reply, large, (outcome) => {
       if (outcome.failure === undefined) {
         this.#onMerged(merging, outcome.value as JobMergeResult);
         return;
       }
       this.#end(merging);
-      collection.figures.add('mergesFailed', 1);
-      this.#ports.onFailure(collection, fromPlainError(outcome.failure));
-      // Damage does not heal: the wish to compact is answered by what could be done.
-      collection.compactWanted = false;
+      // A worker that died has deleted nothing.
+      this.#parts.discardFiles(outFiles);
+      if (!merging.cancelled) this.#onFailure(merging, fromPlainError(outcome.failure));
     });
     if (!isSent) {
       this.#edits.giveBackFiles(outFiles);
       return false;
     }
+    if (choice.runs.length === 1) collection.rewriteWanted = false;
     this.#merging.add(merging);
     this.#counters.add(MERGE_JOBS, 1);
     collection.figures.stale = true;
@@ -228,6 +350,55 @@ export class Merges {
     this.#parts.unpin(merging.files);
   }
 
+  /** Its inputs are left alone for a while, longer each time; what else there is to merge goes on. */
+  #onFailure(merging: Merging, failure: TidemarkError): void {
+    const { collection, choice } = merging;
+    collection.figures.add('mergesFailed', 1);
+    for (const bid of choice.inputs) {
+      const failures = (collection.failed.get(bid)?.failures ?? 0) + 1;
+      const retryAt = this.#context.clock.ticksMs() + retryMs(failures);
+      collection.failed.set(bid, { failures, retryAt });
+    }
+    // Damage does not heal: the wish to compact is answered by what could be done.
+    collection.compactWanted = false;
+    this.#noteDegraded();
+    this.#ports.onFailure(failure);
+  }
+
+  /** Nothing of these is merged again in this run of the engine. */
+  #quarantine(collection: Collection, bids: readonly number[]): void {
+    for (const bid of bids) {
+      collection.failed.set(bid, { failures: DEGRADED_FAILURES, retryAt: Infinity });
+    }
+    collection.compactWanted = false;
+    this.#counters.add(MERGE_CHECKS_FAILED, 1);
+    this.#noteDegraded();
+  }
+
+  /** Counts batches that jobs keep failing on; forgets those that are gone. */
+  #noteDegraded(): void {
+    let degraded = 0;
+    for (const { failed, spine } of this.#spines.values()) {
+      if (failed.size === 0) continue;
+      const bids = new Set(spine.state().hollows.map(({ hollow }) => hollow.bid));
+      for (const [bid, { failures }] of failed) {
+        if (!bids.has(bid)) failed.delete(bid);
+        else if (failures >= DEGRADED_FAILURES) degraded++;
+      }
+    }
+    this.#counters.values[BATCHES_DEGRADED] = degraded;
+  }
+
+  /** Nobody waits for the collection any more, or it is gone: jobs sent for that reason stop. */
+  cancel(collection: Collection, onlyWished: boolean): void {
+    for (const merging of this.#merging) {
+      if (merging.collection !== collection || merging.cancelled) continue;
+      if (onlyWished && !merging.isWished) continue;
+      merging.cancelled = true;
+      this.#desk.cancel(merging.jobId);
+    }
+  }
+
   #onMerged(merging: Merging, result: JobMergeResult): void {
     const refs = result.runs.flatMap((run) => run.parts);
     this.#parts.load(refs, (infos, failure) => {
@@ -239,9 +410,7 @@ export class Merges {
       }
       // What was made cannot be read back: as if the job had failed.
       this.#parts.discardOutputs(refs);
-      merging.collection.figures.add('mergesFailed', 1);
-      this.#ports.onFailure(merging.collection, asFailure(failure));
-      merging.collection.compactWanted = false;
+      this.#onFailure(merging, asFailure(failure));
     });
   }
 
@@ -265,7 +434,14 @@ export class Merges {
       for (const part of infos) this.#parts.discard(part);
       return;
     }
-    collection.failures = 0;
+    if (collection.failed.size > 0) this.#noteDegraded();
+    if (choice.oldest && choice.runs.length > 1) {
+      const could = overlapLen(choice.runs, result.since);
+      const dropped = Math.min(1, (choice.len - result.len) / Math.max(1, could));
+      const newer = choice.len - choice.runs[0].len;
+      // Where `since` stood below what was new nothing was learnt.
+      collection.overlap += OVERLAP_WEIGHT * (could / newer) * (dropped - collection.overlap);
+    }
     const counters = this.#counters;
     counters.add(MERGES, 1);
     counters.add(MERGED_ROWS_IN, choice.len);
@@ -287,12 +463,9 @@ export class Merges {
     if (result.since > spine.since) spine.advanceSince(result.since);
     const outcome = spine.apply(result);
     if (outcome.outcome !== 'applied') {
-      // Rows vanished or appeared: nothing of this store may be trusted to a merge any more.
-      if (outcome.outcome === 'checksumMismatch' || outcome.outcome === 'tooManyUpdates') {
-        throw corrupt('MERGE_CHECK', `a merge of collection ${id}: ${outcome.message}`, {
-          collection: id,
-        });
-      }
+      // Rows vanished or appeared, which no stale result explains: what is there stays as it is.
+      const isStale = outcome.outcome === 'noMatch' || outcome.outcome === 'invalidSince';
+      if (!isStale) this.#quarantine(collection, result.inputs);
       return false;
     }
     this.#spines.propose(collection, before);
@@ -302,30 +475,51 @@ export class Merges {
   /** Swaps that rewrite nothing, and structure that lets a later job take more at once. */
   linkMoves(): boolean {
     if (!this.#edits.hasIds(4)) return false;
+    const now = this.#context.clock.ticksMs();
     for (const collection of this.#spines.values()) {
+      if (this.#freshen(collection, now)) return true;
       // One at a time: what is not shown is nobody's to move.
       if (collection.unshown > 0) continue;
-      const move = chooseMove(collection.spine.batches(), this.#busy(collection));
+      const move = this.#moveOf(collection, now);
       if (move !== undefined && this.#apply(collection, move)) {
         this.#counters.add(MOVES, 1);
         collection.figures.add('moves', 1);
         return true;
       }
       if (this.isMerging(collection)) continue;
-      if (this.#collapse(collection)) return true;
+      if (this.#collapse(collection, now)) return true;
     }
     return false;
   }
 
-  #collapse(collection: Collection): boolean {
+  /** Before an idle collection is merged `since` takes the steps that it has not taken, a view for each. */
+  #freshen(collection: Collection, now: number): boolean {
+    if (collection.staleViews === 0) return false;
+    if (!collection.compactWanted && now - collection.touchedAt < IDLE_MERGE_MS) return false;
+    collection.staleViews--;
+    const shown = this.#views.shown(collection.id);
+    if (shown === undefined) return false;
+    this.#views.rewrite(shown);
+    return true;
+  }
+
+  #moveOf(collection: Collection, now: number): MergeResult<PartInfo> | undefined {
+    return chooseMove(collection.spine.batches(), this.#busy(collection, now));
+  }
+
+  #collapse(collection: Collection, now: number): boolean {
     const { spine } = collection;
-    const runs = liveRuns(spine.batches());
+    const { runs, space } = this.#figuresOf(collection);
     if (collection.compactWanted && runs <= 1) {
+      if (collection.rewriteWanted && this.#isRewriteWorth(collection)) return false;
       collection.compactWanted = false;
       return true;
     }
     const state = spine.state();
-    const level = collection.compactWanted
+    const isIdle = now - collection.touchedAt >= IDLE_MERGE_MS;
+    // One run only ever stands for all of it when they stand in one spine batch.
+    const isWhole = collection.compactWanted || (runs > 1 && wantsSpace(space, isIdle));
+    const level = isWhole
       ? spine.batches().length > 1
         ? spine.levelCount
         : undefined

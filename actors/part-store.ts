@@ -18,6 +18,7 @@ import {
   isRangePart,
   parseFooter,
 } from '../core/spine/part-format.ts';
+import type { FileIds } from '../core/spine/part-files.ts';
 import type { PartInfo, PartRef } from '../core/spine/part-format.ts';
 import { checkFilter, checkIndex, checkRanges } from '../core/spine/part-reader.ts';
 import { readRangeBlock } from '../core/spine/range-block.ts';
@@ -385,6 +386,16 @@ export class PartStore {
       if (file !== undefined) this.#dropIfUnused(file);
       else this.#unlink(number);
     }
+  }
+
+  /** Files that a job may have left behind: none of them is known here. */
+  discardFiles(ids: FileIds): void {
+    const calls = Array.from({ length: ids.count }, (_, i): StorageCall => ({
+      call: 'unlink',
+      path: partPath(ids.first + i),
+    }));
+    // What could not be deleted is an orphan; the sweep of the next open takes it.
+    this.#submit(-1, calls, () => {});
   }
 
   #unlink(file: number): void {

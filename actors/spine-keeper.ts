@@ -29,7 +29,7 @@ import {
   TidemarkError,
   toPlainError,
 } from '../core/base/errors.ts';
-import { clientsMax, runsHard } from '../core/base/limits.ts';
+import { clientsMax } from '../core/base/limits.ts';
 import { logHoldsRecords } from '../core/log/create.ts';
 import { KIND_VIEW } from '../core/shared/buffer-pool.ts';
 import {
@@ -48,18 +48,17 @@ import { newManifest } from '../core/spine/manifest.ts';
 import { ManifestStore, loadManifest } from '../core/spine/manifest-store.ts';
 import type { LoadedManifest } from '../core/spine/manifest-store.ts';
 import type { PartInfo } from '../core/spine/part-format.ts';
-import { liveRuns } from '../core/spine/policy.ts';
 import { acquireLock, releaseLock } from '../core/storage/lock.ts';
 import { PARTS_DIR, STORE_DIRS, TMP_DIR, numberOf, partPath } from '../core/storage/names.ts';
 import type { StorageAnswer, StorageCall } from '../core/storage/storage.ts';
 import { Outbox, inboxOf } from './actor.ts';
 import type { Actor, ActorContext } from './actor.ts';
 import { BackupHolds } from './backup-holds.ts';
+import { Backpressure } from './backpressure.ts';
 import { KEEPER_COUNTERS, KEEPER_HISTOGRAMS, indexIn, makeCounters } from './counters.ts';
 import type { RecoverRequest } from './durability.ts';
 import { Edits } from './edits.ts';
 import { Flushes } from './flushes.ts';
-import type { Flushing } from './flushes.ts';
 import { ringAll } from './host.ts';
 import {
   APPLY,
@@ -97,9 +96,9 @@ import { LogKeeper } from './log-keeper.ts';
 import { Merges } from './merges.ts';
 import { PartStore } from './part-store.ts';
 import { isGone, markReleased } from './process-identity.ts';
-import { SpineTable } from './spine-table.ts';
+import { SINCE_VIEWS, SpineTable } from './spine-table.ts';
 import type { Collection } from './spine-table.ts';
-import { CAUSE_DEBT, CAUSE_DISK, Waits } from './stalls.ts';
+import { CAUSE_DISK, Waits } from './stalls.ts';
 import { freeText, reserveText, writeText } from './text-blocks.ts';
 import { THREAD_BACKGROUND, THREAD_WRITE } from './topology.ts';
 import { CALL_QUEUED } from './watched-storage.ts';
@@ -114,16 +113,12 @@ const CLOSE_WAIT_MS = 5_000;
 const ANSWER_RETRY_MS = 1;
 /** Retired things are looked at again after this long when nothing else happens. */
 const SWEEP_MS = 5;
-/** A job that failed is tried again after 1 s, doubling to 5 min. */
-const RETRY_MS_MIN = 1_000;
-const RETRY_MS_MAX = 300_000;
 /** So many deaths of workers in a row: nothing can be flushed any more. */
 const FAILURES_MAX = 3;
 
 const VIEWS: number = indexIn(KEEPER_COUNTERS, 'views');
 const JOBS_FAILED: number = indexIn(KEEPER_COUNTERS, 'jobsFailed');
 const FILES_DELETED: number = indexIn(KEEPER_COUNTERS, 'filesDeleted');
-const STALL_MS_FOR_RUNS: number = indexIn(KEEPER_COUNTERS, 'stallMsForRuns');
 const JOBS_RUNNING: number = indexIn(KEEPER_COUNTERS, 'jobsRunning');
 const SEALED: number = indexIn(KEEPER_COUNTERS, 'sealed');
 const FLUSHED_UPPER: number = indexIn(KEEPER_COUNTERS, 'flushedUpper');
@@ -170,6 +165,7 @@ export class SpineKeeper implements Actor {
   readonly #spines: SpineTable;
   readonly #flushes: Flushes;
   readonly #merges: Merges;
+  readonly #pressure: Backpressure;
   readonly #log: LogKeeper;
   readonly #backups: BackupHolds;
 
@@ -203,7 +199,6 @@ export class SpineKeeper implements Actor {
   readonly #waiting: Map<number, Queued> = new Map();
   /** Those among them that end with a descriptor of their own open. */
   readonly #opening: Set<number> = new Set();
-  #stalledSince = -1;
 
   constructor(context: ActorContext) {
     const { topology, arena, pool, control } = context;
@@ -238,6 +233,7 @@ export class SpineKeeper implements Actor {
       this.#submit(fd, calls, done),
     );
     this.#spines = new SpineTable(context, this.#slab, this.#edits, this.#views, KEEPER_CLIENT);
+    this.#pressure = new Backpressure(context, this.#counters, this.#waits);
     const own = {
       edits: this.#edits,
       spines: this.#spines,
@@ -253,11 +249,15 @@ export class SpineKeeper implements Actor {
     this.#flushes = new Flushes(context, this.#counters, own, {
       tellEvictor: (generation, version) => this.#tellEvictor(generation, version),
       free: (generation) => this.#tellSequencer(MSG_FREE, generation, 0),
-      onFailure: (item, failure) => this.#onFailure(item, failure, true),
-      onSuccess,
+      onFailure: (failure) => this.#onFailure(failure, true),
+      onDiskFull: (untilMs) => this.#pressure.onDiskFull(untilMs),
+      onSuccess: (ms, bytes) => {
+        onSuccess();
+        this.#pressure.onFlushed(ms, bytes);
+      },
     });
     this.#merges = new Merges(context, this.#counters, own, {
-      onFailure: (collection, failure) => this.#onFailure(collection, failure, false),
+      onFailure: (failure) => this.#onFailure(failure, false),
       onSuccess,
     });
     this.#backups = new BackupHolds(this.#parts, (fd, calls, done) =>
@@ -298,7 +298,7 @@ export class SpineKeeper implements Actor {
       worked = this.#writeManifest() || worked;
       worked = this.#edits.show() || worked;
       worked = this.#dispatch() || worked;
-      worked = this.#spines.sweepDropped((spine) => this.#merges.isMerging(spine)) || worked;
+      worked = this.#sweepDropped() || worked;
       worked = this.#log.step(this.#flushes.shownUpper, store) || worked;
     }
     if (this.#views.stale) {
@@ -313,8 +313,11 @@ export class SpineKeeper implements Actor {
     if (this.#answersWait) return ANSWER_RETRY_MS;
     if (this.#retired.length > 0) return SWEEP_MS;
     if (this.#closing) return SWEEP_MS;
-    // Idle collections, failed jobs and checkpoints come due without a message.
-    return this.#opened && !this.#context.config.readOnly ? 1_000 : Infinity;
+    // Idle collections, failed jobs and checkpoints come due without a message, and delayed flushes.
+    if (!this.#opened || this.#context.config.readOnly) return Infinity;
+    // Without a worker, or beside another flush, it waits for an answer and not for the time.
+    if (!this.#desk.hasCredit || this.#flushes.isRunning) return 1_000;
+    return Math.min(1_000, this.#pressure.waitMs(this.#context.clock.ticksMs()));
   }
 
   publish(): void {
@@ -714,7 +717,11 @@ export class SpineKeeper implements Actor {
     const collections = [...this.#spines.values()].filter(
       (collection) => only < 0 || collection.id === only,
     );
-    for (const collection of collections) collection.compactWanted = true;
+    for (const collection of collections) {
+      collection.compactWanted = true;
+      collection.rewriteWanted = true;
+      collection.staleViews = SINCE_VIEWS;
+    }
     this.#compactWishes.push({ client, number, collections });
   }
 
@@ -771,41 +778,36 @@ export class SpineKeeper implements Actor {
     const now = clock.ticksMs();
     let worked = false;
     while (this.#desk.hasCredit) {
-      if (!this.#dispatchFlush(now) && !this.#merges.dispatch(now)) break;
-      worked = true;
+      // Flushes first; but what makes them wait must itself go on, or nothing would ever end it.
+      const isMergeDue = this.#pressure.isPressing && !this.#merges.isRunning;
+      if (isMergeDue && this.#merges.dispatch(now)) worked = true;
+      else if (this.#dispatchFlush(now) || this.#merges.dispatch(now)) worked = true;
+      else break;
     }
     return this.#merges.linkMoves() || worked;
   }
 
+  #sweepDropped(): boolean {
+    return this.#spines.sweepDropped((collection) => {
+      // What it makes is nobody's; the files are let go of when it has answered.
+      this.#merges.cancel(collection, false);
+      return this.#merges.isMerging(collection);
+    });
+  }
+
   #dispatchFlush(now: number): boolean {
-    const item = this.#flushes.next(now);
+    const item = this.#flushes.next();
     if (item === undefined) {
-      if (this.#waits.cause === CAUSE_DEBT) this.#waits.end();
+      this.#pressure.onNothingToFlush();
       return false;
     }
-    if (this.#isOverloaded(now)) return false;
-    return this.#flushes.dispatch(item);
+    const { isRunning } = this.#flushes;
+    const may = this.#pressure.mayFlush(now, isRunning, this.#merges.loads(now));
+    return may && item.retryAt <= now && this.#flushes.dispatch(item);
   }
 
-  /** More runs than a read should have to visit: nothing is flushed until a merge has caught up. */
-  #isOverloaded(now: number): boolean {
-    let isOver = false;
-    for (const collection of this.#spines.values()) {
-      if (liveRuns(collection.spine.batches()) > runsHard && this.#merges.isMerging(collection))
-        isOver = true;
-    }
-    if (isOver) this.#waits.begin(CAUSE_DEBT);
-    else if (this.#waits.cause === CAUSE_DEBT) this.#waits.end();
-    if (isOver && this.#stalledSince < 0) this.#stalledSince = now;
-    if (!isOver && this.#stalledSince >= 0) {
-      this.#counters.add(STALL_MS_FOR_RUNS, Math.ceil(now - this.#stalledSince));
-      this.#stalledSince = -1;
-    }
-    return isOver;
-  }
-
-  /** A job failed: it is chosen again after a while, longer each time. */
-  #onFailure(target: Collection | Flushing, failure: TidemarkError, isFlush: boolean): void {
+  /** A job failed: who sent it tries again after a while. */
+  #onFailure(failure: TidemarkError, isFlush: boolean): void {
     if (this.#closing) return;
     this.#counters.add(JOBS_FAILED, 1);
     // A full disk heals; until then nothing is flushed.
@@ -813,9 +815,6 @@ export class SpineKeeper implements Actor {
     else if (isFlush) this.#waits.begin(CAUSE_DISK);
     // A flush that cannot happen ends the engine sooner or later: better with its cause.
     if (this.#failuresInRow >= FAILURES_MAX && isFlush) throw failure;
-    target.failures++;
-    const backOff = Math.min(RETRY_MS_MAX, RETRY_MS_MIN * 2 ** (target.failures - 1));
-    target.retryAt = this.#context.clock.ticksMs() + backOff;
   }
 
   /** Jobs, generations and edits that are not done: 0 is quiet. */

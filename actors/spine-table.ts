@@ -11,6 +11,7 @@ import { lowestHold } from '../core/shared/epoch.ts';
 import type { Slab } from '../core/shared/slab.ts';
 import type { SpineState } from '../core/spine/batch.ts';
 import type { PartInfo } from '../core/spine/part-format.ts';
+import { overlapUnknown } from '../core/spine/policy.ts';
 import { Spine, diffSpine } from '../core/spine/spine.ts';
 import type { ActorContext } from './actor.ts';
 import { CatalogReader } from './catalog-reader.ts';
@@ -32,10 +33,20 @@ export type Collection = {
   /** Edits proposed and not yet shown. */
   unshown: number;
   touchedAt: number;
-  retryAt: number;
-  failures: number;
+  /** Somebody waits until it is one run. */
   compactWanted: boolean;
+  /** ... and until what `since` has passed by then is left out, which may take one rewrite of that run. */
+  rewriteWanted: boolean;
+  /** Views to be published until `since` is where it may be: see `views.ts`. */
+  staleViews: number;
+  /** Of the rows above its oldest run, the share that merges with that run have dropped. */
+  overlap: number;
+  /** Batches that a failed job read, by bid: left alone for a while. */
+  readonly failed: Map<number, { failures: number; retryAt: number }>;
 };
+
+/** `since` follows what is proposed by one view, which follows the frontier by one. */
+export const SINCE_VIEWS = 2;
 
 export class SpineTable {
   readonly #context: ActorContext;
@@ -106,9 +117,11 @@ export class SpineTable {
       history: KEEP_ALL,
       unshown: 0,
       touchedAt: 0,
-      retryAt: 0,
-      failures: 0,
       compactWanted: false,
+      rewriteWanted: false,
+      staleViews: SINCE_VIEWS,
+      overlap: overlapUnknown,
+      failed: new Map(),
     };
     this.#byId.set(id, collection);
     return collection;

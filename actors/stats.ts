@@ -511,7 +511,7 @@ function spineStats(
     writeAmplification: amplification(flushedBytes, mergedBytesOut),
     readAmplification: own['partReads'] === 0 ? 0 : own['runsVisited'] / own['partReads'],
     space: bytes === 0 ? 0 : keeper['partBytes'] / bytes,
-    hardBlockMs: keeper['stallMsForRuns'],
+    hardBlockMs: keeper['stallMsForDebt'] + keeper['stallMsForDisk'],
     files: {
       count: keeper['partFiles'],
       bytes: keeper['partBytes'],

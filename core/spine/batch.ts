@@ -6,6 +6,7 @@
 import { compareBytes } from '../base/bytes.ts';
 import { advance, isFrontier, join, le, lt, meet } from '../base/frontier.ts';
 import { KIND_KEYED, addDiffSum } from '../base/update.ts';
+import { filterKeysMax } from './filter.ts';
 
 /** What the spine asks of a part; `PartInfo` of the part format is one. */
 export type SpinePart = {
@@ -25,6 +26,8 @@ export type SpinePart = {
   readonly hash: readonly [number, number];
   /** Rows of an attached part carry no time: all have this one. */
   readonly at?: number;
+  readonly blockCount?: number;
+  readonly filterBytes?: number;
 };
 
 /** All updates with times in [lower, upper); below `since` times may be blurred. */
@@ -134,6 +137,11 @@ export function runBytes(run: Run): number {
   let bytes = 0;
   for (const part of run.parts) bytes += part.bytes;
   return bytes;
+}
+
+/** Distinct keys of a part at the most, told from the size of its filter; its rows when it says nothing. */
+export function keysMost(part: SpinePart): number {
+  return part.filterBytes === undefined ? part.len : filterKeysMax(part.filterBytes);
 }
 
 export function partsLen(parts: readonly SpinePart[]): number {

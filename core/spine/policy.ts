@@ -15,14 +15,25 @@ import {
   runsPerMerge,
   runsSoft,
 } from '../base/limits.ts';
-import { isCompact, joinSince, NO_SUMS, runBytes, runCount, sumsOf } from './batch.ts';
+import { joinSince, keysMost, NO_SUMS, runBytes, runCount, sumsOf } from './batch.ts';
 import type { Hollow, Placed, Run, SpineBatch, SpinePart } from './batch.ts';
 import type { MergeResult } from './spine.ts';
 
 /** The worth of a job that cannot do otherwise: opening files costs about this many bytes. */
 const jobBytesFixed: number = 64 * KiB;
+/** Removing a run is worth as much as giving back so many bytes. */
+const bytesPerRunRemoved: number = 4 * MiB;
 /** A second of age weighs as much as removing a run at this many bytes a run. */
 const ageWeight: number = 1 / (600 * MiB);
+/** A share of rows in doubt that a collection not merged with its oldest run yet is taken to drop. */
+export const overlapUnknown = 0.5;
+/** More than this share of the live bytes to be given back: worth a rewrite; of an idle collection less. */
+const reclaimShare = 0.5;
+const reclaimShareIdle = 0.1;
+/** Below this nothing is rewritten for space alone. */
+const reclaimBytesMin: number = 256 * KiB;
+/** What a cursor reads ahead at the most (run-cursor.ts). */
+const readAheadBytes: number = 256 * KiB;
 /** Runs joined by reference keep parts of at least this mean size. */
 const movedPartBytesMin: number = partBytesTarget / 4;
 
@@ -52,6 +63,11 @@ export type MergeNeeds = {
   readonly runsMax?: number;
   /** Inputs together: for the worker that is kept from large jobs, so that small ones never queue up. */
   readonly bytesMax?: number;
+  /** Memory of a job's cursors together; two runs are always taken. */
+  readonly memoryMax?: number;
+  /** What jobs sent now may forget, and `overlap` of spaceOf: both for the worth of giving bytes back. */
+  readonly since?: number;
+  readonly overlap?: number;
   /** How long the collection has had something to merge; breaks ties between collections. */
   readonly ageMs?: number;
 };
@@ -63,11 +79,11 @@ export function liveRuns(batches: readonly SpineBatch[]): number {
   return count;
 }
 
-/** Bytes that lie in spine batches not yet merged into one run. */
-export function debtBytes(batches: readonly SpineBatch[]): number {
+/** Bytes that wait for a merge: of spine batches with at least so many runs. */
+export function debtBytes(batches: readonly SpineBatch[], runsMin = 2): number {
   let bytes = 0;
   for (const batch of batches) {
-    if (isCompact(batch)) continue;
+    if (runCount(batch) < runsMin) continue;
     for (const part of batch.parts) for (const run of part.hollow.runs) bytes += runBytes(run);
   }
   return bytes;
@@ -78,13 +94,102 @@ export function runsMinFor(runs: number): number {
   return runs > runsSoft ? 2 : runsPerMerge;
 }
 
+/** What a collection's parts take, and what merging all of them is thought to give back. */
+export type Space = {
+  readonly bytes: number;
+  /** Of the oldest run, which holds what is live but for what came later. */
+  readonly oldestBytes: number;
+  readonly reclaimable: number;
+};
+
+/**
+ * An estimate from the parts' own figures: tombstones with what they hide, versions that `since` has
+ * passed. Whether a newer run overwrites rows of the oldest no figure says: `overlap` is the share of
+ * those newer rows which `since` has passed that the collection's merges with its oldest run have dropped.
+ */
+export function spaceOf(batches: readonly SpineBatch[], since: number, overlap: number): Space {
+  let bytes = 0;
+  let oldestBytes = 0;
+  let rowBytes = 0;
+  let known = 0;
+  let newer = 0;
+  let isOldest = true;
+  for (const { parts } of batches) {
+    for (const { hollow } of parts) {
+      for (const run of hollow.runs) {
+        const runBytesHere = runBytes(run);
+        bytes += runBytesHere;
+        if (isOldest) {
+          oldestBytes = runBytesHere;
+          rowBytes = runBytesHere / run.len;
+        }
+        for (const part of run.parts) {
+          known += reclaimIn(part, hollow.desc.since, since, rowBytes);
+          if (!isOldest) newer += part.bytes * pastShare(part, since);
+        }
+        isOldest = false;
+      }
+    }
+  }
+  return { bytes, oldestBytes, reclaimable: Math.min(bytes, Math.max(known, newer * overlap)) };
+}
+
+/** Of the rows of these runs, the oldest left out, about how many a merge with it may drop. */
+export function overlapLen(runs: readonly Run[], since: number): number {
+  let len = 0;
+  for (const { parts } of runs.slice(1)) {
+    for (const part of parts) len += part.len * pastShare(part, since);
+  }
+  return len;
+}
+
+/** Of a part's times, which are taken to be spread evenly, the share that is past. */
+function pastShare(part: SpinePart, since: number): number {
+  return shareOf(since, part.minT - 1, part.maxT);
+}
+
+/** Bytes that part `part`, consolidated at `forgot`, would give back at `since`. */
+function reclaimIn(part: SpinePart, forgot: number, since: number, rowBytesBelow: number): number {
+  const { len, bytes, minT, maxT, negatives, rangeDeletes } = part;
+  const rowBytes = bytes / len;
+  const past = pastShare(part, since);
+  const newlyPast = shareOf(since, Math.max(forgot, minT - 1), maxT);
+  const tombstones = past * negatives * (rowBytes + rowBytesBelow);
+  const versions = newlyPast * Math.max(0, len - rangeDeletes - keysMost(part)) * rowBytes;
+  return Math.min(bytes + tombstones, tombstones + versions);
+}
+
+function shareOf(at: number, from: number, to: number): number {
+  if (at <= from) return 0;
+  return at >= to ? 1 : (at - from) / (to - from);
+}
+
 /** Work the writers must wait for: 0 none, above 0 a share of full delay, 1 nothing more is flushed. */
-export function backpressure(runs: number, debt: number, flushBytesPerSecond: number): number {
+export function backpressure(runs: number, debt: number, debtSoft: number): number {
   if (runs > runsHard) return 1;
   const byRuns = (runs - runsSoft) / (runsHard - runsSoft);
-  const soft = 4 * flushBytesPerSecond * 10;
-  const byDebt = soft > 0 ? (debt - soft) / (3 * soft) : 0;
+  const byDebt = debtSoft > 0 ? (debt - debtSoft) / (3 * debtSoft) : 0;
   return Math.max(0, Math.min(0.99, Math.max(byRuns, byDebt)));
+}
+
+/**
+ * The same for bytes that are only to be given back. A small collection that is written over and over is
+ * held close, for each of its merges is soon done; a large one may take as much again as is live, and
+ * half of that, while a merge of all of it goes on.
+ */
+export function spacePressure(space: Space, flushBytes: number): number {
+  const live = Math.max(space.oldestBytes, space.bytes - space.reclaimable);
+  const share = 0.5 + Math.min(1, live / (16 * flushBytes));
+  const hard = flushBytes + live * share;
+  const soft = hard / 3;
+  return Math.max(0, Math.min(1, (space.reclaimable - soft) / (hard - soft)));
+}
+
+/** The collection takes so much more than it should that it is merged for that alone. */
+export function wantsSpace(space: Space, isIdle: boolean): boolean {
+  const { bytes, reclaimable } = space;
+  const share = isIdle ? reclaimShareIdle : reclaimShare;
+  return reclaimable > Math.max(reclaimBytesMin, share * (bytes - reclaimable));
 }
 
 /** Where a job would read: parts [from, to) of a spine batch, or `runsMax` runs of the one part from `firstRun` on. */
@@ -106,8 +211,15 @@ export function chooseMerge<P extends SpinePart>(
   needs: MergeNeeds,
 ): MergeChoice<P> | undefined {
   const runsMin = needs.runsMin ?? runsPerMerge;
-  const runsMax = needs.runsMax ?? fanInMax;
-  const bytesMax = needs.bytesMax ?? Number.POSITIVE_INFINITY;
+  const limits: Limits = {
+    busy: needs.busy,
+    runsMin,
+    runsMax: needs.runsMax ?? fanInMax,
+    bytesMax: needs.bytesMax ?? Number.POSITIVE_INFINITY,
+    memoryMax: needs.memoryMax ?? Number.POSITIVE_INFINITY,
+    since: needs.since ?? 0,
+    overlap: needs.overlap ?? 0,
+  };
   const best: Window = {
     batch: -1,
     from: 0,
@@ -121,14 +233,24 @@ export function chooseMerge<P extends SpinePart>(
   for (let i = 0; i < batches.length; i++) {
     const runs = runCount(batches[i]);
     if (runs >= runsMin) {
-      improve(best, i, batches[i].parts, isOldest, needs.busy, runsMin, runsMax, bytesMax);
+      improve(best, i, batches[i].parts, isOldest, limits);
     }
     if (runs > 0) isOldest = false;
   }
   if (best.batch < 0) return undefined;
   const parts = batches[best.batch].parts.slice(best.from, best.to);
-  return choiceOf(parts, best, runsMax, needs.ageMs ?? 0);
+  return choiceOf(parts, best, limits.runsMax, needs.ageMs ?? 0);
 }
+
+type Limits = {
+  readonly busy: ReadonlySet<number>;
+  readonly runsMin: number;
+  readonly runsMax: number;
+  readonly bytesMax: number;
+  readonly memoryMax: number;
+  readonly since: number;
+  readonly overlap: number;
+};
 
 /**
  * Tries every window of neighbours that are not busy: which is best depends on the sizes alone. Few
@@ -139,14 +261,20 @@ function improve(
   batch: number,
   parts: readonly Placed[],
   isOldest: boolean,
-  busy: ReadonlySet<number>,
-  runsMin: number,
-  runsMax: number,
-  bytesMax: number,
+  limits: Limits,
 ): void {
+  const { busy, runsMin, runsMax, bytesMax, memoryMax, since, overlap } = limits;
   let oldest = isOldest;
-  const take = (from: number, to: number, firstRun: number, runs: number, bytes: number): void => {
-    const score = (runs - 1) / (bytes + jobBytesFixed);
+  const take = (
+    from: number,
+    to: number,
+    firstRun: number,
+    runs: number,
+    bytes: number,
+    reclaim: number,
+  ): void => {
+    const worth = runs - 1 + reclaim / bytesPerRunRemoved;
+    const score = worth / (bytes + jobBytesFixed);
     if (bytes > bytesMax || score <= best.score) return;
     best.batch = batch;
     best.from = from;
@@ -158,21 +286,54 @@ function improve(
   };
   for (let from = 0; from < parts.length; from++) {
     const { bid, runs: firstRuns } = parts[from].hollow;
-    if (!busy.has(bid) && firstRuns.length > runsMax) {
-      const firstRun = cheapestRuns(firstRuns, runsMax);
-      take(from, from + 1, firstRun, runsMax, runsBytes(firstRuns, firstRun, runsMax));
+    if (!busy.has(bid)) {
+      const most = runsFitting(firstRuns, runsMax, memoryMax);
+      if (firstRuns.length > most) {
+        const firstRun = cheapestRuns(firstRuns, most);
+        take(from, from + 1, firstRun, most, runsBytes(firstRuns, firstRun, most), 0);
+      }
     }
     let runs = 0;
     let bytes = 0;
+    let memory = 0;
+    let reclaim = 0;
+    const below = oldest ? firstRuns[0] : undefined;
+    const rowBytesBelow = below === undefined ? 0 : runBytes(below) / below.len;
+    let newer = 0;
     for (let to = from; to < parts.length; to++) {
       const { hollow } = parts[to];
       runs += hollow.runs.length;
-      if (busy.has(hollow.bid) || runs > runsMax) break;
+      for (const run of hollow.runs) memory += runMemory(run);
+      const isTooMuch = runs > runsMax || (runs > 2 && memory > memoryMax);
+      if (busy.has(hollow.bid) || isTooMuch) break;
       bytes += runsBytes(hollow.runs, 0, hollow.runs.length);
-      if (runs >= runsMin) take(from, to + 1, WHOLE, runs, bytes);
+      for (const run of hollow.runs) {
+        for (const part of run.parts) {
+          reclaim += reclaimIn(part, hollow.desc.since, since, rowBytesBelow);
+          if (below !== undefined && run !== below) newer += part.bytes * pastShare(part, since);
+        }
+      }
+      if (runs < runsMin) continue;
+      take(from, to + 1, WHOLE, runs, bytes, Math.max(reclaim, newer * overlap));
     }
     if (firstRuns.length > 0) oldest = false;
   }
+}
+
+/** How many neighbours among the runs a job may take at once, whichever they are; two at least. */
+function runsFitting(runs: readonly Run[], runsMax: number, memoryMax: number): number {
+  let largest = 0;
+  for (const run of runs) largest = Math.max(largest, runMemory(run));
+  return Math.max(2, Math.min(runsMax, largest === 0 ? runsMax : Math.floor(memoryMax / largest)));
+}
+
+/** What a job holds of a run while it reads it: a block, and what it reads ahead. */
+function runMemory(run: Run): number {
+  let block = 0;
+  for (const { bytes, blockCount } of run.parts) {
+    if (blockCount !== undefined) block = Math.max(block, bytes / blockCount);
+  }
+  return Math.max(2 * block, readAheadBytes);
 }
 
 /** Of a batch with more runs than a job takes: where the cheapest neighbours begin. */

@@ -16,7 +16,11 @@ import {
   debtBytes,
   liveRuns,
   runsMinFor,
+  spaceOf,
+  spacePressure,
+  wantsSpace,
 } from '../../core/spine/policy.ts';
+import { filterBytes } from '../../core/spine/filter.ts';
 import type { MergeChoice } from '../../core/spine/policy.ts';
 import { Spine } from '../../core/spine/spine.ts';
 import { balanced, counterIds, plainPart } from './golden.ts';
@@ -157,15 +161,102 @@ test('pressure rises between the marks and stops the flush above the hard one', 
   assert.ok(some > 0 && some < backpressure(runsSoft + 20, 0, 0));
   assert.ok(backpressure(runsHard, 0, 0) < 1);
   assert.equal(backpressure(runsHard + 1, 0, 0), 1);
-  assert.equal(backpressure(0, 400 * MIB, 10 * MIB), 0);
-  const byDebt = backpressure(0, 800 * MIB, 10 * MIB);
-  assert.ok(byDebt > 0 && byDebt < 1);
+  assert.equal(backpressure(0, 400 * MIB, 400 * MIB), 0);
+  const byDebt = backpressure(0, 800 * MIB, 400 * MIB);
+  assert.ok(byDebt > 0 && byDebt < 1, `${byDebt}`);
+  assert.ok(backpressure(0, 1e15, 400 * MIB) < 1, 'debt alone delays');
 });
 
-test('debt is what lies in spine batches of more than one run', () => {
+test('debt is what lies in spine batches of as many runs as make a job', () => {
   const batches = [batchOf([[100]]), batchOf([[10], [20]], 1)];
   assert.equal(debtBytes(batches), 30);
+  assert.equal(debtBytes(batches, 3), 0);
   assert.equal(liveRuns(batches), 3);
+});
+
+/** One compact spine batch a run, oldest first. */
+function runsOfParts(...parts: Partial<SpinePart>[]): SpineBatch[] {
+  return parts.map((change, t) => {
+    const batch = batchOf([[1]], t);
+    const [{ id, hollow }] = batch.parts;
+    const part = { ...hollow.runs[0].parts[0], ...change };
+    const runs = [{ ...hollow.runs[0], parts: [part], len: part.len }];
+    return { ...batch, parts: [{ id, hollow: { ...hollow, runs, len: part.len } }], len: part.len };
+  });
+}
+
+const ROWS_1K = { len: 1_000, bytes: MIB, negatives: 0, minT: 0, maxT: 0 };
+
+test('what newer runs overwrite is told from what merges have dropped', () => {
+  const batches = runsOfParts(ROWS_1K, { ...ROWS_1K, minT: 1, maxT: 1 });
+  assert.deepEqual(spaceOf(batches, 5, 0), { bytes: 2 * MIB, oldestBytes: MIB, reclaimable: 0 });
+  assert.equal(spaceOf(batches, 5, 1).reclaimable, MIB);
+  assert.ok(wantsSpace(spaceOf(batches, 5, 1), false), 'as much again as is live');
+  assert.ok(!wantsSpace(spaceOf(batches, 5, 0.2), false), 'a tenth of it');
+  assert.ok(wantsSpace(spaceOf(batches, 5, 0.3), true), 'enough for an idle collection');
+});
+
+test('tombstones give back themselves and what they hide, once since has passed them', () => {
+  const dead = { ...ROWS_1K, minT: 1, maxT: 10, negatives: 1_000, bytes: MIB / 4 };
+  const at = (since: number): number => spaceOf(runsOfParts(ROWS_1K, dead), since, 0).reclaimable;
+  assert.equal(at(0), 0);
+  assert.equal(at(5), (MIB + MIB / 4) / 2);
+  assert.equal(at(10), MIB + MIB / 4);
+  assert.equal(at(100), MIB + MIB / 4);
+});
+
+test('older versions give back their bytes, once since has passed what the last merge forgot', () => {
+  const versions = { ...ROWS_1K, minT: 0, maxT: 10, filterBytes: filterBytes(100) };
+  const at = (since: number): number => spaceOf(runsOfParts(versions), since, 0).reclaimable;
+  assert.ok(at(10) > 0.85 * MIB && at(10) <= 0.9 * MIB, `${at(10)}`);
+  assert.ok(at(5) < at(10), 'in between in proportion');
+  const [batch] = runsOfParts(versions);
+  const [{ id, hollow }] = batch.parts;
+  const known = { ...hollow, desc: { ...hollow.desc, since: 10 } };
+  const consolidated = { ...batch, parts: [{ id, hollow: known }] };
+  assert.equal(spaceOf([consolidated], 10, 0).reclaimable, 0, 'nothing is counted twice');
+});
+
+test('a job that gives bytes back goes before one that only removes runs', () => {
+  const dead = { negatives: 1, minT: 0, maxT: 0, bytes: 40 * MIB };
+  const plain = batchOf([[40 * MIB], [40 * MIB], [40 * MIB], [40 * MIB]]);
+  const other = batchOf([[40 * MIB], [40 * MIB], [40 * MIB], [40 * MIB]], 4);
+  const parts = other.parts.map(({ id, hollow }) => {
+    const runs = hollow.runs.map((run) => ({ ...run, parts: [{ ...run.parts[0], ...dead }] }));
+    return { id, hollow: { ...hollow, runs } };
+  });
+  const batches = [plain, { ...other, parts }];
+  assert.deepEqual(chooseMerge(batches, { busy: NONE, since: 0 })?.inputs, [5, 6, 7, 8]);
+  assert.deepEqual(chooseMerge([plain], { busy: NONE, since: 0 })?.inputs, [1, 2, 3, 4]);
+});
+
+test('a job holds no more in memory than it may, but for two runs', () => {
+  const wide = { blockCount: 1, bytes: 30 * MIB };
+  const base = batchOf([[1], [1], [1], [1], [1]]);
+  const parts = base.parts.map(({ id, hollow }) => {
+    const runs = hollow.runs.map((run) => ({ ...run, parts: [{ ...run.parts[0], ...wide }] }));
+    return { id, hollow: { ...hollow, runs } };
+  });
+  const runsAt = (memoryMax: number): number | undefined =>
+    chooseMerge([{ ...base, parts }], { busy: NONE, runsMin: 2, memoryMax })?.runs.length;
+  assert.equal(runsAt(1_000 * MIB), 5);
+  assert.equal(runsAt(200 * MIB), 3);
+  assert.equal(runsAt(1 * MIB), 2);
+});
+
+test('space alone delays a flush only when a merge could not keep up', () => {
+  const space = (live: number, garbage: number) => ({
+    bytes: live + garbage,
+    oldestBytes: live,
+    reclaimable: garbage,
+  });
+  const flush = 64 * MIB;
+  assert.equal(spacePressure(space(100 * MIB, 0), flush), 0);
+  assert.equal(spacePressure(space(0, flush / 4), flush), 0);
+  const some = spacePressure(space(100 * MIB, 100 * MIB), flush);
+  assert.ok(some > 0 && some < 1, `${some}`);
+  assert.equal(spacePressure(space(100 * MIB, 200 * MIB), flush), 1);
+  assert.equal(spacePressure(space(4_000 * MIB, 2_000 * MIB), flush), 0);
 });
 
 test('empty batches join their neighbour without a job', () => {

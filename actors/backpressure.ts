@@ -1,0 +1,142 @@
+/**
+ * When the next flush may begin. Below the soft mark a merge delays nothing; above it flushes, and so
+ * ordering, slow down in proportion; above the hard one nothing is flushed until a merge has caught up.
+ * Never for work that nobody can do: pressure counts only where there is something to merge. A part of
+ * the keeper.
+ */
+import { MiB, runsHard } from '../core/base/limits.ts';
+import type { Counters } from '../core/shared/counters.ts';
+import { backpressure, spacePressure } from '../core/spine/policy.ts';
+import type { ActorContext } from './actor.ts';
+import { KEEPER_COUNTERS, indexIn } from './counters.ts';
+import { CAUSE_DEBT, CAUSE_DISK } from './stalls.ts';
+import type { Waits } from './stalls.ts';
+
+const FLUSH_DELAY_MS: number = indexIn(KEEPER_COUNTERS, 'flushDelayMs');
+const DEBT_BYTES: number = indexIn(KEEPER_COUNTERS, 'debtBytes');
+const LIVE_RUNS: number = indexIn(KEEPER_COUNTERS, 'liveRunsMost');
+
+/** Debt worth this long of flushing is nothing to wait for. */
+const DEBT_SECONDS = 4 * 10;
+/** Nor is so little, whatever the rate. */
+const DEBT_BYTES_MIN: number = 64 * MiB;
+/** A flush is delayed by so much at the most; only the hard mark holds it longer. */
+const DELAY_MS_MAX = 10_000;
+/** The weight of the newest flush in the rate. */
+const RATE_WEIGHT = 0.25;
+
+/** What a collection adds to the pressure. */
+export type Load = {
+  readonly runs: number;
+  /** Bytes that wait for a merge. */
+  readonly debt: number;
+  readonly space: Parameters<typeof spacePressure>[0];
+  /** A merge of it runs, or is about to. */
+  readonly isMerging: boolean;
+};
+
+export class Backpressure {
+  readonly #counters: Counters;
+  /** The keeper's, which says what it waits for. */
+  readonly #waits: Waits;
+  readonly #flushBytes: number;
+  /** Of flush jobs: what they write in a second, and how long one takes. Not how often they come. */
+  #bytesPerSecond = 0;
+  #jobMs = 0;
+  #lastAt = Number.NEGATIVE_INFINITY;
+  #share = 0;
+  /** The flush that waits was first refused at this time for its share; -1: none waits. */
+  #delayedAt = -1;
+  #noRoomUntil = Number.NEGATIVE_INFINITY;
+
+  constructor(context: ActorContext, counters: Counters, waits: Waits) {
+    this.#waits = waits;
+    this.#counters = counters;
+    this.#flushBytes = context.config.memtableBytes;
+  }
+
+  /** A flush job took so long and wrote so much. */
+  onFlushed(ms: number, bytes: number): void {
+    const rate = (bytes * 1_000) / Math.max(1, ms);
+    const weight = this.#bytesPerSecond === 0 ? 1 : RATE_WEIGHT;
+    this.#bytesPerSecond += weight * (rate - this.#bytesPerSecond);
+    this.#jobMs += weight * (ms - this.#jobMs);
+  }
+
+  /** A flush found the disk full: the next one is tried at `untilMs`. */
+  onDiskFull(untilMs: number): void {
+    this.#noRoomUntil = untilMs;
+  }
+
+  /**
+   * True when a flush that is there to be done may begin; counts what it waits for. Under pressure one
+   * flush runs at a time: what several make at once would be far above the mark.
+   */
+  mayFlush(nowMs: number, isFlushing: boolean, loads: Iterable<Load>): boolean {
+    this.#weigh(loads);
+    const isFull = nowMs < this.#noRoomUntil;
+    if (isFull) this.#waits.begin(CAUSE_DISK);
+    else if (this.#share >= 1) this.#waits.begin(CAUSE_DEBT);
+    else this.#end();
+    if (isFull || this.#share >= 1) return false;
+    const isNext = this.#share === 0 || !isFlushing;
+    if (isNext && nowMs >= this.#nextAt()) {
+      if (this.#delayedAt >= 0) {
+        this.#counters.add(FLUSH_DELAY_MS, Math.ceil(nowMs - this.#delayedAt));
+        this.#delayedAt = -1;
+      }
+      this.#lastAt = nowMs;
+      return true;
+    }
+    if (this.#delayedAt < 0) this.#delayedAt = nowMs;
+    return false;
+  }
+
+  /** The last flush that was asked about had to give way. */
+  get isPressing(): boolean {
+    return this.#share > 0;
+  }
+
+  /** Nothing waits to be flushed, so nothing waits for room. */
+  onNothingToFlush(): void {
+    this.#end();
+    this.#delayedAt = -1;
+  }
+
+  /** A full disk is over when a flush has succeeded, which its sender tells. */
+  #end(): void {
+    if (this.#waits.cause === CAUSE_DEBT) this.#waits.end();
+  }
+
+  /** How long a delayed flush has to wait yet, 1 at least; Infinity when none waits. */
+  waitMs(nowMs: number): number {
+    return this.#delayedAt < 0 ? Infinity : Math.max(1, this.#nextAt() - nowMs);
+  }
+
+  /** At share s flushes come at 1 - s of the rate at which they could. */
+  #nextAt(): number {
+    if (this.#share === 0) return Number.NEGATIVE_INFINITY;
+    return this.#lastAt + Math.min(DELAY_MS_MAX, this.#jobMs / (1 - this.#share));
+  }
+
+  #weigh(loads: Iterable<Load>): void {
+    const debtSoft = Math.max(DEBT_BYTES_MIN, DEBT_SECONDS * this.#bytesPerSecond);
+    let debt = 0;
+    let runs = 0;
+    let isMerging = false;
+    let share = 0;
+    for (const load of loads) {
+      runs = Math.max(runs, load.runs);
+      debt += load.debt;
+      if (!load.isMerging) continue;
+      isMerging = true;
+      if (load.runs > runsHard) share = 1;
+      share = Math.max(share, backpressure(load.runs, 0, 0));
+      share = Math.max(share, spacePressure(load.space, this.#flushBytes));
+    }
+    if (isMerging) share = Math.max(share, backpressure(0, debt, debtSoft));
+    this.#share = share;
+    this.#counters.values[DEBT_BYTES] = debt;
+    this.#counters.values[LIVE_RUNS] = runs;
+  }
+}
