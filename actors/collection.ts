@@ -14,7 +14,8 @@ import { Feed } from './feed.ts';
 import type { Update } from './feed-changes.ts';
 import { BOUND_OPTIONS, FOLLOW_OPTIONS, startFeed } from './feed-options.ts';
 import type { ChangesOptions } from './feed-options.ts';
-import { byteRange } from './key-range.ts';
+import { byteRange, rangeToDelete } from './key-range.ts';
+import type { KeyBounds } from './key-range.ts';
 import { checkFields, checkHistory, checkSignal, show } from './options.ts';
 import type { History } from './options.ts';
 import { NEWEST, ROW_ABSENT, ROW_ON_DISK, historyLost } from './reader.ts';
@@ -182,6 +183,33 @@ export class Collection<K, V> {
         throw error;
       }
       return line.commit(sync);
+    } catch (error) {
+      return refusedNow(error);
+    }
+  }
+
+  /**
+   * Removes every row whose key is in the bounds, `{}` for all, as one operation and a transaction of its
+   * own: the rows that are there when it takes its place in the order. Reads at earlier offsets still see
+   * them. Bounds without a key between them remove nothing: the newest visible offset, and none is used.
+   */
+  deleteRange(bounds: KeyBounds<K>, options?: CommitOptions): Promise<Receipt> {
+    const { line, reader } = this.#client;
+    try {
+      this.assertThere();
+      const sync = checkCommit(this.#client, options);
+      const conditions = checkExpect(this.#client, options);
+      const range = rangeToDelete(bounds, this.keyCodec);
+      if (range === undefined) {
+        this.#client.assertUsable();
+        const conflict = conditions?.check();
+        if (conflict !== undefined) throw conflict;
+        return Promise.resolve({ offset: reader.visible() - 1 });
+      }
+      const alone = new WriteSet(ALONE_BYTES);
+      alone.begin();
+      alone.deleteRange(this.id, range);
+      return line.commitSet(alone, sync, conditions);
     } catch (error) {
       return refusedNow(error);
     }

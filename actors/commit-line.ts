@@ -47,6 +47,7 @@ import {
   RECEIPT,
   RECORD,
   RECORD_CHAINED,
+  RECORD_RANGES,
   RECORD_RESENT,
   RECORD_SYNC,
   REFUSAL_AGAIN,
@@ -100,6 +101,7 @@ class PendingRecord {
   readonly onReceipt: (() => void)[] = [];
   transactions = 0;
   operations = 0;
+  hasRanges = false;
   /** Payload of a record that waits for room; undefined once it lies in pages. */
   payload: Uint8Array | undefined = undefined;
   payloadBytes = 0;
@@ -330,6 +332,7 @@ export class CommitLine {
     const stage = this.#stage;
     record.payloadBytes = stage.end;
     record.operations = stage.operationsTotal;
+    record.hasRanges = stage.hasRanges;
     if (this.#failure !== undefined) {
       stage.clear();
       rejectAll(record, this.#failure);
@@ -371,6 +374,7 @@ export class CommitLine {
     this.#nextNumber = (this.#nextNumber + 1) >>> 0;
     let flags = record.sync ? RECORD_SYNC : 0;
     if (bytes > pageBytes) flags |= RECORD_CHAINED;
+    if (record.hasRanges) flags |= RECORD_RANGES;
     if (this.#isResending) {
       flags |= RECORD_RESENT;
       this.#isResending = false;

@@ -7,6 +7,7 @@ import { NO_BYTES, compareBytes } from '../core/base/bytes.ts';
 import { keyBytesMax } from '../core/base/limits.ts';
 import { encodedBy, encodedPrefix, tooLarge } from './encodings.ts';
 import type { Codec } from './encodings.ts';
+import { checkFields } from './options.ts';
 
 /** The leading elements of a tuple. */
 type Leading<T extends readonly unknown[]> = T extends readonly []
@@ -66,13 +67,50 @@ export function successor(key: Uint8Array): Uint8Array {
 /** Narrows the range to keys that begin with `prefix`. */
 function within(range: ByteRange, prefix: Uint8Array): void {
   if (compareBytes(range.lower, prefix) < 0) range.lower = prefix;
+  const upper = aboveAll(prefix);
+  if (upper !== undefined) cut(range, upper);
+}
+
+/** The least key above all that begin with `prefix`; undefined when there is none. */
+function aboveAll(prefix: Uint8Array): Uint8Array | undefined {
   let length = prefix.length;
   while (length > 0 && prefix[length - 1] === 0xff) length--;
   // Nothing but FF: no key above begins otherwise.
-  if (length === 0) return;
+  if (length === 0) return undefined;
   const upper = prefix.slice(0, length);
   upper[length - 1]++;
-  cut(range, upper);
+  return upper;
+}
+
+const BOUNDS: ReadonlySet<string> = new Set(['gte', 'gt', 'lte', 'lt', 'prefix']);
+
+/**
+ * The range of a range delete, with bounds that fit an operation; undefined when no key is in it. A bound
+ * that is there but undefined is a TypeError: left out, it would delete more than was meant.
+ */
+export function rangeToDelete<K>(bounds: KeyBounds<K>, keys: Codec<K>): ByteRange | undefined {
+  if (typeof bounds !== 'object' || bounds === null) {
+    throw new TypeError('deleteRange takes an object with bounds, {} for all keys');
+  }
+  checkFields(bounds, BOUNDS, 'bound');
+  for (const [name, bound] of Object.entries(bounds)) {
+    if (bound === undefined)
+      throw new TypeError(`${name} is undefined: leave it out, or give a key`);
+  }
+  const range = byteRange(bounds, keys);
+  // Above the longest key there is only what does not begin with it.
+  if (range.lower.length > keyBytesMax) {
+    const lower = aboveAll(range.lower.subarray(0, keyBytesMax));
+    if (lower === undefined) return undefined;
+    range.lower = lower;
+  }
+  if (range.upper.length > keyBytesMax) {
+    const upper = aboveAll(range.upper.subarray(0, keyBytesMax));
+    if (upper === undefined) range.upperOpen = true;
+    else range.upper = upper;
+  }
+  const isEmpty = !range.upperOpen && compareBytes(range.lower, range.upper) >= 0;
+  return isEmpty ? undefined : range;
 }
 
 function cut(range: ByteRange, upper: Uint8Array): void {

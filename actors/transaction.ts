@@ -7,6 +7,8 @@ import type { Client } from './client.ts';
 import { checkCommit, checkExpect } from './collection.ts';
 import type { Collection, CommitOptions } from './collection.ts';
 import { TidemarkError } from '../core/base/errors.ts';
+import { rangeToDelete } from './key-range.ts';
+import type { KeyBounds } from './key-range.ts';
 import { refusedNow } from './commit-line.ts';
 import type { Receipt } from './commit-line.ts';
 import { WriteSet } from './write-set.ts';
@@ -43,6 +45,20 @@ export class Transaction {
     collection.assertOf(this.#client);
     collection.assertThere();
     this.#set.delete(collection.id, collection.keyCodec, key);
+    return this;
+  }
+
+  /**
+   * Removes every row whose key is in the bounds, `{}` for all of the collection: what it holds when the
+   * transaction takes its place in the order, and what this transaction wrote there before. Later
+   * operations on keys of the range win. One operation, however many rows. Without a key in it, nothing.
+   */
+  deleteRange<K, V>(collection: Collection<K, V>, bounds: KeyBounds<NoInfer<K>>): this {
+    this.#assertOpen();
+    collection.assertOf(this.#client);
+    collection.assertThere();
+    const range = rangeToDelete(bounds, collection.keyCodec);
+    if (range !== undefined) this.#set.deleteRange(collection.id, range);
     return this;
   }
 

@@ -4,10 +4,11 @@
  * bytes are copied into pages once, when it closes. An operation is in entirely or not at all, also
  * when a codec throws.
  */
-import { setU32 } from '../core/base/bytes.ts';
+import { NO_BYTES, setU32 } from '../core/base/bytes.ts';
 import { commitBytesMax, keyBytesMax, valueBytesMax } from '../core/base/limits.ts';
 import {
   OP_DELETE,
+  OP_DELETE_RANGE,
   OP_HEADER_BYTES,
   OP_PUT,
   TX_BYTES_OFFSET,
@@ -16,6 +17,7 @@ import {
 } from '../core/base/update.ts';
 import { encodeInto, encodedBy, tooLarge } from './encodings.ts';
 import type { Codec } from './encodings.ts';
+import type { ByteRange } from './key-range.ts';
 
 export class WriteSet {
   bytes: Buffer;
@@ -25,6 +27,8 @@ export class WriteSet {
   operations = 0;
   operationsTotal = 0;
   transactions = 0;
+  /** Range deletes may be among the operations. */
+  hasRanges = false;
   readonly #capacity: number;
   #start = 0;
   /** A codec runs: what it calls must not write here. */
@@ -40,6 +44,7 @@ export class WriteSet {
     this.operations = 0;
     this.operationsTotal = 0;
     this.transactions = 0;
+    this.hasRanges = false;
   }
 
   /** As `clear`; memory grown for a large transaction is given back. */
@@ -105,6 +110,18 @@ export class WriteSet {
     }
   }
 
+  /** Removes every row of the range. Requires: it is not empty, and its bounds fit an operation. */
+  deleteRange(collection: number, { lower, upper, upperOpen }: ByteRange): void {
+    this.assertNotEncoding();
+    const start = this.end;
+    const hi = upperOpen ? NO_BYTES : upper;
+    this.#ensure(OP_HEADER_BYTES + lower.length + hi.length + 8);
+    this.bytes.set(lower, start + OP_HEADER_BYTES);
+    this.bytes.set(hi, start + OP_HEADER_BYTES + lower.length);
+    this.#close(start, collection, OP_DELETE_RANGE, lower.length, hi.length);
+    this.hasRanges = true;
+  }
+
   /** Bytes of the transaction finished last. */
   get lastBytes(): number {
     return this.end - this.#start;
@@ -124,6 +141,7 @@ export class WriteSet {
     last.end = this.end - this.#start;
     last.operationsTotal = this.operations;
     last.transactions = 1;
+    last.hasRanges = this.hasRanges;
     this.dropLast();
     return last;
   }
@@ -136,6 +154,7 @@ export class WriteSet {
     this.end += other.end;
     this.operationsTotal += other.operationsTotal;
     this.transactions += other.transactions;
+    if (other.hasRanges) this.hasRanges = true;
   }
 
   #close(start: number, id: number, kind: number, keyBytes: number, valueBytes: number): void {
