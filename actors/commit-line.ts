@@ -39,6 +39,7 @@ import { Outbox, inboxOf } from './actor.ts';
 import type { LongStall, StallWords } from '../core/shared/control.ts';
 import type { ActorContext } from './actor.ts';
 import type { Conditions } from './conditions.ts';
+import { GroupedConditions } from './grouped-conditions.ts';
 import { CLIENT_COUNTERS, indexIn } from './counters.ts';
 import {
   KIND_WORD,
@@ -88,6 +89,9 @@ const STALL_MS_FOR_MEMORY: number = indexIn(CLIENT_COUNTERS, 'stallMsForMemory')
 /** A page with records of ours in it; released when it is full and all of them have receipts. */
 type OpenPage = { address: number; chained: boolean; open: boolean; pending: number };
 
+/** Why a record is refused: one error for all of it, or one for each of its transactions. */
+type Refusal = Error | readonly Error[];
+
 class PendingRecord {
   number = 0;
   readonly resolves: Resolve[] = [];
@@ -109,7 +113,7 @@ class PendingRecord {
   page: OpenPage | undefined = undefined;
   /** Where the payload lies; 0 until it does. */
   address = 0;
-  conditions: Conditions | undefined = undefined;
+  conditions: Conditions | GroupedConditions | undefined = undefined;
   conditionsPage: OpenPage | undefined = undefined;
   conditionsAddress = 0;
 }
@@ -218,7 +222,8 @@ export class CommitLine {
   begin(): WriteSet {
     this.#checkRoom();
     const record = this.#staged;
-    if (record !== undefined && record.transactions >= transactionsPerRecordMax) {
+    if (record?.conditions !== undefined) this.#close(ALONE);
+    else if (record !== undefined && record.transactions >= transactionsPerRecordMax) {
       this.#close(BY_COUNT);
     }
     this.#stage.begin();
@@ -251,11 +256,13 @@ export class CommitLine {
       this.#counters.add(REFUSED_TOO_LARGE, 1);
       throw tooManyOperations(set.operations, this.#commitOperationsMax);
     }
+    if (conditions?.isGroupable === true) return this.#commitGrouped(set, sync, conditions);
     if (conditions !== undefined) return this.#commitAlone(set, sync, conditions);
     set.finish();
     const staged = this.#staged;
     if (staged !== undefined) {
-      if (this.#stage.end + set.end > this.#stageLimit()) this.#close(BY_PAGE);
+      if (staged.conditions !== undefined) this.#close(ALONE);
+      else if (this.#stage.end + set.end > this.#stageLimit()) this.#close(BY_PAGE);
       else if (staged.transactions >= transactionsPerRecordMax) this.#close(BY_COUNT);
     }
     this.#stage.append(set);
@@ -273,6 +280,29 @@ export class CommitLine {
     const committed = this.#enlist(sync);
     this.#close(ALONE);
     return committed;
+  }
+
+  /**
+   * Commits with conditions that were read at one time, beside others like it of this turn. Throws when what
+   * is visible now breaks one; rejects with BESIDE_CONFLICT when one of another did.
+   */
+  #commitGrouped(set: WriteSet, sync: boolean, conditions: Conditions): Promise<Receipt> {
+    const conflict = conditions.check();
+    if (conflict !== undefined) throw conflict;
+    set.finish();
+    const group = this.#staged?.conditions;
+    let isJoining = group instanceof GroupedConditions && group.takes(conditions);
+    if (this.#stage.end + set.end > this.#stageLimit()) isJoining = false;
+    if (this.#staged !== undefined && this.#staged.transactions >= transactionsPerRecordMax) {
+      isJoining = false;
+    }
+    if (!isJoining) {
+      this.#close(group === undefined ? BY_TURN : ALONE);
+      this.#open().conditions = new GroupedConditions();
+    }
+    this.#stage.append(set);
+    (this.#staged!.conditions as GroupedConditions).add(conditions, set);
+    return this.#enlist(sync);
   }
 
   /** Bytes a record may grow to: the rest of the open page, or a fresh one. */
@@ -569,7 +599,7 @@ export class CommitLine {
       }
       if (refusal !== 0) {
         if (refusal === REFUSAL_AGAIN) this.#returned.push(record);
-        else this.#forget(record, refusalError(record, refusal, u32, slot));
+        else this.#forget(record, refusalOf(record, refusal, u32, slot));
         this.#receipts.pop();
         continue;
       }
@@ -601,8 +631,8 @@ export class CommitLine {
     if (!page.open && page.pending === 0) this.#releasePage(page);
   }
 
-  /** The record is not to be: nothing of it is claimed. */
-  #forget(record: PendingRecord, error: unknown): void {
+  /** The record is not to be: nothing of it is claimed. An array has an error for each transaction. */
+  #forget(record: PendingRecord, error: Refusal): void {
     if (record.page !== undefined) this.#letGoOfPage(record);
     if (record.conditionsPage !== undefined) this.#dropConditions(record);
     rejectAll(record, error);
@@ -773,12 +803,12 @@ function isSettled(record: PendingRecord | undefined, upper: number): boolean {
   return record !== undefined && record.first + record.transactions <= upper;
 }
 
-function refusalError(
+function refusalOf(
   record: PendingRecord,
   refusal: number,
   u32: Uint32Array,
   slot: number,
-): TidemarkError {
+): Refusal {
   const code = codeOfNumber(refusal);
   const { conditions } = record;
   if (code !== 'TIDEMARK_CONFLICT' || conditions === undefined) {
@@ -790,20 +820,20 @@ function refusalError(
 }
 
 /** What breaks the conditions of a record that had to wait, or keeps them from being looked at. */
-function lookAgain(conditions: Conditions): unknown {
+function lookAgain(conditions: Conditions | GroupedConditions): Refusal | undefined {
   try {
     return conditions.check();
   } catch (error) {
-    return error;
+    return error as Error;
   }
 }
 
-function rejectAll(record: PendingRecord, error: unknown): void {
+function rejectAll(record: PendingRecord, refusal: Refusal): void {
   for (const run of record.onReceipt) run();
   for (let i = 0; i < record.rejects.length; i++) {
     // A commit that nobody awaits must not end the process when it fails.
     record.promises[i].catch(ignore);
-    record.rejects[i](error);
+    record.rejects[i](refusal instanceof Error ? refusal : refusal[i]);
   }
 }
 

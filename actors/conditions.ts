@@ -27,7 +27,7 @@ import { tooLarge } from './encodings.ts';
 import { NEWEST, ROW_FOUND } from './reader.ts';
 import type { Reader } from './reader.ts';
 
-type Expected = {
+export type Expected = {
   readonly kind: number;
   readonly id: number;
   readonly name: string;
@@ -85,6 +85,19 @@ export class Conditions {
     this.#size += bytesOf(expected);
     if (this.#size > pageBytes) throw tooLarge('conditions', this.#size, pageBytes);
     this.#expected.push(expected);
+  }
+
+  /** All were read at one time, so that others like it may share its record. */
+  get isGroupable(): boolean {
+    return this.#readAt >= 0;
+  }
+
+  get size(): number {
+    return this.#size;
+  }
+
+  get expected(): readonly Expected[] {
+    return this.#expected;
   }
 
   /** As they are laid beside the record. Requires: `check` found nothing. */

@@ -14,6 +14,7 @@ import type { Collection } from './collection.ts';
 import type { Receipt } from './commit-line.ts';
 import { Conditions } from './conditions.ts';
 import { buffer, decodeLent } from './encodings.ts';
+import { BESIDE_CONFLICT } from './grouped-conditions.ts';
 import { successor } from './key-range.ts';
 import { OwnWrites } from './own-writes.ts';
 import type { OwnRow } from './own-writes.ts';
@@ -308,6 +309,10 @@ export class TransactionScope extends Transaction {
       try {
         return await client.line.commitSet(this.set, sync, conditions);
       } catch (error) {
+        if (error === BESIDE_CONFLICT) {
+          this.set.reopen();
+          continue;
+        }
         if (!(error instanceof TidemarkError)) throw error;
         if (error.code === 'TIDEMARK_CONFLICT') this.conflict = error;
         // Nothing was claimed.

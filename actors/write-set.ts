@@ -69,6 +69,12 @@ export class WriteSet {
     this.transactions++;
   }
 
+  /** Opens the transaction that was finished last again, as it is. */
+  reopen(): void {
+    this.operationsTotal -= this.operations;
+    this.transactions--;
+  }
+
   /** Forgets the open transaction. */
   abandon(): void {
     this.end = this.#start;

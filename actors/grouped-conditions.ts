@@ -1,0 +1,116 @@
+/**
+ * Conditions of several transactions of one turn that share a record: each read at one time of its own,
+ * and none of them reads what one before it in the record writes, for the record is looked at as a
+ * whole before any of it takes its place. When one breaks, the record is refused, and those beside it
+ * come again. Lives on its client's thread.
+ */
+import { hashAt, getU16, getU32, setU32 } from '../core/base/bytes.ts';
+import { pageBytes } from '../core/base/limits.ts';
+import type { TidemarkError } from '../core/base/errors.ts';
+import {
+  OP_DELETE_RANGE,
+  OP_KEY_BYTES_OFFSET,
+  OP_KIND_OFFSET,
+  OP_VALUE_BYTES_OFFSET,
+  TX_HEADER_BYTES,
+  keyOffsetOf,
+  operationBytes,
+} from '../core/base/update.ts';
+import {
+  CONDITIONS_BYTES_OFFSET,
+  CONDITIONS_COUNT_OFFSET,
+  CONDITIONS_HEADER_BYTES,
+  CONDITION_COLLECTION,
+  CONDITION_RANGE,
+} from '../core/memtable/conditions.ts';
+import type { Conditions } from './conditions.ts';
+import type { WriteSet } from './write-set.ts';
+
+/** A transaction beside it in the record broke a condition: nothing was claimed, come again. */
+export const BESIDE_CONFLICT: Error = new Error('a transaction in the same record had a conflict');
+
+/** What the conditions of a group take at most: a fraction of the page that many groups share. */
+const GROUP_BYTES_MAX: number = pageBytes / 4;
+
+export class GroupedConditions {
+  readonly #members: Conditions[] = [];
+  #size = CONDITIONS_HEADER_BYTES;
+  /** Of the rows that members write. Equal hashes of other rows do no harm: the group ends sooner. */
+  readonly #written: Set<number> = new Set();
+  readonly #collections: Set<number> = new Set();
+  /** Of these a range was deleted. */
+  readonly #ranged: Set<number> = new Set();
+
+  /** Whether a transaction may follow: it reads nothing that those before it write. */
+  takes(conditions: Conditions): boolean {
+    if (this.#size + conditions.size > GROUP_BYTES_MAX) return false;
+    for (const { kind, id, keyBytes } of conditions.expected) {
+      if (!this.#collections.has(id)) continue;
+      if (kind === CONDITION_COLLECTION || kind === CONDITION_RANGE) return false;
+      if (this.#ranged.has(id)) return false;
+      if (this.#written.has(hashAt(keyBytes, 0, keyBytes.length, id))) return false;
+    }
+    return true;
+  }
+
+  /** `set` is what the transaction writes. */
+  add(conditions: Conditions, set: WriteSet): void {
+    this.#members.push(conditions);
+    this.#size += conditions.size - CONDITIONS_HEADER_BYTES;
+    const { bytes, end } = set;
+    let at = TX_HEADER_BYTES;
+    while (at < end) {
+      const kind = bytes[at + OP_KIND_OFFSET];
+      const keyBytes = getU16(bytes, at + OP_KEY_BYTES_OFFSET);
+      const id = getU32(bytes, at);
+      this.#collections.add(id);
+      if (kind === OP_DELETE_RANGE) this.#ranged.add(id);
+      else this.#written.add(hashAt(bytes, at + keyOffsetOf(kind), keyBytes, id));
+      at += operationBytes(kind, keyBytes, getU32(bytes, at + OP_VALUE_BYTES_OFFSET));
+    }
+  }
+
+  /** As they are laid beside the record. Requires: `check` found nothing. */
+  get bytes(): Uint8Array {
+    if (this.#members.length === 1) return this.#members[0].bytes;
+    const all = new Uint8Array(this.#size);
+    let count = 0;
+    let at = CONDITIONS_HEADER_BYTES;
+    for (const { bytes } of this.#members) {
+      count += getU32(bytes, CONDITIONS_COUNT_OFFSET);
+      all.set(bytes.subarray(CONDITIONS_HEADER_BYTES), at);
+      at += bytes.length - CONDITIONS_HEADER_BYTES;
+    }
+    setU32(all, CONDITIONS_COUNT_OFFSET, count);
+    setU32(all, CONDITIONS_BYTES_OFFSET, this.#size);
+    return all;
+  }
+
+  onTooOld(): void {
+    for (const member of this.#members) member.onTooOld();
+  }
+
+  /** For each transaction of the record why it is refused; undefined when none is. */
+  check(): readonly Error[] | undefined {
+    for (const [i, member] of this.#members.entries()) {
+      const conflict = member.check();
+      if (conflict !== undefined) return this.#all(i, conflict);
+    }
+    return undefined;
+  }
+
+  /** The same, after the sequencer has named the condition. */
+  conflict(index: number, offset: number | null): readonly Error[] {
+    let first = 0;
+    for (const [i, member] of this.#members.entries()) {
+      const { length } = member.expected;
+      if (index < first + length) return this.#all(i, member.conflict(index - first, offset));
+      first += length;
+    }
+    return this.#members.map(() => BESIDE_CONFLICT);
+  }
+
+  #all(broken: number, conflict: TidemarkError): readonly Error[] {
+    return this.#members.map((_, i) => (i === broken ? conflict : BESIDE_CONFLICT));
+  }
+}
