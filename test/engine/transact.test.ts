@@ -44,6 +44,24 @@ inBothHosts('no update is lost, however many want one row at once', async (home)
   );
 });
 
+inBothHosts('of those that commit in one turn only who conflicts runs again', async (home) => {
+  await using engine = await home.open();
+  const counters = await countersOf(engine);
+  const runs = new Map<string, number>();
+  // On its way, and so in front of those that do not see it yet.
+  const before = counters.put('b', 10);
+  const keys = ['a', 'b', 'c', 'd'];
+  const after = keys.map((key) =>
+    engine.transact((tx) => {
+      runs.set(key, (runs.get(key) ?? 0) + 1);
+      tx.put(counters, key, (tx.getSync(counters, key) ?? 0) + 1);
+    }),
+  );
+  await Promise.all([before, ...after]);
+  assert.deepEqual(counters.getManySync(keys), [1, 11, 1, 1]);
+  assert.deepEqual(Object.fromEntries(runs), { a: 1, b: 2, c: 1, d: 1 });
+});
+
 inBothHosts('no write skew: who reads what another writes is run again', async (home) => {
   await using engine = await home.open();
   const counters = await countersOf(engine);
