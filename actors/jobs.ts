@@ -80,16 +80,16 @@ function* flushInputs(job: Job & { kind: 'flush' }, arena: Arena): Generator<Flu
   for (const { collection, kind, since, oldest } of job.collections) {
     const rows = new GenerationCursor(arena, pool);
     rows.open(job.generation, collection, job.upper - 1, VERSIONS_ALL);
-    const own = ranges.get(collection) ?? [];
-    if (kind !== 0) {
-      yield { collection, kind, since, oldest, rows, ranges: own };
-      continue;
-    }
-    const kindHere = kindOfRows(rows);
-    // Without a row here or before there is nothing that a range delete could hide.
-    const isBare = kindHere === 0;
-    const found = isBare ? KIND_KEYED : kindHere;
-    yield { collection, kind: found, since, oldest, rows, ranges: isBare ? [] : own };
+    // Without a row here or below: range deletes alone, which are alike for every kind.
+    const known = kind === 0 ? kindOfRows(rows) : kind;
+    yield {
+      collection,
+      kind: known === 0 ? KIND_KEYED : known,
+      since,
+      oldest,
+      rows,
+      ranges: ranges.get(collection) ?? [],
+    };
   }
 }
 

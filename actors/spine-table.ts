@@ -10,6 +10,7 @@ import { CATALOG_ID, KIND_KEYED } from '../core/base/update.ts';
 import { lowestHold } from '../core/shared/epoch.ts';
 import type { Slab } from '../core/shared/slab.ts';
 import type { SpineState } from '../core/spine/batch.ts';
+import { isRangePart } from '../core/spine/part-format.ts';
 import type { PartInfo } from '../core/spine/part-format.ts';
 import { overlapUnknown } from '../core/spine/policy.ts';
 import { Spine, diffSpine } from '../core/spine/spine.ts';
@@ -77,9 +78,8 @@ export class SpineTable {
   }
 
   restore(id: number, state: SpineState<PartInfo>): void {
-    const part = state.hollows.find(({ hollow }) => hollow.len > 0)?.hollow.runs[0].parts[0];
-    // Without a part the first rows that come will say it.
-    const kind = part?.kind ?? KIND_KEYED;
+    // Without a part that has rows the first that come will say it.
+    const kind = rowPart(state)?.kind ?? KIND_KEYED;
     const collection = this.#add(id, kind, Spine.restore(state, this.#options(kind)));
     collection.touchedAt = this.#context.clock.ticksMs();
   }
@@ -89,16 +89,18 @@ export class SpineTable {
     const known = this.#byId.get(id);
     if (known === undefined) return this.#add(id, kind, new Spine(this.#options(kind)));
     if (known.kind === kind) return known;
-    invariant(known.spine.len === 0, 'a collection is of one kind', id, kind);
+    const state = known.spine.state();
+    invariant(rowPart(state) === undefined, 'a collection is of one kind', id, kind);
     known.kind = kind;
-    known.spine = Spine.restore(known.spine.state(), this.#options(kind));
+    known.spine = Spine.restore(state, this.#options(kind));
     return known;
   }
 
-  /** What its parts are of, 0 while there are none. */
+  /** What its rows in parts are of, 0 while there are none. */
   kindOf(id: number): number {
     const known = this.#byId.get(id);
-    return known === undefined || known.spine.len === 0 ? 0 : known.kind;
+    if (known === undefined || known.spine.len === 0) return 0;
+    return rowPart(known.spine.state()) === undefined ? 0 : known.kind;
   }
 
   #options(kind: number): ConstructorParameters<typeof Spine<PartInfo>>[0] {
@@ -198,4 +200,16 @@ export class SpineTable {
     }
     return false;
   }
+}
+
+/** Some part with rows: range deletes are alike for every kind of collection. */
+function rowPart(state: SpineState<PartInfo>): PartInfo | undefined {
+  for (const { hollow } of state.hollows) {
+    for (const run of hollow.runs) {
+      const part = run.parts.at(-1);
+      // Those with range deletes come first.
+      if (part !== undefined && !isRangePart(part)) return part;
+    }
+  }
+  return undefined;
 }

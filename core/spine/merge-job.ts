@@ -124,7 +124,7 @@ export class MergeJob {
     for (const run of runs) {
       const parts = readFooters(this.#storage, run.parts);
       for (const part of parts) {
-        if (part.kind !== this.#request.kind) {
+        if (part.kind !== this.#request.kind && !isRangePart(part)) {
           throw corrupt(
             'WRONG_KIND',
             `part at ${part.offset} of file ${part.file} is of kind ${part.kind}`,

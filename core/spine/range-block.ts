@@ -15,7 +15,8 @@
  *    16      lower bound, upper bound
  *
  * Nothing between. Each counts as a row in `len` and the hash: kind deleteRange, key = lower bound,
- * value = upper bound, diff 0.
+ * value = upper bound, diff 0. The kind of collection that the footer says may be another than the
+ * collection's: range deletes are alike for all, and may come before the first row.
  */
 import { getU32, getU64, setU32, setU64 } from '../base/bytes.ts';
 import { crc32 } from '../base/crc32.ts';

@@ -250,6 +250,34 @@ export class Caller {
     this.#submit({ ops: [{ id: collection.id, key, value: undefined }] }, sync, promise);
   }
 
+  /** Some neighbours, now and then all that is above or below a key. */
+  #rangeOf(collection: ModelCollection): { op: ModelOp; bounds: { gte?: Buffer; lt?: Buffer } } {
+    const { prng } = this.#parts;
+    const { keys } = collection.slot;
+    const from = this.#key(collection);
+    const lower = prng.chance(0.1) ? undefined : keys[from];
+    const upper = prng.chance(0.1) ? undefined : keys[from + prng.between(1, 8)];
+    const range = { lower, upper };
+    return {
+      op: { id: collection.id, key: -1, value: undefined, range },
+      bounds: {
+        ...(lower === undefined ? {} : { gte: lower }),
+        ...(upper === undefined ? {} : { lt: upper }),
+      },
+    };
+  }
+
+  removeRange(): void {
+    const { prng } = this.#parts;
+    const live = this.#live();
+    if (live.length === 0) return;
+    const collection = prng.pick(live);
+    const { op, bounds } = this.#rangeOf(collection);
+    const { sync, options } = this.#sync();
+    const promise = this.#handle(collection.id).deleteRange(bounds, options);
+    this.#submit({ ops: [op] }, sync, promise);
+  }
+
   transaction(): void {
     const { prng } = this.#parts;
     const live = this.#live();
@@ -261,7 +289,11 @@ export class Caller {
       const collection = prng.pick(live);
       const key = this.#key(collection);
       const bytes = collection.slot.keys[key];
-      if (prng.chance(0.3)) {
+      if (prng.chance(0.05)) {
+        const { op, bounds } = this.#rangeOf(collection);
+        tx.deleteRange(this.#handle(collection.id), bounds);
+        ops.push(op);
+      } else if (prng.chance(0.3)) {
         tx.delete(this.#handle(collection.id), bytes);
         ops.push({ id: collection.id, key, value: undefined });
       } else {
@@ -1117,6 +1149,7 @@ export class Caller {
 const WRITES: ReadonlySet<keyof ActWeights> = new Set([
   'put',
   'remove',
+  'removeRange',
   'transaction',
   'conditional',
   'burst',

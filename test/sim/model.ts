@@ -12,6 +12,8 @@ export type ModelOp = {
   readonly id: number;
   readonly key: number;
   readonly value: Buffer | undefined;
+  /** A range delete: `key` says nothing. An undefined bound is no bound. */
+  readonly range?: { readonly lower: Buffer | undefined; readonly upper: Buffer | undefined };
 };
 
 export type CatalogChange =
@@ -76,12 +78,26 @@ export class Model {
     } else if (catalog?.what === 'history') {
       this.#get(catalog.id).histories.push({ offset, history: catalog.history });
     }
-    for (const { id, key, value } of tx.ops) {
+    for (const { id, key, value, range } of tx.ops) {
       const collection = this.#get(id);
-      const versions = collection.versions[key];
-      if (versions.at(-1)?.offset === offset) versions.pop();
-      versions.push({ offset, value });
+      if (range === undefined) writeVersion(collection.versions[key], offset, value);
+      else this.#deleteRange(collection, offset, range);
       if (collection.touches.at(-1) !== offset) collection.touches.push(offset);
+    }
+  }
+
+  /** Rows that are there go; for all others nothing has changed. */
+  #deleteRange(
+    collection: ModelCollection,
+    offset: number,
+    { lower, upper }: NonNullable<ModelOp['range']>,
+  ): void {
+    const { keys } = collection.slot;
+    for (let i = 0; i < keys.length; i++) {
+      if (lower !== undefined && Buffer.compare(keys[i], lower) < 0) continue;
+      if (upper !== undefined && Buffer.compare(keys[i], upper) >= 0) break;
+      const versions = collection.versions[i];
+      if (versions.at(-1)?.value !== undefined) writeVersion(versions, offset, undefined);
     }
   }
 
@@ -160,4 +176,10 @@ export class Model {
     const history = Math.min(...this.#get(id).histories.map((entry) => entry.history));
     return history === Infinity ? 0 : Math.max(0, upper - 1 - history);
   }
+}
+
+/** Of one transaction's operations on a key the last counts. */
+function writeVersion(versions: Version[], offset: number, value: Buffer | undefined): void {
+  if (versions.at(-1)?.offset === offset) versions.pop();
+  versions.push({ offset, value });
 }

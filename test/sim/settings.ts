@@ -11,6 +11,7 @@ import type { Slot } from './model.ts';
 export type ActWeights = {
   put: number;
   remove: number;
+  removeRange: number;
   transaction: number;
   conditional: number;
   burst: number;
@@ -122,6 +123,7 @@ function drawValueBytes(prng: Prng): (prng: Prng) => number {
 const ACTS: ActWeights = {
   put: 30,
   remove: 10,
+  removeRange: 2,
   transaction: 15,
   conditional: 8,
   burst: 6,
