@@ -26,10 +26,16 @@ import { buffer } from '../../actors/encodings.ts';
 import type { RangeIterable, RangeOptions } from '../../actors/range.ts';
 import { NEWEST } from '../../actors/reader.ts';
 import { Snapshot } from '../../actors/snapshot.ts';
+import { transact } from '../../actors/transact.ts';
+import type { ConflictLines } from '../../actors/transact.ts';
+import type { WriteSet } from '../../actors/write-set.ts';
 import { Transaction } from '../../actors/transaction.ts';
+import { Following } from './following.ts';
 import type { CatalogChange, Model, ModelCollection, ModelOp, ModelRow, ModelTx } from './model.ts';
 import type { ActWeights, Settings } from './settings.ts';
 import type { Trace } from './trace.ts';
+import { Attempts } from './transacting.ts';
+import type { Judge } from './transacting.ts';
 import { SimFailure } from './world.ts';
 import type { Receipt, World } from './world.ts';
 
@@ -46,6 +52,8 @@ type Commit = {
   readonly tx: ModelTx;
   readonly sync: boolean;
   readonly conditions: readonly ModelCondition[];
+  /** Of `transact`: what it had read. */
+  readonly judge: Judge | undefined;
   /** What readers saw when it was made. */
   readonly visible: number;
   offset: number;
@@ -115,6 +123,12 @@ export class Caller {
   /** First offset above everything that was promised to be durable, and to be written. */
   durablePromised = 0;
   writtenPromised = 0;
+  readonly #following: Following;
+  readonly #conflictLines: ConflictLines = new Map();
+  /** Who knows what a write set of `transact` has read. */
+  readonly #judges: WeakMap<WriteSet, Judge> = new WeakMap();
+  #nextTransact = 0;
+  transacted = 0;
   acts = 0;
   conditionsHeld = 0;
 
@@ -129,6 +143,31 @@ export class Caller {
       CATALOG_VALUES,
       () => Promise.reject(new TypeError('not here')),
     );
+    this.#watchCommits();
+    const { world } = parts;
+    this.#following = new Following({
+      client: this.client,
+      prng: parts.prng,
+      model: parts.model,
+      handleOf: (id) => this.#handle(id),
+      mayEnd: (error) => {
+        const isOver = isCode(error, 'TIDEMARK_POISONED') || isCode(error, 'TIDEMARK_CLOSED');
+        return (isOver && !world.isOpen) || this.#isFailedRead(error);
+      },
+      isLost: (error) => isCode(error, 'TIDEMARK_HISTORY_LOST'),
+      onBroken: (error) => this.#broke(error),
+      note: (what, n) => this.#note(what, n),
+    });
+  }
+
+  /** Items of feeds that were as they should be. */
+  get itemsFollowed(): number {
+    return this.#following.items;
+  }
+
+  /** Somebody waits for a turn of the event loop. */
+  get wantsTurn(): boolean {
+    return this.#following.wantsTurn;
   }
 
   get unsettled(): number {
@@ -388,6 +427,62 @@ export class Caller {
     return { id, key, offset: other };
   }
 
+  /** Reads and writes as one, run again until nothing that was read has changed meanwhile. */
+  transact(): void {
+    const { prng, trace } = this.#parts;
+    if (this.unsettled > 100) return;
+    const options = {
+      // More would pause in real time.
+      retries: prng.below(3),
+      ...(this.#parts.settings.synced || prng.chance(0.9) ? {} : { durability: 'synced' as const }),
+    };
+    const number = this.#nextTransact++;
+    const attempt = new Attempts({
+      client: this.client,
+      prng: prng.child(),
+      model: this.#parts.model,
+      live: () => this.#live(),
+      handleOf: (id) => this.#handle(id),
+      keyOf: (collection) => this.#key(collection),
+      valueOf: () => this.#value(),
+      note: (what, n) => this.#note(`transact ${number}: ${what}`, n),
+      onWriteSet: (set, judge) => this.#judges.set(set, judge),
+    });
+    trace.mix(number);
+    this.#await(
+      transact(this.client, this.#conflictLines, (scope) => attempt.run(scope), options),
+      `transact ${number}`,
+      () => {
+        this.transacted++;
+      },
+      (error) => this.#onTransactFailed(error),
+    );
+  }
+
+  #onTransactFailed(error: unknown): void {
+    const { world, mayBeFull } = this.#parts;
+    if (this.#isFailedRead(error)) return;
+    const isExpected =
+      isCode(error, 'TIDEMARK_CONFLICT') ||
+      isCode(error, 'TIDEMARK_HISTORY_LOST') ||
+      isCode(error, 'TIDEMARK_TOO_LARGE') ||
+      (isCode(error, 'TIDEMARK_NO_SPACE') && mayBeFull()) ||
+      (isCode(error, 'TIDEMARK_OUTCOME_UNKNOWN') && world.isPoisoned);
+    if (!isExpected) throw error;
+  }
+
+  /** What is committed from within: in the book as everything else is. */
+  #watchCommits(): void {
+    const { line } = this.client;
+    const commitSet = line.commitSet.bind(line);
+    line.commitSet = (set, sync, conditions) => {
+      const judge = this.#judges.get(set);
+      const promise = commitSet(set, sync, conditions);
+      if (judge !== undefined) this.#submit({ ops: judge.ops }, sync, promise, [], judge);
+      return promise;
+    };
+  }
+
   /** Conditions without a write: answered at once, of what is visible. */
   #lookOnly(
     tx: Transaction,
@@ -460,10 +555,19 @@ export class Caller {
     sync: boolean,
     promise: Promise<Answer>,
     conditions: readonly ModelCondition[] = [],
+    judge?: Judge,
   ): void {
     const { world, settings } = this.#parts;
     const visible = this.#visible;
-    const commit: Commit = { tx, sync, conditions, visible, offset: -1, isInConflict: false };
+    const commit: Commit = {
+      tx,
+      sync,
+      conditions,
+      judge,
+      visible,
+      offset: -1,
+      isInConflict: false,
+    };
     this.#line.push(commit);
     const number = this.#nextPromise++;
     this.#waiting.set(number, 'a commit');
@@ -507,13 +611,15 @@ export class Caller {
       this.#line.splice(at, 1);
       return;
     }
-    if (isCode(error, 'TIDEMARK_CONFLICT') && commit.conditions.length > 0) {
+    const isConditional = commit.conditions.length > 0 || commit.judge !== undefined;
+    if (isCode(error, 'TIDEMARK_CONFLICT') && isConditional) {
       this.#parts.onConflict();
       // Found by the sequencer, or before it came on the line.
       if (commit.isInConflict) return;
       if (at < 0) throw error;
       this.#line.splice(at, 1);
-      this.#checkConflict(commit.conditions, commit.visible, this.#parts.model.upper, error);
+      if (commit.judge !== undefined) commit.judge.onConflict();
+      else this.#checkConflict(commit.conditions, commit.visible, this.#parts.model.upper, error);
       return;
     }
     if (isCode(error, 'TIDEMARK_NO_SPACE') && commit.offset < 0) return;
@@ -534,7 +640,8 @@ export class Caller {
         const commit = this.#line.shift();
         if (commit === undefined || count !== 1) throw new SimFailure('a conflict over nothing');
         commit.isInConflict = true;
-        this.#checkConflict(commit.conditions, from, model.upper, undefined);
+        if (commit.judge !== undefined) commit.judge.onConflict();
+        else this.#checkConflict(commit.conditions, from, model.upper, undefined);
         return;
       }
       if (code !== 'TIDEMARK_NO_SPACE' || !mayBeFull()) {
@@ -556,6 +663,12 @@ export class Caller {
           throw new SimFailure(`${commit.offset} was accepted, and did not hold: ${what}`);
         }
         this.conditionsHeld++;
+      }
+      if (commit.judge !== undefined) {
+        if (count !== 1 && !commit.judge.isBlind) {
+          throw new SimFailure('what has read is a record of its own');
+        }
+        commit.judge.onAccepted(commit.offset);
       }
       model.apply(commit.tx);
     }
@@ -910,6 +1023,16 @@ export class Caller {
     this.#await(this.client.compact(one), 'compact', () => {}, ignoreBusy);
   }
 
+  /** Follows what changes. */
+  follow(): void {
+    this.#following.act(this.#live(), this.#visible);
+  }
+
+  /** Everything is settled: no feed sleeps over what is there. */
+  checkAsleep(): void {
+    this.#following.checkAsleep(this.client.logged());
+  }
+
   checkpoint(): void {
     const below = Math.max(this.durablePromised, this.writtenPromised);
     this.#await(
@@ -1101,6 +1224,7 @@ export class Caller {
   letGo(): void {
     for (const { snapshot } of this.#snapshots.splice(0)) snapshot.close();
     for (const { rows } of this.#iterators.splice(0)) rows.return();
+    this.#following.letGo();
   }
 
   // ---------------------------------------------------------------- promises
@@ -1152,6 +1276,7 @@ const WRITES: ReadonlySet<keyof ActWeights> = new Set([
   'removeRange',
   'transaction',
   'conditional',
+  'transact',
   'burst',
   'flush',
   'compact',

@@ -373,6 +373,11 @@ export class SimDisk implements Storage {
     return true;
   }
 
+  /** The process died in one of its calls. */
+  get isDead(): boolean {
+    return this.#dead;
+  }
+
   /** Programs that are not answered yet. */
   get queued(): number {
     return this.#programs.length;

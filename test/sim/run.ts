@@ -96,6 +96,9 @@ class Simulation {
     /** Conditions that did not hold, and commits whose conditions held. */
     conflicts: 0,
     conditions: 0,
+    transacted: 0,
+    /** Items of feeds. */
+    followed: 0,
     slowSyncs: 0,
     /** Turns of a client with commits that wait for room on its ring. */
     fullRings: 0,
@@ -448,6 +451,8 @@ class Simulation {
     for (const caller of this.#callers) {
       caller.letGo();
       this.counts['acts'] += caller.acts;
+      this.counts['followed'] += caller.itemsFollowed;
+      this.counts['transacted'] += caller.transacted;
       this.counts['conditions'] += caller.conditionsHeld;
     }
     this.counts['jobs'] += this.#world.pool.started;
@@ -501,6 +506,9 @@ class Simulation {
 
   /** Lets everything end that is under way, and looks at what there is then. */
   async #quiet(flushed: boolean): Promise<void> {
+    await this.#settleAll();
+    if (this.#isOver()) return;
+    if (!this.#faulted) for (const caller of this.#callers) caller.checkAsleep();
     for (const caller of this.#callers) caller.letGo();
     if (flushed) this.#callers[0].flush();
     await this.#settleAll();
@@ -575,7 +583,12 @@ class Simulation {
       worked = worked || this.#life.hosted;
     }
     await settle();
+    if (this.#wantsTurn) await turn();
     return worked;
+  }
+
+  get #wantsTurn(): boolean {
+    return this.#callers.some(({ wantsTurn }) => wantsTurn);
   }
 
   // ---------------------------------------------------------------- the schedule
@@ -631,6 +644,7 @@ class Simulation {
         world.stepQueue(prng);
         return;
       case 2:
+        if (this.#wantsTurn) await turn();
         if (world.storage.answerLater(prng)) {
           await settle();
           world.afterAct();
@@ -692,6 +706,11 @@ function pickIndex(prng: Prng, weights: readonly number[]): number {
 /** Lets promises that can settle do so: no timer, no turn of the event loop, the same count each time. */
 async function settle(): Promise<void> {
   for (let i = 0; i < MICROTASKS; i++) await undefined;
+}
+
+/** Some code waits for its turn of the event loop: nothing else is in it. */
+function turn(): Promise<void> {
+  return new Promise((resolve) => setImmediate(resolve));
 }
 
 /** Runs one seed to its end or to the first thing that is wrong. */

@@ -14,6 +14,7 @@ export type ActWeights = {
   removeRange: number;
   transaction: number;
   conditional: number;
+  transact: number;
   burst: number;
   point: number;
   pointLater: number;
@@ -21,6 +22,7 @@ export type ActWeights = {
   range: number;
   iterate: number;
   snapshot: number;
+  follow: number;
   flush: number;
   compact: number;
   checkpoint: number;
@@ -126,6 +128,7 @@ const ACTS: ActWeights = {
   removeRange: 2,
   transaction: 15,
   conditional: 8,
+  transact: 8,
   burst: 6,
   point: 30,
   pointLater: 15,
@@ -133,6 +136,7 @@ const ACTS: ActWeights = {
   range: 10,
   iterate: 12,
   snapshot: 6,
+  follow: 12,
   flush: 0.5,
   compact: 0.3,
   checkpoint: 0.3,
