@@ -112,9 +112,13 @@ export async function elide(
   const limit = Error.stackTraceLimit;
   Error.stackTraceLimit = 30;
   let states = 0;
+  const workloads = [...lives];
+  /** All of them have their turn. */
+  const share = Math.ceil(statesMax / (seeds.length * workloads.length));
   try {
     for (const seed of seeds) {
-      for (const workload of lives) {
+      for (const workload of workloads) {
+        let budget = share;
         const fault: Fault = (call) => (siteOf(call) === site ? { kind: 'skip' } : undefined);
         const { hand, failure } = await live(workload, seed, { fault });
         if (failure !== undefined) {
@@ -123,12 +127,13 @@ export async function elide(
         const prng = new Prng(seed);
         const choice = { subsetsMax: 3, samples: 4, regularMax: 2 };
         // From the end: what should be safe by then has had the time to be lost.
-        const step = Math.max(1, Math.floor((hand.moments.length * 8) / statesMax));
-        for (let m = hand.moments.length - 1 - prng.below(step); m >= 0; m -= step) {
+        const step = Math.max(1, Math.floor((hand.moments.length * 8) / share));
+        for (let m = hand.moments.length - 1 - prng.below(step); m >= 0 && budget > 0; m -= step) {
           const moment = hand.moments[m];
           if (moment === undefined) break;
           for (const { left, owed } of statesOf(moment, workload.how, prng, choice)) {
-            if (++states > statesMax) return { site, noticed: undefined, states };
+            if (--budget < 0) break;
+            states++;
             try {
               revive(left, owed, prng.child(), {
                 depth: states % 2,

@@ -9,7 +9,9 @@
  *   --keep-going     a failure is told and the next life is led
  *   --elide          instead: every place that writes, syncs or renames switched off in turn
  *   --flips          instead: every bit of a small store, every cut, exchange and zeroed sector
- *   --step=N         with --flips: only every Nth bit and byte
+ *   --step=N         with --flips: only every Nth bit and byte, from the --seed'th on
+ *   --kind=NAME      with --flips: only exchanges, sectors, cuts or bits
+ *   --site=TEXT      with --elide: only places whose name has this in it
  *   --fail-syncs     instead: every sync of every life fails, as on ext4 and as on Btrfs
  */
 import { parseArgs } from 'node:util';
@@ -28,6 +30,8 @@ const { values } = parseArgs({
     moment: { type: 'string' },
     state: { type: 'string' },
     step: { type: 'string', default: '1' },
+    kind: { type: 'string' },
+    site: { type: 'string', default: '' },
     'keep-going': { type: 'boolean', default: false },
     elide: { type: 'boolean', default: false },
     flips: { type: 'boolean', default: false },
@@ -111,6 +115,7 @@ async function elisions(): Promise<number> {
   const sites = await sitesOf(workloads, seeds);
   let unnoticed = 0;
   for (const [site, lives] of sites) {
+    if (!site.includes(values.site)) continue;
     const { noticed, states } = await elide(site, lives, seeds, Math.max(50, statesMax));
     const isBad = noticed === undefined && !isHarmless(site);
     if (isBad) unnoticed++;
@@ -130,10 +135,12 @@ async function flips(): Promise<number> {
     ['exchanges', exchanges(store)],
     ['sectors', sectors(store, 1)],
     ['cuts', cuts(store, seed % step, step)],
-    ['bit flips', bitFlips(store, seed % step, step)],
+    ['bits', bitFlips(store, seed % step, step, () => unread++)],
   ];
+  let unread = 0;
   let bad = 0;
   for (const [kind, damages] of kinds) {
+    if ((values.kind ?? kind) !== kind) continue;
     const verdicts = { harmless: 0, detected: 0, torn: 0, crude: 0, silent: 0 };
     let done = 0;
     for (const damage of damages) {
@@ -144,10 +151,12 @@ async function flips(): Promise<number> {
           console.error(`${verdict}: ${damage.what}: ${String(error).split('\n')[0]}`);
       }
       if (++done % 256 === 0) await turn();
+      if (done % 10_000 === 0) console.log(`${rate(done)} ${kind}, ${JSON.stringify(verdicts)}`);
     }
     console.log(`${kind}: ${done}, ${JSON.stringify(verdicts)}`);
   }
-  console.log(rate(bad));
+  if (unread > 0) console.log(`and ${unread} bits that nobody reads`);
+  console.log(`${bad} bad`);
   return bad;
 }
 
