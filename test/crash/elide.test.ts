@@ -12,10 +12,10 @@ import { WORKLOADS } from './workloads.ts';
 const QUICK: readonly RegExp[] = [
   /^sync segment in LogWriter/,
   /^write segment in LogWriter/,
-  /^sync edits \(queued\)/,
-  /^write edits \(queued\)/,
-  /^syncDir manifest \(queued\)/,
-  /^sync HEAD \(queued\)/,
+  /^sync edits \(waited for/,
+  /^write edits \(queued, after open/,
+  /^rename HEAD HEAD \(waited for/,
+  /^sync HEAD \(queued/,
   /^syncDir wal in createLog/,
 ];
 
@@ -34,7 +34,7 @@ test('turning off a call that makes something durable is noticed', async () => {
   for (const site of sites.keys()) {
     if (!QUICK.some((pattern) => pattern.test(site))) continue;
     tried++;
-    const { noticed } = await elide(site, LIVES, [1, 2], 200);
+    const { noticed } = await elide(site, LIVES, [1, 2], 400);
     if (noticed === undefined) unnoticed.push(site);
   }
   assert.ok(tried >= QUICK.length, `${tried} tried`);

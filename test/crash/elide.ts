@@ -37,7 +37,7 @@ export function siteOf(call: SimCall): string | undefined {
   const what = `${kind} ${call.path.split(' ').map(kindOfPath).join(' ')}`;
   const frames = (new Error('site').stack ?? '')
     .split('\n')
-    .filter((frame) => /\/core\/(?!shared)|\/actors\//.test(frame));
+    .filter((frame) => /\/core\/(?!shared)|\/actors\/(?!watched-storage)/.test(frame));
   // Line numbers change too often to be names.
   const names = frames.slice(0, 2).map((frame) => /at (?:new )?(\S+) /.exec(frame)?.[1] ?? '?');
   // The steps of a program have all the same name but for what they follow.

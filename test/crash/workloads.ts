@@ -9,13 +9,14 @@
  *   recovery   crashes in between: torn tails, suspect commits, prepared segments left behind
  *   catalog    collections made, dropped and made again beside data
  *   resumed    dies between what the manifest writes and its syncs; what follows is built on that
+ *   prepared   a segment made ahead has its name in the cache only when the store is closed and opened
  *   buffered   commits are synced later than they are answered
  */
 import { KIND_KEYED } from '../../core/base/update.ts';
 import { Prng } from '../../core/base/prng.ts';
 import { SimDisk } from '../sim/disk.ts';
 import type { CrashMode, SimCall, SimFault } from '../sim/disk.ts';
-import { MANIFEST_DIR } from '../../core/storage/names.ts';
+import { LOG_DIR, MANIFEST_DIR } from '../../core/storage/names.ts';
 import { Incarnation, isDeath } from './engine.ts';
 import type { How } from './engine.ts';
 import { Model } from './model.ts';
@@ -66,6 +67,8 @@ export class Hand {
   #commits = 0;
   /** The process dies before the first call that it is true of. */
   #diesAt: ((call: SimCall) => boolean) | undefined;
+  /** Fails the first call that it is true of, once. */
+  #failsAt: ((call: SimCall) => boolean) | undefined;
   readonly #fault: Fault | undefined;
   readonly #keepsMoments: boolean;
   readonly #toleratesJobFailures: boolean;
@@ -106,6 +109,10 @@ export class Hand {
         });
       }
       if (this.#diesAt?.(call) === true) return { kind: 'crash' };
+      if (this.#failsAt?.(call) === true) {
+        this.#failsAt = undefined;
+        return { kind: 'throw', code: 'EIO' };
+      }
       return this.#fault?.(call);
     };
   }
@@ -181,6 +188,13 @@ export class Hand {
     this.#diesAt = undefined;
     if (!died) throw new Error('there was no such call');
     this.crash('process');
+  }
+
+  /** The next job to make such a call fails there. True, once it has. */
+  failJobAt(isAt: (call: SimCall) => boolean): () => boolean {
+    this.engine.toleratesJobFailures = true;
+    this.#failsAt = isAt;
+    return () => this.#failsAt === undefined;
   }
 
   checkpoint(): Promise<void> {
@@ -391,6 +405,36 @@ const resumed: Workload = {
   },
 };
 
+const prepared: Workload = {
+  name: 'prepared',
+  how: SMALL,
+  run: (hand) => {
+    hand.open();
+    const a = hand.create('a', true);
+    const hasFailed = hand.failJobAt(
+      ({ call, path, after }) => call === 'fsync' && path === LOG_DIR && after.startsWith('rename'),
+    );
+    // Segments are made ahead once one has filled.
+    for (let i = 0; i < 40 && !hasFailed(); i++) {
+      hand.put(a, `k${hand.prng.below(6)}`, 2_000);
+      hand.sync();
+      hand.engine.rounds(6);
+    }
+    if (!hasFailed()) throw new Error('no segment was made ahead');
+    hand.put(a, 'before', 100);
+    hand.close();
+    hand.open();
+    for (let i = 0; i < 9; i++) {
+      hand.put(a, `k${hand.prng.below(6)}`, hand.prng.pick([2_000, 4_000]));
+      hand.little();
+      if (i % 3 === 2) hand.sync();
+    }
+    hand.sync();
+    hand.put(a, 'last', 100);
+    hand.little();
+  },
+};
+
 const buffered: Workload = {
   name: 'buffered',
   how: { ...SMALL, synced: false },
@@ -419,6 +463,7 @@ export const WORKLOADS: readonly Workload[] = [
   spine,
   recovery,
   resumed,
+  prepared,
   catalog,
   buffered,
 ];
