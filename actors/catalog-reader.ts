@@ -5,6 +5,7 @@
 import { NO_BYTES } from '../core/base/bytes.ts';
 import { CATALOG_ID } from '../core/base/update.ts';
 import type { Control } from '../core/shared/control.ts';
+import { codecOfCompression } from '../core/spine/block-codec.ts';
 import type { ActorContext } from './actor.ts';
 import {
   CATALOG_VALUES,
@@ -26,6 +27,8 @@ export class CatalogReader {
   T: number = BEFORE_ALL;
   /** Offsets of history by collection id. */
   readonly #history: Map<number, number> = new Map();
+  /** Codec ids by collection id, of those that are compressed. */
+  readonly #codecs: Map<number, number> = new Map();
 
   constructor(context: ActorContext, client: number) {
     this.#control = context.control;
@@ -38,6 +41,7 @@ export class CatalogReader {
    */
   refresh(): void {
     this.#history.clear();
+    this.#codecs.clear();
     // At replay `durable` runs ahead of what is applied.
     this.T = Math.min(this.#control.durable(), this.#control.applied()) - 1;
     if (this.T === BEFORE_ALL) return;
@@ -52,6 +56,8 @@ export class CatalogReader {
         const value = decodeLent(CATALOG_VALUES, batch.slab, valueStart, batch.places[i * 3 + 2]);
         const row = checkCatalogRow(value, nameOfCatalogKey(key));
         this.#history.set(row.id, row.history.offsets ?? KEEP_ALL);
+        const codec = codecOfCompression(row.compression ?? 'none') ?? 0;
+        if (codec !== 0) this.#codecs.set(row.id, codec);
         last = key;
       }
       if (batch.ended) return;
@@ -66,6 +72,11 @@ export class CatalogReader {
   /** What each collection keeps, the catalog left out. */
   histories(): Iterable<readonly [collection: number, history: number]> {
     return this.#history;
+  }
+
+  /** By which merges compress its blocks, 0 = none; also where this Node has not got what was chosen. */
+  codecOf(id: number): number {
+    return this.#codecs.get(id) ?? 0;
   }
 
   /** Offsets that the collection keeps, -1 = all. The catalog itself keeps only what is newest. */

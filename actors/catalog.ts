@@ -5,11 +5,14 @@
  *
  *   key                    value (JSON, UTF-8)
  *   00                     { "next": id }
- *   01 name in UTF-8       { "id", "kind", "key", "value", "history": { "offsets"?, "ms"? } }
+ *   01 name in UTF-8       { "id", "kind", "key", "value", "history": { "offsets"?, "ms"? },
+ *                            "compression"? }
  */
 import { corrupt } from '../core/base/errors.ts';
 import { collectionNameBytesMax } from '../core/base/limits.ts';
 import { KIND_KEYED } from '../core/base/update.ts';
+import { COMPRESSIONS } from '../core/spine/block-codec.ts';
+import type { Compression } from '../core/spine/block-codec.ts';
 import { buffer, json } from './encodings.ts';
 import type { Codec } from './encodings.ts';
 
@@ -22,6 +25,8 @@ export type CatalogRow = {
   readonly key: string;
   readonly value: string;
   readonly history: StoredHistory;
+  /** Of its blocks, by merges; left out: none. */
+  readonly compression?: Compression;
 };
 
 export const CATALOG_KEYS: Codec<Buffer> = buffer;
@@ -60,7 +65,8 @@ export function checkCatalogRow(value: unknown, name: string): CatalogRow {
     row.kind !== KIND_KEYED ||
     typeof row.key !== 'string' ||
     typeof row.value !== 'string' ||
-    typeof row.history !== 'object'
+    typeof row.history !== 'object' ||
+    (row.compression !== undefined && !COMPRESSIONS.includes(row.compression))
   ) {
     throw corrupt('CATALOG', `the catalog row of collection ${name} is damaged`, { name });
   }

@@ -15,6 +15,8 @@ import { KIND_RECORD } from '../core/shared/buffer-pool.ts';
 import { DescriptorTable } from '../core/shared/descriptors.ts';
 import { readersInside } from '../core/shared/epoch.ts';
 import { releaseLock } from '../core/storage/lock.ts';
+import { codecOfCompression, COMPRESSIONS } from '../core/spine/block-codec.ts';
+import type { Compression } from '../core/spine/block-codec.ts';
 import type { ActorContext, EngineConfig } from './actor.ts';
 import { backupStatePath } from './backup-holds.ts';
 import { backupInSlices, backupOnThread, checkBackup } from './backup.ts';
@@ -95,6 +97,11 @@ export interface CollectionOptions<KE, VE> {
   readonly value?: VE;
   /** Offsets of history behind the newest, or Infinity; given on an existing collection it is ignored: use setHistory. */
   readonly history?: History;
+  /**
+   * How merges compress its blocks: 'none' (default), 'deflate', 'brotli', or 'zstd' where Node has it
+   * (22.15). Flushes never compress. Given on an existing collection it is ignored.
+   */
+  readonly compression?: Compression;
 }
 
 /** An update that says which of several collections it is of. */
@@ -111,7 +118,13 @@ const TAIL_PAGES_AT_CLOSE = 8;
 const FLUSH_AT_CLOSE_MS = 3_000;
 const READ_WAIT_MS = 5;
 
-const COLLECTION_OPTIONS: ReadonlySet<string> = new Set(['kind', 'key', 'value', 'history']);
+const COLLECTION_OPTIONS: ReadonlySet<string> = new Set([
+  'kind',
+  'key',
+  'value',
+  'history',
+  'compression',
+]);
 const CHANGES_OPTIONS: ReadonlySet<string> = new Set(FOLLOW_OPTIONS);
 const SNAPSHOT_OPTIONS: ReadonlySet<string> = new Set(['asOf']);
 const WAIT_OPTIONS: ReadonlySet<string> = new Set(['signal']);
@@ -414,12 +427,14 @@ export class Engine extends EventEmitter<EngineEvents> {
       });
     }
     const history = wanted.history ?? this.#options.config.history;
+    const compression = wanted.compression ?? 'none';
     const row: CatalogRow = {
       id: next.next,
       kind: KIND_KEYED,
       key: keyCodec.name,
       value: valueCodec.name,
       history: { offsets: history < 0 ? null : history },
+      ...(compression === 'none' ? {} : { compression }),
     };
     await this.transaction()
       .put(this.#catalog, key, row)
@@ -761,14 +776,21 @@ type WantedCollection = {
   readonly key: Codec<unknown> | undefined;
   readonly value: Codec<unknown> | undefined;
   readonly history: number | undefined;
+  readonly compression: Compression | undefined;
 };
 
 function checkCollectionOptions(options: unknown): WantedCollection {
   if (options === undefined) {
-    return { given: false, key: undefined, value: undefined, history: undefined };
+    return {
+      given: false,
+      key: undefined,
+      value: undefined,
+      history: undefined,
+      compression: undefined,
+    };
   }
   checkFields(options, COLLECTION_OPTIONS, 'collection option');
-  const { kind, key, value, history } = options as Record<string, unknown>;
+  const { kind, key, value, history, compression } = options as Record<string, unknown>;
   if (kind !== undefined && kind !== 'keyed') {
     throw new TypeError(`kind is 'keyed', not ${show(kind)}`);
   }
@@ -777,7 +799,19 @@ function checkCollectionOptions(options: unknown): WantedCollection {
     key: key === undefined ? undefined : codecOf(key, 'key'),
     value: value === undefined ? undefined : codecOf(value, 'value'),
     history: history === undefined ? undefined : checkHistory(history),
+    compression: compression === undefined ? undefined : checkCompression(compression),
   };
+}
+
+function checkCompression(given: unknown): Compression {
+  const known = COMPRESSIONS.find((name) => name === given);
+  if (known === undefined) {
+    throw new TypeError(`compression is one of ${COMPRESSIONS.join(', ')}, not ${show(given)}`);
+  }
+  if (codecOfCompression(known) === undefined) {
+    throw new TypeError(`compression '${known}' is not in this version of Node`);
+  }
+  return known;
 }
 
 function signalOf(options: unknown): AbortSignal | undefined {

@@ -2,6 +2,7 @@
  * The public face. Everything a service needs, and nothing else: deep imports are not supported.
  */
 export { open } from './engine.ts';
+export type { Compression } from '../core/spine/block-codec.ts';
 export type { CollectionOptions, Engine, EngineEvents, EngineState, UpdateOf } from './engine.ts';
 export type { Stall } from './stall-watch.ts';
 export type { StallCause } from './stalls.ts';

@@ -14,6 +14,7 @@ import type { SpineState } from '../core/spine/batch.ts';
 import type { MergeResult as JobMergeResult } from '../core/spine/merge-job.ts';
 import { isRangePart, partRef } from '../core/spine/part-format.ts';
 import type { PartInfo, PartRef } from '../core/spine/part-format.ts';
+import { PART_SHAPE } from '../core/spine/part-writer.ts';
 import {
   chooseMerge,
   chooseMove,
@@ -301,6 +302,7 @@ export class Merges {
     const shown = this.#views.shown(collection.id)?.state.hollows ?? [];
     const hiding = hidingParts(shown, choice, since);
     const jobId = this.#desk.nextId;
+    const codec = this.#spines.codecOf(collection.id);
     const request: Job = {
       kind: 'merge',
       request: {
@@ -312,6 +314,7 @@ export class Merges {
         since,
         oldest: choice.oldest,
         outFiles,
+        ...(codec === 0 ? {} : { shape: { ...PART_SHAPE, codec } }),
       },
     };
     const read = choice.runs.flatMap((run) => run.parts);

@@ -413,7 +413,7 @@ export class Reader {
   ): number {
     const { found } = this.#point;
     this.time = found.time;
-    this.valueBytes = this.#point.buffer;
+    this.valueBytes = found.valueBytes;
     this.valueStart = found.valueOffset;
     this.valueEnd = found.valueOffset + found.valueLength;
     const absent = found.kind === OP_DELETE || found.time < hidden;
@@ -550,7 +550,7 @@ export class Reader {
           const { found } = this.#point;
           const absent = found.kind === OP_DELETE || found.time < hidden;
           this.time = found.time;
-          this.valueBytes = target;
+          this.valueBytes = found.valueBytes;
           this.valueStart = found.valueOffset;
           this.valueEnd = found.valueOffset + found.valueLength;
           if (T >= frontier - 1) {

@@ -149,6 +149,11 @@ export class SpineTable {
     return this.#catalog.histories();
   }
 
+  /** By which merges compress its blocks, 0 = none. */
+  codecOf(id: number): number {
+    return this.#catalog.codecOf(id);
+  }
+
   historyOf(id: number): number {
     return this.#catalog.historyOf(id);
   }

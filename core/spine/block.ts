@@ -5,7 +5,7 @@
  *
  *   block    off size field
  *              0    4 CRC-32 of the rest, as stored
- *              4    1 codec: 0 none (others come later, and compress from offset 12 on)
+ *              4    1 codec: 0 none; others (block-codec.ts) compress all from offset 12 on
  *              5    1 flags: 1 tombstones, 2 diffs
  *              6    1 bytes of a time: 0, 2, 4 or 8
  *              7    1 bytes of a value end: 2 or 4
@@ -44,18 +44,20 @@ import { KiB, MiB } from '../base/limits.ts';
 import { OP_DELETE, OP_PUT, OP_UPDATE } from '../base/update.ts';
 import { copyAt, grown } from './copy.ts';
 
-const CRC_OFFSET = 0;
-const CODEC_OFFSET: number = CRC_OFFSET + 4;
+export const CRC_OFFSET = 0;
+export const CODEC_OFFSET: number = CRC_OFFSET + 4;
 const FLAGS_OFFSET: number = CODEC_OFFSET + 1;
 const TIME_WIDTH_OFFSET: number = FLAGS_OFFSET + 1;
 const END_WIDTH_OFFSET: number = TIME_WIDTH_OFFSET + 1;
-const RAW_BYTES_OFFSET: number = END_WIDTH_OFFSET + 1;
-const ROWS_OFFSET: number = RAW_BYTES_OFFSET + 4;
+export const RAW_BYTES_OFFSET: number = END_WIDTH_OFFSET + 1;
+/** What a codec compresses begins here: the header before it stays as it is. */
+export const BODY_OFFSET: number = RAW_BYTES_OFFSET + 4;
+const ROWS_OFFSET: number = BODY_OFFSET;
 const BASE_OFFSET: number = ROWS_OFFSET + 4;
 const KEYS_BYTES_OFFSET: number = BASE_OFFSET + 8;
 const HEADER_BYTES: number = KEYS_BYTES_OFFSET + 4;
 
-const CODEC_NONE = 0;
+export const CODEC_NONE = 0;
 const FLAG_TOMBSTONES = 1;
 const FLAG_DIFFS = 2;
 
@@ -293,19 +295,20 @@ function putTimes(
 
 /**
  * What is wrong with a stored block at bytes[at, at + length), if anything. Ask before reading rows out
- * of bytes that came from disk.
+ * of bytes that came from disk; out of a packed one only `unpackBlock` does.
  */
 export function blockFault(bytes: Uint8Array, at: number, length: number): string | undefined {
   if (length < HEADER_BYTES) return 'shorter than a block';
   const crc = crc32(bytes, at + CODEC_OFFSET, length - CODEC_OFFSET);
   if (crc !== getU32(bytes, at + CRC_OFFSET)) return 'checksum';
-  return blockShapeFault(bytes, at, length);
+  // The shape of a packed one shows when it is unpacked.
+  return bytes[at + CODEC_OFFSET] === CODEC_NONE ? blockShapeFault(bytes, at, length) : undefined;
 }
 
 /** The same without the checksum: enough that nothing reads beyond the block, not that it is right. */
 export function blockShapeFault(bytes: Uint8Array, at: number, length: number): string | undefined {
   if (length < HEADER_BYTES) return 'shorter than a block';
-  if (bytes[at + CODEC_OFFSET] !== CODEC_NONE) return 'unknown codec';
+  if (bytes[at + CODEC_OFFSET] !== CODEC_NONE) return 'packed twice';
   if (getU32(bytes, at + RAW_BYTES_OFFSET) !== length) return 'another size';
   const flags = bytes[at + FLAGS_OFFSET];
   if (flags > FLAG_DIFFS) return 'unknown flags';
@@ -572,7 +575,8 @@ export class BlockSearch {
   time: number;
   kind: number;
   diff: number;
-  /** The value is bytes[valueOffset, valueOffset + valueLength) of the bytes searched. */
+  /** The value is valueBytes[valueOffset, valueOffset + valueLength): of the bytes searched. */
+  valueBytes: Uint8Array;
   valueOffset: number;
   valueLength: number;
 
@@ -580,6 +584,7 @@ export class BlockSearch {
     this.time = -1;
     this.kind = 0;
     this.diff = 0;
+    this.valueBytes = NO_BYTES;
     this.valueOffset = 0;
     this.valueLength = 0;
   }
@@ -650,6 +655,7 @@ export class BlockSearch {
       const time = base + timeAt(bytes, timesAt, timeWidth, row);
       if (time > asOf) continue;
       this.time = time;
+      this.valueBytes = bytes;
       const start = row === 0 ? 0 : endAt(bytes, endsAt, endWidth, row - 1);
       this.valueOffset = keysAt + getU32(bytes, at + KEYS_BYTES_OFFSET) + start;
       this.valueLength = endAt(bytes, endsAt, endWidth, row) - start;

@@ -13,6 +13,7 @@ import { partPath } from '../storage/names.ts';
 import type { Storage } from '../storage/storage.ts';
 import { ABSENT, blockFault, BlockSearch, CONTINUES } from './block.ts';
 import { filterFault, filterMayHold } from './filter.ts';
+import { isPacked, unpackBlock } from './block-codec.ts';
 import { FOOTER_READ_BYTES, footerBytes, parseFooter } from './part-format.ts';
 import type { PartInfo, PartRef } from './part-format.ts';
 import { addRange, rangeBlockFault, readRangeBlock } from './range-block.ts';
@@ -197,6 +198,8 @@ export class PointReader {
   block: number;
   /** What `get` read last. */
   buffer: Uint8Array;
+  /** The block in it, plain. */
+  #plain: Uint8Array;
   /** What the buffer holds, so that the same block is not read and checked twice in a row. */
   #heldFile: number;
   #heldPosition: number;
@@ -207,6 +210,7 @@ export class PointReader {
     this.bytes = 0;
     this.block = 0;
     this.buffer = NO_BYTES;
+    this.#plain = NO_BYTES;
     this.#heldFile = 0;
     this.#heldPosition = NOWHERE;
   }
@@ -253,12 +257,15 @@ export class PointReader {
   ): number {
     const fault = blockFault(bytes, at, this.bytes);
     if (fault !== undefined) throw badBlock(file, this.block, this.position, fault);
-    return this.found.search(bytes, at, key, keyOffset, keyLength, asOf);
+    if (!isPacked(bytes, at)) return this.found.search(bytes, at, key, keyOffset, keyLength, asOf);
+    const plain = unpackBlock(bytes, at, this.bytes);
+    if (typeof plain === 'string') throw badBlock(file, this.block, this.position, plain);
+    return this.found.search(plain, 0, key, keyOffset, keyLength, asOf);
   }
 
   /**
    * The newest version of the key with time <= asOf in a part, by plain reads. FOUND: see `found`, its
-   * value is in `buffer`. CONTINUES: the part ends in newer versions of the key.
+   * value is in `found.valueBytes`. CONTINUES: the part ends in newer versions of the key.
    */
   get(
     storage: Storage,
@@ -281,7 +288,7 @@ export class PointReader {
     }
     do {
       this.#read(storage, fd, file);
-      const answer = this.found.search(this.buffer, 0, key, keyOffset, keyLength, asOf);
+      const answer = this.found.search(this.#plain, 0, key, keyOffset, keyLength, asOf);
       if (answer !== CONTINUES) return answer;
     } while (this.advance(memory, indexAddress, offset));
     return CONTINUES;
@@ -304,6 +311,9 @@ export class PointReader {
     const n = storage.read(fd, this.buffer, 0, this.bytes, this.position);
     const fault = n === this.bytes ? blockFault(this.buffer, 0, n) : 'the file ends inside it';
     if (fault !== undefined) throw badBlock(file, this.block, this.position, fault);
+    const plain = isPacked(this.buffer, 0) ? unpackBlock(this.buffer, 0, n) : this.buffer;
+    if (typeof plain === 'string') throw badBlock(file, this.block, this.position, plain);
+    this.#plain = plain;
     this.#heldFile = file;
     this.#heldPosition = this.position;
   }

@@ -12,6 +12,7 @@ import { blockBytesTarget, keyBytesMax, partBytesTarget, partRowsMax } from '../
 import type { RangeDelete } from '../base/range-set.ts';
 import { KIND_KEYED, OP_DELETE, OP_PUT, OP_UPDATE } from '../base/update.ts';
 import { BlockBuilder } from './block.ts';
+import { packBlock } from './block-codec.ts';
 import { copyAt } from './copy.ts';
 import { filterBytes, writeFilter } from './filter.ts';
 import type { PartFiles } from './part-files.ts';
@@ -22,7 +23,13 @@ import { addRange, rangeBlockBytes, rangePieces, writeRangeBlock } from './range
 import { keyHash, RowSums, valueHash } from './row-hash.ts';
 
 /** How large blocks and parts get. Plain JSON; part of what makes a job's bytes. */
-export type PartShape = { blockBytes: number; partBytes: number; partRows: number };
+export type PartShape = {
+  blockBytes: number;
+  partBytes: number;
+  partRows: number;
+  /** By which blocks are compressed (block-codec.ts); left out: by none. */
+  codec?: number;
+};
 
 export const PART_SHAPE: PartShape = {
   blockBytes: blockBytesTarget,
@@ -266,7 +273,11 @@ export class PartWriter {
   #writeBlock(): void {
     const files = this.#files;
     const at = files.reserve(this.#block.bytes);
-    files.advance(this.#block.write(files.staging, at));
+    const bytes = this.#block.write(files.staging, at);
+    const { codec } = this.#shape;
+    const packed = codec === undefined ? undefined : packBlock(codec, files.staging, at, bytes);
+    if (packed !== undefined) files.staging.set(packed, at);
+    files.advance(packed === undefined ? bytes : packed.length);
     this.#block.clear();
   }
 

@@ -11,6 +11,7 @@ import { KiB } from '../base/limits.ts';
 import { partPath } from '../storage/names.ts';
 import type { Storage } from '../storage/storage.ts';
 import { BlockCursor, blockFault } from './block.ts';
+import { isPacked, unpackBlock } from './block-codec.ts';
 import { badBlock, readIndex } from './part-reader.ts';
 import type { PartInfo } from './part-format.ts';
 import { blockBytes, blockCount, blockOffset, findBlock } from './part-index.ts';
@@ -58,6 +59,8 @@ export class RunCursor extends BlockCursor {
   #windowTo: number;
   /** Position of the block in the window that was checked last. */
   #checkedAt: number;
+  /** That block, if it is packed in the window. */
+  #plain: Uint8Array | undefined;
   #aheadBytes: number;
   /** Bytes read from the disk so far. */
   bytesRead: number;
@@ -76,6 +79,7 @@ export class RunCursor extends BlockCursor {
     this.#windowFrom = 0;
     this.#windowTo = 0;
     this.#checkedAt = -1;
+    this.#plain = undefined;
     this.#aheadBytes = AHEAD_BYTES_MIN;
     this.bytesRead = 0;
   }
@@ -232,9 +236,16 @@ export class RunCursor extends BlockCursor {
       this.#checkedAt = -1;
       const fault = blockFault(this.#window, at, bytes);
       if (fault !== undefined) throw badBlock(file, block, position, fault);
+      this.#plain = undefined;
+      if (isPacked(this.#window, at)) {
+        const plain = unpackBlock(this.#window, at, bytes);
+        if (typeof plain === 'string') throw badBlock(file, block, position, plain);
+        this.#plain = plain;
+      }
       this.#checkedAt = position;
     }
-    this.open(this.#window, at);
+    if (this.#plain === undefined) this.open(this.#window, at);
+    else this.open(this.#plain, 0);
   }
 
   /** Reads the block, and as many more whole ones as the read-ahead allows. */

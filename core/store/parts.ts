@@ -7,6 +7,7 @@ import { compareAt } from '../base/bytes.ts';
 import { OP_UPDATE } from '../base/update.ts';
 import { corrupt } from '../base/errors.ts';
 import { BlockCursor, blockFault } from '../spine/block.ts';
+import { isPacked, unpackBlock } from '../spine/block-codec.ts';
 import { filterMayHold } from '../spine/filter.ts';
 import { isRangePart } from '../spine/part-format.ts';
 import type { PartInfo } from '../spine/part-format.ts';
@@ -109,11 +110,15 @@ function* checkRows(
       const length = blockBytes(index, 0, block);
       const position = part.offset + from + at;
       const fault = at + length > got ? 'the file ends inside it' : blockFault(window, at, length);
-      if (fault === undefined) {
-        rows.block(window, at);
-      } else {
+      const plain = fault === undefined && isPacked(window, at);
+      try {
+        const found = plain ? unpackBlock(window, at, length) : fault;
+        if (typeof found === 'string') throw badBlock(part.file, block, position, found);
+        if (found === undefined) rows.block(window, at);
+        else rows.block(found, 0);
+      } catch (error) {
         whole = false;
-        note(badBlock(part.file, block, position, fault));
+        note(error);
       }
     }
     progress.doneBytes += bytes;

@@ -93,7 +93,7 @@ class RunPoints {
       if (answer === CONTINUES) continue;
       assert.equal(answer, FOUND);
       const { time, kind, diff, valueOffset, valueLength } = this.reader.found;
-      const value = this.reader.buffer.slice(valueOffset, valueOffset + valueLength);
+      const value = this.reader.found.valueBytes.slice(valueOffset, valueOffset + valueLength);
       return { key, time, kind, diff, value };
     }
     return undefined;
