@@ -37,6 +37,10 @@ export type EngineConfig = {
   readonly history: number;
   /** Segments of the log whose successor began less than this ago stay; left out: 0. */
   readonly walKeepMs?: number;
+  /** False: what stays of the log is left as it was written; left out: true. */
+  readonly walCompress?: boolean;
+  /** An archive hook is set: segments wait for it before they go. */
+  readonly walArchive?: boolean;
   /** A checkpoint at every multiple of so many transactions; left out: the limit. */
   readonly checkpointEvery?: number;
   readonly readOnly: boolean;

@@ -12,14 +12,18 @@ import { SLOT_HOLD_WORD, SLOT_LOG_HOLD_WORD, storeHold } from '../core/shared/ep
 import type { RingConsumer } from '../core/shared/ring.ts';
 import { Outbox, inboxOf } from './actor.ts';
 import type { ActorContext } from './actor.ts';
+import type { Archive } from './archive.ts';
 import { CommitLine, poisonedError } from './commit-line.ts';
 import type { Codec } from './encodings.ts';
 import { encodeInto, encodedBy, isOurs, tooLarge } from './encodings.ts';
 import { FeedHub } from './feed-hub.ts';
 import { poison } from './host.ts';
 import {
+  ARCHIVE,
   DONE,
   KIND_WORD,
+  MSG_ARCHIVE,
+  MSG_ARCHIVED,
   MSG_BACKUP,
   MSG_BACKUP_END,
   MSG_CHECKPOINT,
@@ -28,7 +32,9 @@ import {
   MSG_FLUSH,
   REQUEST,
 } from './messages.ts';
+import type { ArchiveRequest } from './old-segments.ts';
 import { NEWEST, Reader, historyLost } from './reader.ts';
+import { readText } from './text-blocks.ts';
 import { THREAD_BACKGROUND } from './topology.ts';
 import { FRONTIER_DURABLE, FRONTIER_VISIBLE } from './waiter.ts';
 import type { Waiter } from './waiter.ts';
@@ -69,6 +75,10 @@ export class Client {
   /** Times at which states are to stay readable, and offsets above which the log is. */
   readonly #holds: HeldTimes;
   readonly #logHolds: HeldTimes;
+  /** The archive hook; the thread that opened has it, if there is one. */
+  readonly #archive: Archive | undefined;
+  /** What the hook said and the keeper's ring had no room for. */
+  #archived: { seq: number; ok: boolean } | undefined;
   /** What follows the log on this thread. */
   readonly feeds: FeedHub;
   /** Who holds for long: snapshots, iterators. A read that is under way holds without being here. */
@@ -82,7 +92,7 @@ export class Client {
   #ended: number | undefined;
   #turnScheduled = false;
 
-  constructor(context: ActorContext, number: number, hooks: ClientHooks) {
+  constructor(context: ActorContext, number: number, hooks: ClientHooks, archive?: Archive) {
     const place = context.topology.clients[number];
     const bell = context.clientBells[number];
     invariant(place !== undefined && bell !== undefined, 'a client slot', number);
@@ -90,6 +100,7 @@ export class Client {
     this.number = number;
     this.#bell = bell;
     this.#hooks = hooks;
+    this.#archive = archive;
     const { kick } = hooks;
     this.#holds = new HeldTimes((T) => this.#publishHold(T, SLOT_HOLD_WORD));
     this.#logHolds = new HeldTimes((T) => this.#publishHold(T, SLOT_LOG_HOLD_WORD));
@@ -112,7 +123,8 @@ export class Client {
       this.line.pending ||
       this.#asked.size > 0 ||
       this.#waiters.length > 0 ||
-      this.#stateWaiters.length > 0
+      this.#stateWaiters.length > 0 ||
+      (this.#archive !== undefined && this.context.control.state() < STATE_CLOSED)
     );
   }
 
@@ -178,6 +190,7 @@ export class Client {
     try {
       const pushed = this.line.poll();
       this.#takeAnswers();
+      if (this.#archived !== undefined) this.#tellArchived(this.#archived.seq, this.#archived.ok);
       this.#settleWaiters();
       if (this.line.hasMoreToSettle && !this.#turnScheduled) {
         this.#turnScheduled = true;
@@ -202,6 +215,16 @@ export class Client {
   #takeAnswers(): void {
     const { u32 } = this.#answers;
     for (let slot = this.#answers.peek(); slot >= 0; slot = this.#answers.peek()) {
+      if (u32[slot + KIND_WORD] === MSG_ARCHIVE) {
+        const { arena } = this.context;
+        const text = readText(arena, u32[slot + ARCHIVE.ADDRESS], u32[slot + ARCHIVE.BYTES]);
+        this.#answers.pop();
+        invariant(this.#archive !== undefined, 'the keeper asks who has a hook');
+        this.#archive.run(JSON.parse(text) as ArchiveRequest, (seq, ok) =>
+          this.#tellArchived(seq, ok),
+        );
+        continue;
+      }
       invariant(u32[slot + KIND_WORD] === MSG_DONE, 'the keeper answers requests');
       const number = u32[slot + DONE.NUMBER];
       const refusal = u32[slot + DONE.REFUSAL];
@@ -385,6 +408,24 @@ export class Client {
     });
   }
 
+  /** What the archive hook said of a segment; told again when the ring has no room now. */
+  #tellArchived(seq: number, ok: boolean): void {
+    this.#archived = undefined;
+    if (this.#ended !== undefined || this.context.control.state() >= STATE_CLOSED) return;
+    const slot = this.#requests.claim();
+    if (slot < 0) {
+      this.#archived = { seq, ok };
+      return;
+    }
+    const { u32 } = this.#requests.ring;
+    u32[slot + KIND_WORD] = MSG_ARCHIVED;
+    u32[slot + REQUEST.NUMBER] = 0;
+    u32[slot + REQUEST.COLLECTION] = seq;
+    u32[slot + REQUEST.WHOLE] = ok ? 1 : 0;
+    this.#requests.send();
+    this.wake();
+  }
+
   // ---------------------------------------------------------------- state
 
   /** Throws unless reads and writes are answered. */
@@ -479,6 +520,7 @@ export class Client {
   /** Ends the handle: nothing is awaited any more. */
   dispose(): void {
     this.#ended = this.context.control.state();
+    this.#archive?.end(this.#overError(this.#ended));
     this.feeds.end(this.#overError(this.#ended));
     this.line.dispose(this.#overError(this.#ended));
     this.reader.close();

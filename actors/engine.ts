@@ -18,6 +18,7 @@ import { releaseLock } from '../core/storage/lock.ts';
 import { codecOfCompression, COMPRESSIONS } from '../core/spine/block-codec.ts';
 import type { Compression } from '../core/spine/block-codec.ts';
 import type { ActorContext, EngineConfig } from './actor.ts';
+import { Archive } from './archive.ts';
 import { backupStatePath } from './backup-holds.ts';
 import { backupInSlices, backupOnThread, checkBackup } from './backup.ts';
 import type { BackupOptions, BackupResult } from './backup.ts';
@@ -155,6 +156,7 @@ export class Engine extends EventEmitter<EngineEvents> {
   readonly #kit: Kit | undefined;
   readonly #run: Promise<void>;
   readonly #catalog: Collection<Buffer, unknown>;
+  readonly #archive: Archive | undefined;
   readonly #conflictLines: ConflictLines = new Map();
   #changing: Promise<unknown> = Promise.resolve();
   readonly #backups: Map<AbortController, Promise<unknown>> = new Map();
@@ -172,7 +174,8 @@ export class Engine extends EventEmitter<EngineEvents> {
   constructor(options: CheckedOptions) {
     super();
     this.#options = options;
-    const { config, seam } = options;
+    const { config, seam, archive } = options;
+    this.#archive = archive === undefined ? undefined : new Archive(archive, config.directory);
     if (options.inline) {
       const arena = Arena.create(options.memoryBytes);
       let host: InlineHost | undefined;
@@ -186,7 +189,7 @@ export class Engine extends EventEmitter<EngineEvents> {
       this.#context = context;
       // What the caller's own reads open they close themselves, also when the actors' files are taken away.
       const ours = { ...context, storage: seam?.storage ?? new NodeStorage(config.directory) };
-      this.#client = new Client(ours, OWNER_CLIENT, { kick, endOfTurn, nextTurn });
+      this.#client = new Client(ours, OWNER_CLIENT, { kick, endOfTurn, nextTurn }, this.#archive);
       host = new InlineHost(
         context,
         actors,
@@ -212,7 +215,12 @@ export class Engine extends EventEmitter<EngineEvents> {
       this.#files = kit.descriptors;
       this.#storage = storage;
       this.#context = context;
-      this.#client = new Client(context, OWNER_CLIENT, { kick: undefined, endOfTurn, nextTurn });
+      this.#client = new Client(
+        context,
+        OWNER_CLIENT,
+        { kick: undefined, endOfTurn, nextTurn },
+        this.#archive,
+      );
       this.#run = kit.run(config, (error) => poison(context, error));
     }
     const { line } = this.#client;
@@ -254,6 +262,8 @@ export class Engine extends EventEmitter<EngineEvents> {
     }
     this.#isOpened = true;
     this.#stalls.start();
+    // The keeper may ask for the hook at any time.
+    if (this.#archive !== undefined) this.#client.wake();
     void this.#watch();
   }
 
@@ -376,7 +386,9 @@ export class Engine extends EventEmitter<EngineEvents> {
   stats(): EngineStats {
     this.#client.assertUsable();
     const names = new Map(this.#rows().map(({ name, row }) => [row.id, name]));
-    return gatherStats(this.#client, this.state, this.#options, names, this.#stalls.current);
+    const { current } = this.#stalls;
+    const error = this.#archive?.error ?? null;
+    return gatherStats(this.#client, this.state, this.#options, names, current, error);
   }
 
   // ---------------------------------------------------------------- collections
@@ -702,6 +714,7 @@ export class Engine extends EventEmitter<EngineEvents> {
 
   async #close(): Promise<void> {
     const { control } = this.#context;
+    this.#archive?.end(new TidemarkError('TIDEMARK_CLOSED', 'the engine is closed'));
     for (const stop of this.#backups.keys()) {
       stop.abort(new TidemarkError('TIDEMARK_CLOSED', 'the engine is closed'));
     }

@@ -6,7 +6,8 @@ export type { Compression } from '../core/spine/block-codec.ts';
 export type { CollectionOptions, Engine, EngineEvents, EngineState, UpdateOf } from './engine.ts';
 export type { Stall } from './stall-watch.ts';
 export type { StallCause } from './stalls.ts';
-export type { Durability, History, OpenOptions } from './options.ts';
+export type { Durability, History, OpenOptions, WalOptions } from './options.ts';
+export type { ArchiveFile, ArchiveHook } from './archive.ts';
 export type {
   Collection,
   CollectionInfo,

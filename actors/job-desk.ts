@@ -3,6 +3,7 @@
  * for an answer reserved with the question. A part of the keeper, on its thread; it chooses no job.
  */
 import { invariant } from '../core/base/assert.ts';
+import { MiB } from '../core/base/limits.ts';
 import { fromPlainError, TidemarkError, toPlainError } from '../core/base/errors.ts';
 import type { RingConsumer } from '../core/shared/ring.ts';
 import type { Slab } from '../core/shared/slab.ts';
@@ -36,6 +37,9 @@ export function asFailure(failure: unknown): TidemarkError {
 export function retryMs(failures: number): number {
   return Math.min(300_000, 1_000 * 2 ** (failures - 1));
 }
+
+/** Jobs above this are large: one worker is kept from them. */
+export const LARGE_JOB_BYTES: number = 64 * MiB;
 
 /** Called once with what became of the job. */
 export type OnOutcome = (outcome: JobOutcome) => void;
@@ -76,6 +80,11 @@ export class JobDesk {
   /** A worker is free for another job. */
   get hasCredit(): boolean {
     return this.#running.size < this.#workers;
+  }
+
+  /** A job over so many bytes: one worker is kept from those. */
+  isLarge(bytes: number): boolean {
+    return bytes > LARGE_JOB_BYTES;
   }
 
   /** A large job would leave a worker for small ones. */

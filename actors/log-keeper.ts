@@ -1,8 +1,9 @@
 /**
  * The log as the keeper sees it: its segments, when a checkpoint is due and when it is done, from which
  * offset on the log is still needed. A segment goes only when it ends below the older checkpoint and
- * below every history, and the manifest has said so first; the oldest goes first. One checkpoint runs,
- * at most one waits behind it. A part of the keeper, on its thread; it owns no file and no ring.
+ * below every history, is archived if a hook asks for that, and the manifest has said so first; the oldest
+ * goes first. What stays is compressed (old-segments.ts). One checkpoint runs, at most one waits behind
+ * it. A part of the keeper, on its thread; it owns no file and no ring.
  *
  *   a checkpoint's way: seal -> all below is in parts, and shown -> rollup on disk -> whoever asked is told
  */
@@ -13,11 +14,12 @@ import type { Counters } from '../core/shared/counters.ts';
 import { SLOT_LOG_HOLD_WORD, lowestHold } from '../core/shared/epoch.ts';
 import type { Edit } from '../core/spine/manifest.ts';
 import type { ManifestStore } from '../core/spine/manifest-store.ts';
-import { segmentPath } from '../core/storage/names.ts';
+import { compressedPath, segmentPath } from '../core/storage/names.ts';
 import type { StorageAnswer, StorageCall } from '../core/storage/storage.ts';
 import type { ActorContext } from './actor.ts';
 import { KEEPER_COUNTERS, indexIn } from './counters.ts';
 import { KEEP_ALL } from './views.ts';
+import type { OldSegments } from './old-segments.ts';
 import type { Views } from './views.ts';
 
 /** Who keeps the log from a floor on, as a counter says it; a collection's id says: its history. */
@@ -25,6 +27,7 @@ export const HELD_BY_CHECKPOINT = -1;
 export const HELD_BY_KEEP_MS = -2;
 export const HELD_BY_BACKUP = -3;
 export const HELD_BY_FEED = -4;
+export const HELD_BY_ARCHIVE = -5;
 
 const ROLLUPS: number = indexIn(KEEPER_COUNTERS, 'rollups');
 const CHECKPOINTS: number = indexIn(KEEPER_COUNTERS, 'checkpoints');
@@ -73,6 +76,7 @@ export class LogKeeper {
   readonly #views: Views;
   readonly #values: Float64Array;
   readonly #ports: LogKeeperPorts;
+  readonly #old: OldSegments;
   readonly #keepMs: number;
   readonly #every: number;
   #running: Checkpoint | undefined;
@@ -84,8 +88,15 @@ export class LogKeeper {
   /** First segment that the manifest names, once what is proposed is on disk. */
   #startSeq = 0;
 
-  constructor(context: ActorContext, views: Views, counters: Counters, ports: LogKeeperPorts) {
+  constructor(
+    context: ActorContext,
+    views: Views,
+    counters: Counters,
+    old: OldSegments,
+    ports: LogKeeperPorts,
+  ) {
     this.#context = context;
+    this.#old = old;
     this.#views = views;
     this.#values = counters.values;
     this.#ports = ports;
@@ -108,17 +119,19 @@ export class LogKeeper {
   }
 
   /** The log is recovered: from here on so many transactions are a reason for a checkpoint. */
-  start(): void {
+  start(store: ManifestStore | undefined): void {
     this.#plan();
+    if (store !== undefined) this.#firstKept(store);
   }
 
   // ---------------------------------------------------------------- checkpoints
 
   /** A segment of the log. One that began just now is a reason for a checkpoint. */
-  onSegment(seq: number, base: number, atMs: number, isRotation: boolean): void {
+  onSegment(seq: number, base: number, atMs: number, packed: boolean, isRotation: boolean): void {
     const { segments } = this.#views;
     invariant(segments.length === 0 || segments.at(-1)!.seq < seq, 'segments come in order', seq);
     this.#views.segments = [...segments, { seq, base, atMs }];
+    this.#old.add(seq, packed);
     this.#views.stale = true;
     if (isRotation) this.#want();
   }
@@ -221,10 +234,12 @@ export class LogKeeper {
       const gone = now.filter(({ seq }) => seq < first.seq);
       this.#views.segments = now.filter(({ seq }) => seq >= first.seq);
       this.#views.stale = true;
-      const calls = gone.map(({ seq }): StorageCall => ({
-        call: 'unlink',
-        path: segmentPath(seq),
-      }));
+      this.#old.dropBelow(first.seq);
+      // Compressed or not: a job, or the command line, may be at it in this very moment.
+      const calls = gone.flatMap(({ seq }): StorageCall[] => [
+        { call: 'unlink', path: segmentPath(seq) },
+        { call: 'unlink', path: compressedPath(seq) },
+      ]);
       // Who misses a file looks into the view: it must say by then that the file is gone.
       this.#views.afterPublish(() =>
         this.#ports.submit(-1, calls, ({ failure }) => {
@@ -271,6 +286,13 @@ export class LogKeeper {
         break;
       }
       first++;
+    }
+    this.#old.keepFrom(segments[first]?.seq ?? 0, store);
+    for (let i = 0; i < first; i++) {
+      if (this.#old.mayGo(segments[i].seq, store)) continue;
+      floor = segments[i].base;
+      holder = HELD_BY_ARCHIVE;
+      first = i;
     }
     this.#values[LOG_FLOOR] = floor;
     this.#values[LOG_FLOOR_HOLDER] = holder;

@@ -32,7 +32,13 @@ import type { ActorContext } from './actor.ts';
 import type { Load } from './backpressure.ts';
 import { KEEPER_COUNTERS, indexIn } from './counters.ts';
 import type { Edits } from './edits.ts';
-import { asFailure, REPLY_BYTES_FIXED, REPLY_BYTES_PER_PART, retryMs } from './job-desk.ts';
+import {
+  LARGE_JOB_BYTES,
+  asFailure,
+  REPLY_BYTES_FIXED,
+  REPLY_BYTES_PER_PART,
+  retryMs,
+} from './job-desk.ts';
 import type { JobDesk } from './job-desk.ts';
 import type { Job } from './jobs.ts';
 import type { PartStore } from './part-store.ts';
@@ -40,8 +46,6 @@ import type { Collection, SpineTable } from './spine-table.ts';
 import { levelAt } from './views.ts';
 import type { Views } from './views.ts';
 
-/** Jobs above this are large: one worker is kept from them. */
-const LARGE_JOB_BYTES: number = 64 * MiB;
 /** A collection untouched for so long is merged into as few runs as can be. */
 const IDLE_MERGE_MS = 30_000;
 

@@ -152,6 +152,13 @@ export { TOUCH_KIND as MSG_TOUCH, TOUCH } from '../core/cache/layout.ts';
 /** 30: a row read from the parts of a source, in the client's offer page. */
 export { POPULATE_KIND as MSG_POPULATE, POPULATE } from '../core/cache/layout.ts';
 
+// keeper -> the client that opened, and back
+/** A segment for the archive hook: JSON in a table of text-blocks.ts. */
+export const MSG_ARCHIVE = 32;
+/** What became of it, in the words of a request: COLLECTION its number, WHOLE 1 if the hook has it. */
+export const MSG_ARCHIVED = 33;
+export const ARCHIVE = { SEQ: 1, ADDRESS: 2, BYTES: 3 } as const;
+
 export function setWide(u32: Uint32Array, word: number, value: number): void {
   u32[word] = lowWord(value);
   u32[word + 1] = highWord(value);

@@ -22,6 +22,7 @@ import { alignUp } from '../core/base/bytes.ts';
 import { NODE_BYTES } from '../core/memtable/layout.ts';
 import type { Clock, Storage } from '../core/storage/storage.ts';
 import type { EngineConfig } from './actor.ts';
+import type { ArchiveHook } from './archive.ts';
 
 /** When a commit's promise settles: after the sync, or when the bytes are handed to the system. */
 export type Durability = 'synced' | 'buffered';
@@ -46,8 +47,8 @@ export interface OpenOptions {
   readonly threads?: number;
   /** Default history of new collections; default 0: only now and held snapshots. */
   readonly history?: History;
-  /** The log: segments whose successor began less than `keepMs` ago stay; default 0. */
-  readonly wal?: { readonly keepMs?: number };
+  /** What becomes of segments of the log that no state needs any more. */
+  readonly wal?: WalOptions;
   /** Show the state at open and refuse writes. Default false. */
   readonly readOnly?: boolean;
   /** Create the store when the directory holds none. Default true. */
@@ -69,12 +70,26 @@ export interface OpenOptions {
   readonly storage?: { readonly storage: Storage; readonly clock: Clock };
 }
 
+export interface WalOptions {
+  /** Segments whose successor began less than so many milliseconds ago stay; default 0. */
+  readonly keepMs?: number;
+  /**
+   * Takes each segment into safe keeping before it goes, oldest first, one at a time, on the thread that
+   * opened. The segment is deleted only after the promise has resolved and the manifest says so. Rejected,
+   * it is called again after 1 s, doubling to 5 min, and meanwhile segments stay: `stats().log.archive`,
+   * and the diagnostics channel `tidemark:archive`, say so. After a crash it may be called for a file that
+   * it has had. `close()` aborts the signal and does not wait.
+   */
+  readonly archive?: ArchiveHook;
+}
+
 export type CheckedOptions = {
   readonly config: EngineConfig;
   readonly memoryBytes: number;
   readonly inline: boolean;
   readonly workerUrl: URL | undefined;
   readonly signal: AbortSignal | undefined;
+  readonly archive: ArchiveHook | undefined;
   readonly seam: { readonly storage: Storage; readonly clock: Clock } | undefined;
 };
 
@@ -130,6 +145,7 @@ export function checkOptions(directory: unknown, given: unknown): CheckedOptions
     throw new TypeError(`memtableBytes is at most an eighth of the memory: ${most}`);
   }
   const readOnly = flag(options, 'readOnly', false);
+  const wal = checkWal(options['wal']);
   const threads = integer(options, 'threads', 1, 0, 64);
   const seam = checkSeam(options['storage']);
   if (seam !== undefined && threads !== 0) {
@@ -150,7 +166,8 @@ export function checkOptions(directory: unknown, given: unknown): CheckedOptions
       ),
       mergeThreads: integer(options, 'mergeThreads', defaultMergeThreads(), 1, 64),
       history: checkHistory(history),
-      walKeepMs: checkWal(options['wal']),
+      walKeepMs: wal.keepMs,
+      walArchive: wal.archive !== undefined && !readOnly,
       readOnly,
       createIfMissing: flag(options, 'createIfMissing', true) && !readOnly,
       errorIfExists: flag(options, 'errorIfExists', false),
@@ -163,6 +180,7 @@ export function checkOptions(directory: unknown, given: unknown): CheckedOptions
     inline: threads === 0,
     workerUrl: checkUrl(options['workerUrl']),
     signal: checkSignal(options['signal']),
+    archive: readOnly ? undefined : wal.archive,
     seam,
   };
 }
@@ -180,12 +198,16 @@ export function checkFields(given: unknown, known: ReadonlySet<string>, what: st
 
 const WAL_FIELDS: ReadonlySet<string> = new Set(['archive', 'keepMs']);
 
-function checkWal(given: unknown): number {
-  if (given === undefined) return 0;
+function checkWal(given: unknown): { keepMs: number; archive: ArchiveHook | undefined } {
+  if (given === undefined) return { keepMs: 0, archive: undefined };
   checkFields(given, WAL_FIELDS, 'wal option');
   const wal = given as Record<string, unknown>;
-  if (wal['archive'] !== undefined) throw new TypeError('wal.archive is not available yet');
-  return integer(wal, 'keepMs', 0, 0, Number.MAX_SAFE_INTEGER);
+  const { archive } = wal;
+  if (archive !== undefined && typeof archive !== 'function') {
+    throw new TypeError(`wal.archive is a function, not ${show(archive)}`);
+  }
+  const keepMs = integer(wal, 'keepMs', 0, 0, Number.MAX_SAFE_INTEGER);
+  return { keepMs, archive: archive as ArchiveHook | undefined };
 }
 
 const HISTORY_FIELDS: ReadonlySet<string> = new Set(['offsets', 'ms']);

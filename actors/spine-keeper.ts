@@ -14,6 +14,7 @@
  *   durability  CLOSE            the line has ended: everything here ends too
  *   compactor   CREDIT, RESULT   how many jobs may run; what became of one
  *   evictor     APPLIED          the row cache has taken a flushed generation in
+ *   client      ARCHIVED         the hook has a segment, or has failed (old-segments.ts)
  *   client      FLUSH, COMPACT,  DONE back when it is so
  *               CHECKPOINT,
  *               BACKUP, BACKUP_END
@@ -68,6 +69,7 @@ import {
   KIND_WORD,
   MSG_APPLIED,
   MSG_APPLY,
+  MSG_ARCHIVED,
   MSG_BACKUP,
   MSG_BACKUP_END,
   MSG_BOUND_REACHED,
@@ -93,6 +95,7 @@ import {
 } from './messages.ts';
 import { JobDesk } from './job-desk.ts';
 import { LogKeeper } from './log-keeper.ts';
+import { OldSegments } from './old-segments.ts';
 import { Merges } from './merges.ts';
 import { PartStore } from './part-store.ts';
 import { isGone, markReleased } from './process-identity.ts';
@@ -166,6 +169,7 @@ export class SpineKeeper implements Actor {
   readonly #flushes: Flushes;
   readonly #merges: Merges;
   readonly #pressure: Backpressure;
+  readonly #old: OldSegments;
   readonly #log: LogKeeper;
   readonly #backups: BackupHolds;
 
@@ -263,7 +267,17 @@ export class SpineKeeper implements Actor {
     this.#backups = new BackupHolds(this.#parts, (fd, calls, done) =>
       this.#submit(fd, calls, done),
     );
-    this.#log = new LogKeeper(context, this.#views, this.#counters, {
+    this.#old = new OldSegments(context, this.#views, this.#counters, {
+      desk: this.#desk,
+      slab: this.#slab,
+      answers: this.#answers,
+      propose: (archived, show) =>
+        this.#edits.propose({ archivedAdded: [archived] }, () => {
+          show();
+          return true;
+        }),
+    });
+    this.#log = new LogKeeper(context, this.#views, this.#counters, this.#old, {
       askSeal: () => this.#askSeal(),
       propose: (edit, show) => this.#edits.propose(edit, show),
       submit: (fd, calls, done) => this.#submit(fd, calls, done),
@@ -474,7 +488,7 @@ export class SpineKeeper implements Actor {
     this.#views.publish();
     this.#spines.readCatalog();
     this.#opened = true;
-    this.#log.start();
+    this.#log.start(this.#edits.store);
     if (!config.readOnly) this.#sweepOrphans();
     control.moveState(STATE_STARTING, STATE_OPEN);
     ringAll(this.#context);
@@ -606,6 +620,7 @@ export class SpineKeeper implements Actor {
             u32[slot + SEGMENT.SEQ],
             getWide(u32, slot + SEGMENT.BASE),
             getWide(u32, slot + SEGMENT.AT_MS),
+            u32[slot + SEGMENT.PACKED] === 1,
             this.#recovered,
           );
           break;
@@ -679,6 +694,13 @@ export class SpineKeeper implements Actor {
       } else if (u32[slot + KIND_WORD] === MSG_BACKUP_END) {
         this.#backups.end(client, u32[slot + REQUEST.COLLECTION]);
         this.#done.push({ client, number, refusal: 0 });
+      } else if (u32[slot + KIND_WORD] === MSG_ARCHIVED) {
+        const seq = u32[slot + REQUEST.COLLECTION];
+        this.#old.onArchived(seq, u32[slot + REQUEST.WHOLE] === 1, () => {
+          if (!this.#closing && this.#edits.store !== undefined) {
+            this.#log.dropSegments(this.#edits.store);
+          }
+        });
       } else {
         invariant(u32[slot + KIND_WORD] === MSG_COMPACT, 'a request of a client');
         const whole = u32[slot + REQUEST.WHOLE] === 1;
@@ -784,6 +806,8 @@ export class SpineKeeper implements Actor {
       else if (this.#dispatchFlush(now) || this.#merges.dispatch(now)) worked = true;
       else break;
     }
+    // What old files become can wait for all else.
+    if (this.#opened) worked = this.#old.step() || worked;
     return this.#merges.linkMoves() || worked;
   }
 
@@ -820,7 +844,7 @@ export class SpineKeeper implements Actor {
   /** Jobs, generations and edits that are not done: 0 is quiet. */
   #workWaiting(): number {
     const done = this.#desk.running + this.#flushes.waiting + this.#edits.waiting;
-    return done + this.#log.waiting + this.#merges.waiting;
+    return done + this.#log.waiting + this.#merges.waiting + this.#old.waiting;
   }
 
   // ---------------------------------------------------------------- closing

@@ -23,7 +23,13 @@ import {
   readHistogram,
 } from './counters.ts';
 import type { FeedCounts } from './feed-hub.ts';
-import { HELD_BY_BACKUP, HELD_BY_CHECKPOINT, HELD_BY_FEED, HELD_BY_KEEP_MS } from './log-keeper.ts';
+import {
+  HELD_BY_ARCHIVE,
+  HELD_BY_BACKUP,
+  HELD_BY_CHECKPOINT,
+  HELD_BY_FEED,
+  HELD_BY_KEEP_MS,
+} from './log-keeper.ts';
 import type { CheckedOptions } from './options.ts';
 import type { Stall } from './stall-watch.ts';
 
@@ -117,7 +123,7 @@ export type EngineStats = {
     readonly floor: {
       readonly offset: number;
       /** Why not higher. 'history': that of `collection`, '' otherwise. */
-      readonly heldBy: 'checkpoint' | 'history' | 'keepMs' | 'backup' | 'feed';
+      readonly heldBy: 'checkpoint' | 'history' | 'keepMs' | 'backup' | 'feed' | 'archive';
       readonly collection: string;
     };
     readonly checkpoints: {
@@ -128,6 +134,17 @@ export type EngineStats = {
       readonly ageMs: number;
     };
     readonly segmentsDeleted: number;
+    readonly segmentsCompressed: number;
+    /** What `wal.archive` has, and what it has not. */
+    readonly archive: {
+      /** Segments that it has confirmed since the engine was opened. */
+      readonly done: number;
+      /** Segments below the older checkpoint that it has yet to confirm; they stay until then. */
+      readonly waiting: number;
+      readonly failures: number;
+      /** Why its last call failed; null when it did not. */
+      readonly error: { readonly message: string; readonly seq: number } | null;
+    };
     /** Records by why they closed, of all threads. */
     readonly records: {
       /** The turn of the event loop ended. */
@@ -286,6 +303,7 @@ export function gatherStats(
   options: CheckedOptions,
   names: ReadonlyMap<number, string>,
   stalls: readonly Stall[],
+  archiveError: EngineStats['log']['archive']['error'],
 ): EngineStats {
   const { context, reader, line } = client;
   const { arena, control, pool, topology } = context;
@@ -333,6 +351,13 @@ export function gatherStats(
         ageMs: Math.max(0, context.clock.nowMs() - keeper['checkpointAtMs']),
       },
       segmentsDeleted: keeper['segmentsDeleted'],
+      segmentsCompressed: keeper['segmentsCompressed'],
+      archive: {
+        done: keeper['segmentsArchived'],
+        waiting: keeper['archiveWaiting'],
+        failures: keeper['archiveFailures'],
+        error: archiveError,
+      },
       records: {
         turn: all['recordsByTurn'],
         count: all['recordsByCount'],
@@ -394,6 +419,7 @@ function floorStats(
   if (holder === HELD_BY_CHECKPOINT) return { offset, heldBy: 'checkpoint', collection: '' };
   if (holder === HELD_BY_BACKUP) return { offset, heldBy: 'backup', collection: '' };
   if (holder === HELD_BY_KEEP_MS) return { offset, heldBy: 'keepMs', collection: '' };
+  if (holder === HELD_BY_ARCHIVE) return { offset, heldBy: 'archive', collection: '' };
   if (holder === HELD_BY_FEED) return { offset, heldBy: 'feed', collection: '' };
   return { offset, heldBy: 'history', collection: names.get(holder) ?? '' };
 }

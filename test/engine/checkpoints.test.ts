@@ -168,7 +168,7 @@ inBothHosts('young segments stay for keepMs', async (home) => {
   await assert.rejects(wal({ keepMs: -1 }), misuse(/keepMs/));
   await assert.rejects(wal({ keepMs: '1' }), misuse(/keepMs/));
   await assert.rejects(wal({ keepDays: 1 }), misuse(/keepDays/));
-  await assert.rejects(wal({ archive: () => {} }), misuse(/archive/));
+  await assert.rejects(wal({ archive: 'dir' }), misuse(/archive/));
   await assert.rejects(wal(3), misuse(/wal/));
 });
 

@@ -226,7 +226,7 @@ test('without history a backup below, and the log from there, give what the part
   const archive = freshDirectory();
   mkdirSync(archive);
   for (const name of readdirSync(join(directory, 'wal'))) {
-    if (name.endsWith('.seg')) copyFileSync(join(directory, 'wal', name), join(archive, name));
+    if (/\.segz?$/.test(name)) copyFileSync(join(directory, 'wal', name), join(archive, name));
   }
   const archives = runToEnd(archiveAt(new NodeStorage(archive), archive));
   assert.throws(() => plan({ offset: within }, [backups[0]]), lost(uppers[0] - 1));
