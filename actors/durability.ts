@@ -86,6 +86,8 @@ export type RecoverRequest = {
   readonly firstOffset: number;
   readonly start: LogPosition | null;
   readonly witness: number;
+  /** Only while the log is being truncated. */
+  readonly logEnd: number | null;
 };
 
 /** Preparing that failed is tried again after this. */
@@ -324,6 +326,7 @@ export class Durability implements Actor {
       firstOffset: request.firstOffset,
       start: request.start ?? undefined,
       witness: request.witness,
+      logEnd: request.logEnd ?? undefined,
     };
     this.#recovery = new LogRecovery(
       storage,

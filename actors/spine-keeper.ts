@@ -45,7 +45,7 @@ import type { Counters } from '../core/shared/counters.ts';
 import { RetireList, readersInside } from '../core/shared/epoch.ts';
 import type { RingConsumer } from '../core/shared/ring.ts';
 import { Slab } from '../core/shared/slab.ts';
-import { newManifest } from '../core/spine/manifest.ts';
+import { NO_LOG_END, newManifest } from '../core/spine/manifest.ts';
 import { ManifestStore, loadManifest } from '../core/spine/manifest-store.ts';
 import type { LoadedManifest } from '../core/spine/manifest-store.ts';
 import type { PartInfo } from '../core/spine/part-format.ts';
@@ -180,6 +180,7 @@ export class SpineKeeper implements Actor {
   #locked = false;
   #recovered = false;
   #restored = false;
+  #endingTruncation = false;
   #opened = false;
   #closing = false;
   #closeDeadline = -1;
@@ -416,6 +417,7 @@ export class SpineKeeper implements Actor {
             firstOffset: 0,
             start: null,
             witness: 0,
+            logEnd: null,
           }
         : {
             create: false,
@@ -424,6 +426,7 @@ export class SpineKeeper implements Actor {
             firstOffset: loaded.state.logStart.offset,
             start: loaded.state.flushed,
             witness: loaded.state.flushed.upper,
+            logEnd: loaded.state.logEnd ?? null,
           };
     const text = JSON.stringify(request);
     this.#recoverText = reserveText(arena, this.#slab, text.length);
@@ -485,6 +488,7 @@ export class SpineKeeper implements Actor {
       this.#edits.store = store;
       this.#log.begin(first.seq, store);
     }
+    if (this.#edits.store?.state.logEnd !== undefined) return this.#endTruncation();
     this.#views.publish();
     this.#spines.readCatalog();
     this.#opened = true;
@@ -492,6 +496,14 @@ export class SpineKeeper implements Actor {
     if (!config.readOnly) this.#sweepOrphans();
     control.moveState(STATE_STARTING, STATE_OPEN);
     ringAll(this.#context);
+    return true;
+  }
+
+  /** The log ends where it was to: the manifest must say no more before the first commit behind it. */
+  #endTruncation(): boolean {
+    if (this.#endingTruncation) return false;
+    this.#endingTruncation = true;
+    this.#edits.propose({ logEnd: NO_LOG_END }, () => true);
     return true;
   }
 

@@ -21,7 +21,7 @@ import {
   UsageError,
   directoryAt,
   isCopied,
-  nameOf,
+  idOf,
   newProgress,
   run,
   storageOf,
@@ -162,10 +162,6 @@ export async function restoreTo(directories: readonly string[], flags: Flags): P
   if (flags['json'] === true) writeJson({ target, ...result });
   else write(`${directory}: ${contents(result)}, from ${result.from}\n`);
   return EXIT_OK;
-}
-
-function idOf(key: Uint8Array, value: Uint8Array): number | undefined {
-  return nameOf(key, value)?.id;
 }
 
 /** An offset, or a time of day. */

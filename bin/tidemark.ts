@@ -7,6 +7,7 @@ import { readFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { TidemarkError } from '../core/base/errors.ts';
 import { findingOf } from '../core/store/report.ts';
+import { repair, truncate } from './cut.ts';
 import { backup, checkpoint, restoreTo } from './keep.ts';
 import { compress, dump, inspect, tail, verify } from './look.ts';
 import {
@@ -49,6 +50,12 @@ these make a store in NEWDIR, which must be empty or not there:
 these change the store, and need its lock:
   tidemark checkpoint DIR [--json]
       opens it, moves all that is in the log into parts, closes it
+  tidemark truncate DIR --to OFFSET [--yes] [--json]
+      takes it back to an offset: all later transactions go, copies of them to quarantine/;
+      asks for the offset to be typed, or --yes
+  tidemark repair DIR --drop-after OFFSET | --accept-log-loss [--yes] [--json]
+      for a store that does not open: the same where the log is damaged beyond the offset
+      (CHECKSUM), or a new log where the old one ends below the parts (LOG_BEHIND_MANIFEST)
 
   --help, --version
 
@@ -57,7 +64,8 @@ exit codes
   1    verify: a torn tail, never acknowledged
   2    corruption
   3    unreadable: no such directory, not a store, another version's, a disk that fails
-  4    refused: somebody has the store, the target is not empty, no such history
+  4    refused: somebody has the store, the target is not empty, no such history,
+       not confirmed
   64   wrong arguments
   70   a defect in tidemark: please report it
   130  interrupted
@@ -89,6 +97,12 @@ const COMMANDS: { readonly [name: string]: Command } = {
   compress: { run: compress, options: { json: YES }, takes: ['DIR'] },
   backup: { run: backup, options: { json: YES }, takes: ['DIR', 'NEWDIR'] },
   checkpoint: { run: checkpoint, options: { json: YES }, takes: ['DIR'] },
+  truncate: { run: truncate, options: { to: TEXT, yes: YES, json: YES }, takes: ['DIR'] },
+  repair: {
+    run: repair,
+    options: { 'drop-after': TEXT, 'accept-log-loss': YES, yes: YES, json: YES },
+    takes: ['DIR'],
+  },
   restore: {
     run: restoreTo,
     options: { to: TEXT, archive: TEXTS, json: YES },
@@ -139,6 +153,7 @@ const REFUSALS: ReadonlySet<string> = new Set([
   'TIDEMARK_EXISTS',
   'TIDEMARK_HISTORY_LOST',
   'TIDEMARK_HELD',
+  'TIDEMARK_NOT_YET',
 ]);
 
 /** One line on standard error, and the code that says the same. */

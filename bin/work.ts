@@ -126,6 +126,10 @@ export function nameOf(
   }
 }
 
+export function idOf(key: Uint8Array, value: Uint8Array): number | undefined {
+  return nameOf(key, value)?.id;
+}
+
 // ---------------------------------------------------------------- arguments and output
 
 export type Flags = {

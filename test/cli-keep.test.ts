@@ -28,8 +28,14 @@ const SCRIPT = fileURLToPath(new URL('../dist/bin/tidemark.js', import.meta.url)
 type Result = { code: number | null; out: string; errors: string };
 
 function run(...args: string[]): Promise<Result> {
+  return runTyping('', ...args);
+}
+
+function runTyping(typed: string, ...args: string[]): Promise<Result> {
   const child = spawn(process.execPath, [SCRIPT, ...args], { stdio: 'pipe' });
-  child.stdin.end();
+  // It may have ended without reading.
+  child.stdin.on('error', () => {});
+  child.stdin.end(typed);
   let out = '';
   let errors = '';
   child.stdout.setEncoding('utf8').on('data', (text: string) => (out += text));
@@ -167,4 +173,55 @@ test('restore makes the store of an offset or a time, and names the nearest wher
   await refused(3, /no such directory/, 'restore', '--to', '5', join(never, 'x'), never);
   await refused(4, /is not empty/, 'restore', '--to', `${offset}`, store, target);
   assert.equal(existsSync(never), false);
+});
+
+test('truncate asks first, keeps what it removes, and is refused beside a live engine', async () => {
+  const { flushed } = readManifest(new NodeStorage(store))!.state;
+  const offset = flushed.upper + 1;
+  const directory = copyOf(store);
+  const contents = contentsOf(directory);
+  for (const typed of ['', 'yes\n', `${offset + 1}\n`]) {
+    const { code, errors } = await runTyping(typed, 'truncate', directory, '--to', `${offset}`);
+    assert.equal(code, 4, errors);
+    assert.match(errors, new RegExp(`offsets ${offset + 1} to ${upper - 1}, `));
+    assert.match(errors, /not confirmed/);
+    assert.ok(sameContents(contentsOf(directory), contents), 'not a byte is changed');
+  }
+  const { code, out } = await runTyping(
+    `${offset}\n`,
+    'truncate',
+    directory,
+    '--to',
+    `${offset}`,
+    '--json',
+  );
+  assert.equal(code, 0);
+  const report = JSON.parse(out) as { offset: number; to: number; quarantine: string[] };
+  assert.deepEqual([report.offset, report.to], [offset, upper]);
+  for (const name of report.quarantine) assert.ok(existsSync(join(directory, name)), name);
+  assert.deepEqual(verify(directory).findings, []);
+  assert.equal(verify(directory).next, offset + 1);
+  const again = await json('truncate', directory, '--to', `${offset}`, '--yes');
+  assert.deepEqual(again['quarantine'], [], 'nothing is left to be done');
+  await refused(4, /ends at offset/, 'truncate', directory, '--to', `${upper}`, '--yes');
+  await refused(64, /--to/, 'truncate', directory);
+
+  const engine = await open(directory, OPTIONS);
+  await refused(4, /is open/, 'truncate', directory, '--to', '20', '--yes');
+  await engine.close();
+});
+
+test('repair gets past damage that open refuses, and only where it is told', async () => {
+  await refused(64, /one of them/, 'repair', store);
+  await refused(64, /one of them/, 'repair', store, '--drop-after', '3', '--accept-log-loss');
+  await refused(4, /is in no part/, 'repair', copyOf(store), '--accept-log-loss', '--yes');
+  const directory = copyOf(store);
+  const { flushed } = readManifest(new NodeStorage(directory))!.state;
+  flip(directory, `wal/${`${flushed.seq}`.padStart(10, '0')}.seg`, flushed.position + 60);
+  await refused(2, /CHECKSUM/, 'checkpoint', directory);
+  const last = `${flushed.upper - 1}`;
+  const report = await json('repair', directory, '--drop-after', last, '--yes');
+  assert.equal(report['offset'], flushed.upper - 1);
+  await json('checkpoint', directory);
+  assert.equal(verify(directory).next, flushed.upper);
 });

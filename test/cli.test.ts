@@ -330,6 +330,16 @@ test('every exit code and every command is in docs/cli.md', () => {
   const page = readFileSync(new URL('../docs/cli.md', import.meta.url), 'utf8');
   for (const code of [0, 1, 2, 3, 4, 64, 70, 130])
     assert.match(page, new RegExp(`^\\| ${code} +\\|`, 'm'));
-  for (const name of ['inspect', 'verify', 'dump', 'tail', 'backup', 'checkpoint', 'restore'])
+  for (const name of [
+    'inspect',
+    'verify',
+    'dump',
+    'tail',
+    'backup',
+    'checkpoint',
+    'restore',
+    'truncate',
+    'repair',
+  ])
     assert.ok(page.includes(`tidemark ${name}`), name);
 });

@@ -9,13 +9,16 @@
 import { TidemarkError, corrupt } from '../base/errors.ts';
 import { LOG_DIR, compressedPath, numberOf, segmentPath } from '../storage/names.ts';
 import type { OpenHow, Storage } from '../storage/storage.ts';
-import { isZero } from './reader.ts';
-import { SEGMENT_BLOCK_BYTES, decodeSegmentBlock } from './segment.ts';
+import { FileBytes, READ_MORE, READ_RECORD, SegmentReader, isZero } from './reader.ts';
+import { RECORD_COMMIT } from './record.ts';
+import { REASON_TRUNCATE, SEGMENT_BLOCK_BYTES, decodeSegmentBlock, saltOf } from './segment.ts';
 import type { SegmentHeader } from './segment.ts';
 import { expectOwn, openPacked, readPackedHeader } from './segment-source.ts';
 
 export type ChainFacts = {
   readonly logId: Uint8Array;
+  /** A truncation was cut off: the log ends before this offset, whatever its segments say. */
+  readonly logEnd?: number | undefined;
   /** Log start: what lies below was pruned, not lost. */
   readonly firstSeq: number;
   readonly firstOffset: number;
@@ -39,6 +42,10 @@ export type LogChain = {
   orphans: string[];
   warnings: string[];
   highestSeq: number;
+  /** The log is to be cut at its end: nothing has begun there yet. */
+  isCut: boolean;
+  /** The highest epoch of what lies beyond. */
+  epochBeyond: number;
 };
 
 /** Descriptors that must not outlive a failure. */
@@ -90,6 +97,8 @@ export function* findChain(
     orphans: [],
     warnings: [],
     highestSeq: 0,
+    isCut: facts.logEnd !== undefined,
+    epochBeyond: 0,
   };
   const present = new Map<number, Files>();
   for (const name of storage.list(LOG_DIR)) {
@@ -115,7 +124,15 @@ export function* findChain(
   let top: SegmentHeader | undefined;
   for (const seq of descending) {
     if (seq < firstSeq) break;
-    if (present.get(seq)?.plain === false) {
+    const there = present.get(seq);
+    if (facts.logEnd !== undefined && there !== undefined && seq > firstSeq) {
+      if (yield* liesBeyond(storage, files, facts, seq, there.plain, found)) {
+        if (there.plain) found.orphans.push(segmentPath(seq));
+        if (there.packed) found.orphans.push(compressedPath(seq));
+        continue;
+      }
+    }
+    if (there?.plain === false) {
       throw corrupt('MISSING_SEGMENT', `what followed ${compressedPath(seq)} is missing`, { seq });
     }
     top = yield* readHeader(storage, files, facts, readOnly, seq, found);
@@ -241,6 +258,49 @@ function* readThrough(
     packed?.read(new Uint8Array(rawBytes), 0, rawBytes, rawPosition);
     yield;
   }
+}
+
+/**
+ * True for a segment that begins at or above the end of a log that is being cut. One that the cut made there
+ * and that holds no commit is not: then the log is as it is to be. (The truncation has seen to it that the
+ * segment with the end in it is a .seg, so a .segz above it is beyond.)
+ */
+function* liesBeyond(
+  storage: Storage,
+  files: OpenFiles,
+  facts: ChainFacts,
+  seq: number,
+  isPlain: boolean,
+  found: LogChain,
+): Generator<void, boolean, void> {
+  if (!isPlain) return true;
+  const path = segmentPath(seq);
+  const fd = files.open(path, 'read');
+  yield;
+  const block = new Uint8Array(SEGMENT_BLOCK_BYTES);
+  const got = storage.read(fd, block, 0, block.length, 0);
+  yield;
+  const { header } = decodeSegmentBlock(block, path);
+  let isBeyond = false;
+  if (header !== undefined && got === block.length && header.seq === seq) {
+    isBeyond = header.baseOffset >= facts.logEnd!;
+    if (header.baseOffset === facts.logEnd && header.reason === REASON_TRUNCATE) {
+      const bytes = new FileBytes(storage, fd);
+      const salt = saltOf(facts.logId, seq);
+      const reader = new SegmentReader(bytes, seq, salt, block.length, storage.size(fd));
+      let read = reader.next();
+      while (read === READ_MORE || (read === READ_RECORD && reader.header.kind !== RECORD_COMMIT)) {
+        yield;
+        read = reader.next();
+      }
+      isBeyond = read === READ_RECORD;
+      found.isCut = isBeyond;
+    }
+    if (isBeyond) found.epochBeyond = Math.max(found.epochBeyond, header.epoch);
+  }
+  files.close(fd);
+  yield;
+  return isBeyond;
 }
 
 /** Undefined when the file has no sound header, or is gone; above the chain it is then noted as unused. */

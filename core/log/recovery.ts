@@ -39,6 +39,10 @@
  *                                           header alone voids the old tail
  *   no proven commit in the last segment    likewise, and the new segment takes its place in the chain
  *
+ *   the manifest has a log end              a truncation was cut off. Segments that begin at or above it are
+ *                                           orphans, the log ends at it, a new segment (reason truncate,
+ *                                           another epoch) begins there; unless that is there already
+ *
  * Feeding runs behind proof: a commit is fed when a witness covers it, a suspect one when it has been
  * written again and synced. So `durable` may go with what is fed.
  */
@@ -76,6 +80,7 @@ import {
   COMPAT_ZERO_FILLED,
   REASON_RECOVERY,
   REASON_ROTATE,
+  REASON_TRUNCATE,
   SEGMENT_BLOCK_BYTES,
   encodeSegmentBlock,
   saltOf,
@@ -174,6 +179,9 @@ export class LogRecovery {
   #packed: Set<number> = new Set();
   #unused: readonly UnusedSegment[] = [];
   #highestSeq = 0;
+  /** The log is to end before `facts.logEnd`: what lies beyond is void. */
+  #isCut = false;
+  #epochBeyond = 0;
   /** Offsets below were durable: the highest witness so far. */
   #proven: number;
   #fed: Cursor;
@@ -219,6 +227,8 @@ export class LogRecovery {
     this.orphans.push(...found.orphans);
     this.warnings.push(...found.warnings);
     this.#packed = found.packed;
+    this.#isCut = found.isCut;
+    this.#epochBeyond = found.epochBeyond;
     this.segments = found.headers.map((header) => segmentOf(header, found.packed.has(header.seq)));
     if (!readOnly) yield* this.#syncFirst();
     const startIndex = this.#locateStart();
@@ -416,12 +426,14 @@ export class LogRecovery {
     if (begin.commitEnd > size) {
       throw this.#behindManifest(last.seq, size, begin.next);
     }
-    const end = yield* this.#verifyLast(last, fd, size, begin);
+    const end = this.#isCut
+      ? yield* this.#verifyUpToEnd(last, fd, size, begin, this.#facts.logEnd!)
+      : yield* this.#verifyLast(last, fd, size, begin);
     if (end.tornBytes > 0) yield* this.#setAside(last.seq, fd, end);
     this.next = end.cursor.next;
     this.atMs = end.cursor.atMs;
     // History that somebody may have seen is gone: what follows is told apart by its epoch.
-    this.epoch = end.cursor.epoch + (end.dropped ? 1 : 0);
+    this.epoch = Math.max(end.cursor.epoch, this.#epochBeyond) + (end.dropped ? 1 : 0);
 
     if (this.#options.readOnly) {
       yield* this.#feedLast(last.seq, fd, begin, end, this.next);
@@ -502,6 +514,54 @@ export class LogRecovery {
       throw this.#behindManifest(last.seq, position, next);
     }
     return { position, cursor, cleanAt, commits, tornBytes, records: tail.headers, dropped };
+  }
+
+  /**
+   * The same where a truncation was cut off: the log ends before `logEnd`, and what lies behind is void,
+   * damaged or not. It is only asked for its epochs, which no other history may have.
+   */
+  *#verifyUpToEnd(
+    last: SegmentHeader,
+    fd: number,
+    size: number,
+    begin: Cursor,
+    logEnd: number,
+  ): Generator<void, LogEnd, void> {
+    this.#prove(last.baseOffset);
+    const cursor = { ...begin };
+    const reader = this.#readerOf(this.#fileOf(fd), last.seq, begin.commitEnd, size);
+    let found = READ_MORE;
+    while (cursor.next < logEnd) {
+      found = reader.next();
+      if (found === READ_MORE) {
+        yield;
+        continue;
+      }
+      if (found !== READ_RECORD) {
+        throw this.#damaged(last.seq, reader.position, found, cursor.next, { witness: logEnd });
+      }
+      admit(reader.header, cursor);
+      check(reader, cursor);
+      this.#prove(reader.header.claim);
+    }
+    const position = reader.validBytes;
+    if (cursor.next !== logEnd) {
+      throw corrupt('GAP', `the log is to end at ${logEnd}, within a record`, {
+        offset: cursor.next,
+        seq: last.seq,
+        position,
+        got: logEnd,
+      });
+    }
+    do {
+      found = reader.next();
+      if (found === READ_RECORD) {
+        this.#epochBeyond = Math.max(this.#epochBeyond, reader.header.epoch);
+      }
+      yield;
+    } while (found === READ_RECORD || found === READ_MORE);
+    this.#proven = Math.min(this.#proven, logEnd);
+    return { position, cursor, cleanAt: -1, commits: 0, tornBytes: 0, records: 0, dropped: true };
   }
 
   #prove(claim: number): void {
@@ -666,7 +726,7 @@ export class LogRecovery {
       epoch: suspects ? proven.epoch : this.epoch,
       plannedBytes: this.#options.segmentBytes,
       baseAtMs: proven.atMs,
-      reason: REASON_RECOVERY,
+      reason: this.#isCut ? REASON_TRUNCATE : REASON_RECOVERY,
     };
     const block = new Uint8Array(
       Math.min(SEGMENT_BLOCK_BYTES + prepared, this.#options.segmentBytes),

@@ -416,6 +416,11 @@ export class ManifestStore {
 
   #rollupNow(storage: Storage): void {
     this.requestRollup();
+    this.settle(storage);
+  }
+
+  /** Waits until all that is proposed and wanted is on disk. For open, and for tools. */
+  settle(storage: Storage): void {
     while (!this.idle) {
       const program = this.program();
       invariant(program !== undefined, 'a rollup is under way');
