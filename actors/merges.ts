@@ -7,6 +7,7 @@
 import { fromPlainError } from '../core/base/errors.ts';
 import type { TidemarkError } from '../core/base/errors.ts';
 import { join, le, lt } from '../core/base/frontier.ts';
+import { RangeSetReader } from '../core/base/range-set.ts';
 import { MiB, logBatchBytesMax, partBytesTarget } from '../core/base/limits.ts';
 import type { Counters } from '../core/shared/counters.ts';
 import { keysMost, runCount, sumsOf } from '../core/spine/batch.ts';
@@ -17,6 +18,7 @@ import type { PartInfo, PartRef } from '../core/spine/part-format.ts';
 import { PART_SHAPE } from '../core/spine/part-writer.ts';
 import {
   chooseMerge,
+  chooseCovered,
   chooseMove,
   collapseLevel,
   debtBytes,
@@ -41,6 +43,7 @@ import {
 } from './job-desk.ts';
 import type { JobDesk } from './job-desk.ts';
 import type { Job } from './jobs.ts';
+import { successor } from './key-range.ts';
 import type { PartStore } from './part-store.ts';
 import type { Collection, SpineTable } from './spine-table.ts';
 import { levelAt } from './views.ts';
@@ -110,6 +113,11 @@ export class Merges {
   readonly #desk: JobDesk;
   readonly #ports: MergePorts;
   /** What each reads. */
+  /** What was looked at for parts that range deletes cover. */
+  readonly #lookedForCovered: WeakMap<
+    Collection,
+    { state: SpineState<PartInfo>; since: number; busy: number }
+  > = new WeakMap();
   readonly #merging: Set<Merging> = new Set();
   readonly #figures: WeakMap<Collection, Figures> = new WeakMap();
 
@@ -511,7 +519,37 @@ export class Merges {
   }
 
   #moveOf(collection: Collection, now: number): MergeResult<PartInfo> | undefined {
-    return chooseMove(collection.spine.batches(), this.#busy(collection, now));
+    const busy = this.#busy(collection, now);
+    const batches = collection.spine.batches();
+    return chooseMove(batches, busy) ?? this.#coveredOf(collection, busy);
+  }
+
+  /** Parts that nobody who may read sees a row of leave without a job. */
+  #coveredOf(collection: Collection, busy: ReadonlySet<number>): MergeResult<PartInfo> | undefined {
+    const shown = this.#views.shown(collection.id);
+    if (shown === undefined || !hasRangeSets(shown.runs.values())) return undefined;
+    const { state, since } = shown;
+    const parts = state.hollows.flatMap(({ hollow }) => hollow.runs).flatMap((run) => run.parts);
+    const ranged = parts.filter(isRangePart);
+    const looked = this.#lookedForCovered.get(collection);
+    this.#lookedForCovered.set(collection, { state, since, busy: busy.size });
+    // Only a new part, or a range delete that was not final, can make a difference; or the end of a job.
+    const isNews =
+      looked === undefined ||
+      looked.state !== state ||
+      looked.busy !== busy.size ||
+      ranged.some((part) => lt(looked.since, part.maxT) && le(part.minT, since));
+    if (!isNews) return undefined;
+    const { u32, u8 } = this.#context.arena;
+    const set = new RangeSetReader(u32, u8);
+    const covers = (part: PartInfo): boolean =>
+      ranged.some((other) => {
+        const { block } = this.#parts.part(other);
+        set.attach(block, block);
+        const range = { lo: part.keyLo, hi: successor(part.keyHi), time: 0 };
+        return set.newestCovering(0, range, part.maxT, since) !== part.maxT;
+      });
+    return chooseCovered(collection.spine.batches(), busy, since, covers);
   }
 
   #collapse(collection: Collection, now: number): boolean {
@@ -557,4 +595,9 @@ function mergeInputs(
       .runs.filter((run) => wanted.has(run.runId))
       .map((run) => ({ runId: run.runId, parts: run.parts.map(partRef) })),
   }));
+}
+
+function hasRangeSets(runs: Iterable<{ readonly rangeSets: number }>): boolean {
+  for (const { rangeSets } of runs) if (rangeSets > 0) return true;
+  return false;
 }

@@ -5,7 +5,7 @@
  * spine batch. Called by the keeper, from the answered state; remembers nothing.
  */
 import { compareBytes } from '../base/bytes.ts';
-import { le } from '../base/frontier.ts';
+import { join, le } from '../base/frontier.ts';
 import {
   fanInMax,
   KiB,
@@ -422,6 +422,36 @@ export function hidingParts<P extends SpinePart>(
     .slice(newest + 1)
     .flatMap((run) => run.parts)
     .filter((part) => part.rangeDeletes > 0 && le(part.minT, since));
+}
+
+/**
+ * A run that loses parts by an edit alone, unread: those that `covers` says lie wholly inside a range
+ * delete at or below `since` and newer than all they hold (spine.md 4.6d). Files die with their last part.
+ */
+export function chooseCovered<P extends SpinePart>(
+  batches: readonly SpineBatch<P>[],
+  busy: ReadonlySet<number>,
+  since: number,
+  covers: (part: P) => boolean,
+): MergeResult<P> | undefined {
+  for (const { hollow } of batches.flatMap((batch) => batch.parts)) {
+    if (busy.has(hollow.bid)) continue;
+    for (const run of hollow.runs) {
+      const covered = run.parts.filter((part) => part.rangeDeletes === 0 && covers(part));
+      if (covered.length === 0) continue;
+      const kept = run.parts.filter((part) => !covered.includes(part));
+      return {
+        inputs: [hollow.bid],
+        ...(hollow.runs.length === 1 ? {} : { runIds: [run.runId] }),
+        since: join(hollow.desc.since, since),
+        runs: kept.length === 0 ? [] : [kept],
+        output: sumsOf([{ parts: kept }]),
+        dropped: sumsOf([{ parts: covered }]),
+        folded: 0,
+      };
+    }
+  }
+  return undefined;
 }
 
 /** All parts as one run, in key order, when no two runs overlap. */

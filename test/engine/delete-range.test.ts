@@ -239,3 +239,24 @@ inBothHosts(
     assert.equal(again.getSync('a', { asOf: T + 1 }), undefined);
   },
 );
+
+inHost('inline', 'what a range delete covers leaves the disk without being read', async (home) => {
+  const engine = await home.open();
+  const words = await engine.collection('words', {});
+  const others = await engine.collection('others', {});
+  for (let i = 0; i < 500; i++) void words.put(`k${i}`, 'v'.repeat(100));
+  await engine.flush();
+  await words.deleteRange({ prefix: 'k' });
+  await engine.flush();
+  const { moves = 0 } = engine.stats().keeper;
+  for (let i = 0; engine.stats().keeper['moves'] === moves; i++) {
+    assert.ok(i < 20, 'the rows leave');
+    // Time goes on, and with it what may be forgotten.
+    await others.put('x', `${i}`);
+    await engine.flush();
+    await quiet(engine);
+  }
+  assert.deepEqual([...words.keys()], []);
+  assert.equal(words.getSync('k7'), undefined);
+  assert.ok((await engine.verify({ full: true })).ok, 'what is left is sound');
+});

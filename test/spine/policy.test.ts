@@ -10,6 +10,7 @@ import { isCompact, runCount } from '../../core/spine/batch.ts';
 import type { SpineBatch, SpinePart } from '../../core/spine/batch.ts';
 import {
   backpressure,
+  chooseCovered,
   chooseMerge,
   chooseMove,
   collapseLevel,
@@ -350,4 +351,34 @@ test('while workers keep up, runs stay few and work stays near the model (P13)',
     assert.ok(busy.amplification <= 6 * 1.2, `${busy.amplification}`);
     assert.ok(busy.runsMost <= runsHard, `${busy.runsMost} runs`);
   }
+});
+
+test('parts that a range delete covers leave their run by an edit alone, one run at a time', () => {
+  const spine = new Spine({ kind: KIND_KEYED, ids: counterIds() });
+  const keyed = (key: number, time: number): SpinePart => ({
+    ...plainPart(time, time + 1, 1, 100 * key + time + 1),
+    keyLo: Uint8Array.of(key),
+    keyHi: Uint8Array.of(key + 1),
+  });
+  spine.push({ lower: 0, upper: 1, since: 0, runs: [[keyed(10, 0), keyed(20, 0), keyed(30, 0)]] });
+  const ranges = { ...keyed(0, 1), keyLo: new Uint8Array(0), keyHi: new Uint8Array(0) };
+  const top = [{ ...ranges, rangeDeletes: 1, negatives: 0, diffSum: 0 }, keyed(20, 1)];
+  spine.push({ lower: 1, upper: 2, since: 0, runs: [top] });
+  const covers = (part: SpinePart): boolean => part.keyLo[0] >= 20 && part.maxT < 1;
+  const find = (busy = NONE): ReturnType<typeof chooseCovered> =>
+    chooseCovered(spine.batches(), busy, 1, covers);
+  const move = find();
+  assert.ok(move, 'two parts are covered');
+  assert.equal(move.dropped.len, 2);
+  assert.deepEqual(
+    move.runs.map((parts) => parts.map((part) => part.keyLo[0])),
+    [[10]],
+  );
+  assert.equal(find(new Set(move.inputs)), undefined, 'not under a job');
+  assert.equal(spine.apply(move).outcome, 'invalidSince', 'readers below 1 still see them');
+  spine.advanceSince(1);
+  assert.equal(spine.apply(move).outcome, 'applied');
+  assert.deepEqual(spine.finding(), undefined);
+  assert.equal(find(), undefined, 'nothing covered is left; what deletes is no row');
+  assert.equal(spine.len, 3);
 });
