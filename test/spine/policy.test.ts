@@ -355,14 +355,19 @@ test('while workers keep up, runs stay few and work stays near the model (P13)',
 
 test('parts that a range delete covers leave their run by an edit alone, one run at a time', () => {
   const spine = new Spine({ kind: KIND_KEYED, ids: counterIds() });
-  const keyed = (key: number, time: number): SpinePart => ({
+  const partAt = (key: number, time: number): SpinePart => ({
     ...plainPart(time, time + 1, 1, 100 * key + time + 1),
     keyLo: Uint8Array.of(key),
     keyHi: Uint8Array.of(key + 1),
   });
-  spine.push({ lower: 0, upper: 1, since: 0, runs: [[keyed(10, 0), keyed(20, 0), keyed(30, 0)]] });
-  const ranges = { ...keyed(0, 1), keyLo: new Uint8Array(0), keyHi: new Uint8Array(0) };
-  const top = [{ ...ranges, rangeDeletes: 1, negatives: 0, diffSum: 0 }, keyed(20, 1)];
+  spine.push({
+    lower: 0,
+    upper: 1,
+    since: 0,
+    runs: [[partAt(10, 0), partAt(20, 0), partAt(30, 0)]],
+  });
+  const ranges = { ...partAt(0, 1), keyLo: new Uint8Array(0), keyHi: new Uint8Array(0) };
+  const top = [{ ...ranges, rangeDeletes: 1, negatives: 0, diffSum: 0 }, partAt(20, 1)];
   spine.push({ lower: 1, upper: 2, since: 0, runs: [top] });
   const covers = (part: SpinePart): boolean => part.keyLo[0] >= 20 && part.maxT < 1;
   const find = (busy = NONE): ReturnType<typeof chooseCovered> =>
