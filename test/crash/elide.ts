@@ -20,6 +20,7 @@ const KINDS: ReadonlyMap<string, string> = new Map([
 function kindOfPath(path: string): string {
   if (path === '') return 'root';
   if (/^wal\/[0-9]+\.seg$/.test(path)) return 'segment';
+  if (/^wal\/[0-9]+\.segz$/.test(path)) return 'compressed';
   if (path.startsWith('wal/spare')) return 'spare';
   if (path.startsWith('parts/')) return 'part';
   if (path.startsWith('quarantine/')) return 'quarantined';
@@ -56,11 +57,13 @@ function nameOf(callAndPaths: string): string {
  *   zeros      bytes that are not there yet read as zeros: filling ahead is for speed
  *   syncFiles  what recovery syncs before it reads is either proven or written again: it only makes a
  *              sick disk fail before anything is built on it
+ *   drop       a .seg that comes back beside the .segz that was made of it is an orphan
  */
 const HARMLESS: readonly RegExp[] = [
   /ZeroFill\.step/,
   /SpareMaker\.#fill/,
   /LogRecovery\.#syncFiles/,
+  /CompressJob\.#drop/,
 ];
 
 export function isHarmless(site: string): boolean {

@@ -585,6 +585,51 @@ test('a fault at any call: the segment stays, nothing is left behind, and it can
   }
 });
 
+test('turning off any call that makes it safe is noticed', () => {
+  const sample = logOf(1, 16 * KiB, () => 900);
+  const end = endOf(sample, 1);
+  const expected = read(open(sample, 1), end);
+  /** What a crash at some call leaves when calls of one kind, the nth of them, do nothing. */
+  const isNoticed = (kind: string, nth: number): boolean => {
+    for (let mutation = 0; mutation < 40; mutation++) {
+      const disk = logOf(1, 16 * KiB, () => 900);
+      disk.settle();
+      const first = disk.mutations;
+      let count = 0;
+      disk.fault = (call): SimFault | undefined => {
+        if (call.mutation === first + mutation) return { kind: 'crash' };
+        if (call.call !== kind || count++ !== nth) return undefined;
+        return { kind: 'skip' };
+      };
+      try {
+        run(disk, requestOf(1));
+      } catch (error) {
+        if (!(error instanceof SimCrash)) return true;
+      }
+      const choice = { subsetsMax: 8, samples: 10, regularMax: 10 };
+      for (const left of crashes(disk, new Prng(mutation), choice)) {
+        try {
+          expectThere(left, end, expected, 'after a crash');
+        } catch {
+          return true;
+        }
+      }
+    }
+    return false;
+  };
+  const places: [string, number][] = [
+    ['write', 0],
+    ['write', 1],
+    ['write', 2],
+    ['fdatasync', 0],
+    ['rename', 0],
+    ['fsync', 0],
+  ];
+  for (const [kind, nth] of places) assert.ok(isNoticed(kind, nth), `${kind} ${nth} is missed`);
+  // The last one only keeps the .seg from coming back, beside what replaced it.
+  assert.equal(isNoticed('fsync', 1), false);
+});
+
 test('cancelled at any step it leaves the segment in one file or the other', () => {
   const sample = logOf(1, 16 * KiB, () => 900);
   const end = endOf(sample, 1);
