@@ -264,6 +264,31 @@ test('a collection that was dropped is not restored without its rows', async () 
   }
 });
 
+test('range deletes are cut as rows are', async () => {
+  const directory = freshDirectory();
+  const engine = await open(directory, SMALL);
+  const words = await engine.collection('words', { value: 'utf8', history: Infinity });
+  const own = new Model();
+  own.same(engine.upper);
+  for (let round = 0; round < 3; round++) {
+    for (let i = 0; i < 30; i++) {
+      own.change((rows) => rows.set(`key ${i}`, `${round}`));
+      await words.put(`key ${i}`, `${round}`);
+    }
+    own.change((rows) => {
+      for (const key of rows.keys()) if (key >= 'key 1' && key < 'key 2') rows.delete(key);
+    });
+    await words.deleteRange({ gte: 'key 1', lt: 'key 2' });
+  }
+  await engine.flush();
+  await engine.compact();
+  await engine.close();
+  // Before, at and behind each of them.
+  for (const offset of [30, 31, 32, 61, 62, 92, 93]) {
+    await expectState(restoreTo({ offset }, [directory]), own, offset);
+  }
+});
+
 test('a time of day is the last transaction committed by then', () => {
   // Of every commit in the log: its last offset, and when.
   const storage = new NodeStorage(store);
