@@ -10,7 +10,7 @@
  */
 import { corrupt } from '../core/base/errors.ts';
 import { collectionNameBytesMax } from '../core/base/limits.ts';
-import { KIND_KEYED } from '../core/base/update.ts';
+import { KIND_KEYED, KIND_MULTISET } from '../core/base/update.ts';
 import { COMPRESSIONS } from '../core/spine/block-codec.ts';
 import type { Compression } from '../core/spine/block-codec.ts';
 import { buffer, json } from './encodings.ts';
@@ -62,7 +62,7 @@ export function checkCatalogRow(value: unknown, name: string): CatalogRow {
     row === null ||
     !Number.isSafeInteger(row.id) ||
     row.id < FIRST_COLLECTION_ID ||
-    row.kind !== KIND_KEYED ||
+    (row.kind !== KIND_KEYED && row.kind !== KIND_MULTISET) ||
     typeof row.key !== 'string' ||
     typeof row.value !== 'string' ||
     typeof row.history !== 'object' ||

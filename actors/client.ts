@@ -33,6 +33,7 @@ import {
   REQUEST,
 } from './messages.ts';
 import type { ArchiveRequest } from './old-segments.ts';
+import { PairReader } from './pair-reader.ts';
 import { NEWEST, Reader, historyLost } from './reader.ts';
 import { readText } from './text-blocks.ts';
 import { THREAD_BACKGROUND } from './topology.ts';
@@ -61,6 +62,8 @@ export class Client {
   readonly context: ActorContext;
   readonly number: number;
   readonly line: CommitLine;
+  /** Reads of multisets. */
+  readonly pairs: PairReader;
   readonly reader: Reader;
   readonly #bell: Bell;
   readonly #hooks: ClientHooks;
@@ -112,6 +115,7 @@ export class Client {
         : new Reader(context, number, times, { ring: kick });
     const { counters } = this.reader;
     this.line = new CommitLine(context, number, counters, hooks.endOfTurn, () => this.wake());
+    this.pairs = new PairReader(context, this.reader);
     this.#requests = new Outbox(context, place.requests, context.threadBells[THREAD_BACKGROUND]);
     this.#answers = inboxOf(context, place.answers);
   }

@@ -3,47 +3,37 @@
  * thin face over the client, which does the work. Arguments are the caller's and are checked here.
  */
 import { TidemarkError } from '../core/base/errors.ts';
-import type { StoredHistory } from './catalog.ts';
+import { BaseCollection } from './base-collection.ts';
+import type { ReadOptions } from './base-collection.ts';
 import type { Client } from './client.ts';
 import { refusedNow } from './commit-line.ts';
 import type { Receipt } from './commit-line.ts';
 import { Conditions } from './conditions.ts';
-import { decodeLent, isOurs } from './encodings.ts';
-import type { Codec } from './encodings.ts';
+import { decodeLent } from './encodings.ts';
 import { Feed } from './feed.ts';
 import type { Update } from './feed-changes.ts';
 import { BOUND_OPTIONS, FOLLOW_OPTIONS, startFeed } from './feed-options.ts';
 import type { ChangesOptions } from './feed-options.ts';
 import { byteRange, rangeToDelete } from './key-range.ts';
 import type { KeyBounds } from './key-range.ts';
-import { checkFields, checkHistory, checkSignal, show } from './options.ts';
-import type { History } from './options.ts';
-import { NEWEST, ROW_ABSENT, ROW_ON_DISK, historyLost } from './reader.ts';
+import { checkFields, checkSignal, show } from './options.ts';
+import { ROW_ABSENT, ROW_ON_DISK } from './reader.ts';
 import { RangeIterable, checkRange } from './range.ts';
 import type { RangeOptions } from './range.ts';
-import type { Snapshot } from './snapshot.ts';
 import { WriteSet } from './write-set.ts';
 
-/** Where in time a read looks; one of the two at most. */
-export interface ReadOptions {
-  /** Every transaction with offset <= asOf. Below `since`: TIDEMARK_HISTORY_LOST; at or above `upper`: TIDEMARK_NOT_YET. */
-  readonly asOf?: number;
-  /** The state that a snapshot holds. */
-  readonly snapshot?: Snapshot;
-  /** getSync only: TIDEMARK_NOT_CACHED instead of a file read. */
-  readonly cachedOnly?: boolean;
-}
+export type { ReadOptions };
 
 /** What must hold when a commit takes its place in the order. Offsets are as getEntrySync and receipts tell them. */
 export type Condition =
-  /** The row's last change is at the offset; null: the row is absent. */
+  /** The row's last change is at the offset; null: the row is absent. Of keyed collections. */
   | {
       readonly collection: Collection<any, any>;
       readonly key: unknown;
       readonly offset: number | null;
     }
   /** Nothing in the collection changed after the offset: its `touched`, at the time, is at most one more. */
-  | { readonly collection: Collection<any, any>; readonly unchangedSince: number };
+  | { readonly collection: BaseCollection<any, any>; readonly unchangedSince: number };
 
 /**
  * How a commit is made. Limits: 64 MiB and a quarter of the write budget, and as many operations as fit
@@ -62,7 +52,6 @@ export interface CommitOptions {
   readonly expect?: readonly Condition[];
 }
 
-const READ_OPTIONS: ReadonlySet<string> = new Set(['asOf', 'snapshot', 'cachedOnly']);
 const CHANGES_OPTIONS: ReadonlySet<string> = new Set([...FOLLOW_OPTIONS, ...BOUND_OPTIONS]);
 const COMMIT_OPTIONS: ReadonlySet<string> = new Set(['durability', 'signal', 'expect']);
 const ROW_FIELDS: ReadonlySet<string> = new Set(['collection', 'key', 'offset']);
@@ -74,7 +63,7 @@ const ALONE_BYTES = 512;
 /** What a collection is, as `engine.collections()` lists it. */
 export type CollectionInfo = {
   readonly name: string;
-  readonly kind: 'keyed';
+  readonly kind: 'keyed' | 'multiset';
   /** Names of the encodings. */
   readonly key: string;
   readonly value: string;
@@ -83,67 +72,20 @@ export type CollectionInfo = {
   readonly touched: number;
 };
 
-export class Collection<K, V> {
-  readonly name: string;
+/** Rows by key, at most one value a key: the last written. */
+export class Collection<K, V> extends BaseCollection<K, V> {
   readonly kind = 'keyed' as const;
-  /** @internal */
-  readonly id: number;
-  /** @internal */
-  readonly keyCodec: Codec<K>;
-  /** @internal */
-  readonly valueCodec: Codec<V>;
-  readonly #client: Client;
-  /** Decoding values runs no code of the caller's. */
-  readonly #isOurs: boolean;
-  readonly #setHistory: (history: StoredHistory) => Promise<Receipt>;
-
-  /** @internal */
-  constructor(
-    client: Client,
-    name: string,
-    id: number,
-    keys: Codec<K>,
-    values: Codec<V>,
-    setHistory: (history: StoredHistory) => Promise<Receipt>,
-  ) {
-    this.#client = client;
-    this.name = name;
-    this.id = id;
-    this.keyCodec = keys;
-    this.valueCodec = values;
-    this.#isOurs = isOurs(values);
-    this.#setHistory = setHistory;
-  }
-
-  /** The lowest asOf that may be read; what lies below only snapshots that were there before still see. */
-  get since(): number {
-    const { reader } = this.#client;
-    this.#client.assertUsable();
-    const block = reader.enter(this.id, NEWEST);
-    const since = block === 0 ? 0 : reader.view.sinceNext(block);
-    reader.leave();
-    return since;
-  }
-
-  /**
-   * 1 + offset of the last transaction that changed the collection; 0 when none has. Where that lies in
-   * history that was merged away it may be higher, never lower.
-   */
-  get touched(): number {
-    this.#client.assertUsable();
-    return this.#client.reader.touched(this.id);
-  }
 
   // ---------------------------------------------------------------- writing
 
   /** Sets the value of a key, as a transaction of its own. Resolves when it is durable (or written, in a buffered engine) and visible. */
   put(key: K, value: V, options?: CommitOptions): Promise<Receipt> {
-    const { line } = this.#client;
+    const { line } = this.client;
     try {
       this.assertThere();
-      const sync = checkCommit(this.#client, options);
+      const sync = checkCommit(this.client, options);
       if (options?.expect !== undefined) {
-        const conditions = checkExpect(this.#client, options);
+        const conditions = checkExpect(this.client, options);
         const alone = new WriteSet(ALONE_BYTES);
         alone.begin();
         alone.put(this.id, this.keyCodec, key, this.valueCodec, value);
@@ -164,12 +106,12 @@ export class Collection<K, V> {
 
   /** Removes a key. Removing one that is not there is a transaction all the same. */
   delete(key: K, options?: CommitOptions): Promise<Receipt> {
-    const { line } = this.#client;
+    const { line } = this.client;
     try {
       this.assertThere();
-      const sync = checkCommit(this.#client, options);
+      const sync = checkCommit(this.client, options);
       if (options?.expect !== undefined) {
-        const conditions = checkExpect(this.#client, options);
+        const conditions = checkExpect(this.client, options);
         const alone = new WriteSet(ALONE_BYTES);
         alone.begin();
         alone.delete(this.id, this.keyCodec, key);
@@ -194,47 +136,12 @@ export class Collection<K, V> {
    * them. Bounds without a key between them remove nothing: the newest visible offset, and none is used.
    */
   deleteRange(bounds: KeyBounds<K>, options?: CommitOptions): Promise<Receipt> {
-    const { line, reader } = this.#client;
-    try {
-      this.assertThere();
-      const sync = checkCommit(this.#client, options);
-      const conditions = checkExpect(this.#client, options);
-      const range = rangeToDelete(bounds, this.keyCodec);
-      if (range === undefined) {
-        this.#client.assertUsable();
-        const conflict = conditions?.check();
-        if (conflict !== undefined) throw conflict;
-        return Promise.resolve({ offset: reader.visible() - 1 });
-      }
-      const alone = new WriteSet(ALONE_BYTES);
-      alone.begin();
-      alone.deleteRange(this.id, range);
-      return line.commitSet(alone, sync, conditions);
-    } catch (error) {
-      return refusedNow(error);
-    }
+    return commitDeleteRange(this.client, this, bounds, options);
   }
 
-  /** Changes how much of the past the collection keeps: offsets behind the newest, or Infinity. */
-  async setHistory(history: History): Promise<Receipt> {
-    const offsets = checkHistory(history);
-    checkCommit(this.#client, undefined);
-    this.#client.assertUsable();
-    return this.#setHistory({ offsets: offsets < 0 ? null : offsets });
-  }
-
-  /** @internal An id means something in its own engine only. */
-  assertOf(client: Client): void {
-    if (this.#client !== client) throw new TypeError(`${this.name} is another engine's collection`);
-  }
-
-  /** @internal Throws when the collection was dropped: what is written to it now would not be kept. */
-  assertThere(): void {
-    if (!this.#client.dropped.has(this.id)) return;
-    const { name } = this;
-    throw new TidemarkError('TIDEMARK_NOT_FOUND', `collection ${name} was dropped`, {
-      collection: name,
-    });
+  /** @internal Of multisets. */
+  update(): Promise<never> {
+    return refusedNow(new TypeError(`${this.name} is keyed: use put and delete`));
   }
 
   // ---------------------------------------------------------------- points
@@ -261,7 +168,7 @@ export class Collection<K, V> {
 
   /** Values in the order of the keys, all at one offset. */
   getManySync(keys: readonly K[], options?: ReadOptions): (V | undefined)[] {
-    return this.#atOneTime(options, (at) => keys.map((key) => this.getSync(key, at)));
+    return this.atOneTime(options, (at) => keys.map((key) => this.getSync(key, at)));
   }
 
   #find<R>(
@@ -271,19 +178,19 @@ export class Collection<K, V> {
   ): R | undefined {
     let own: Buffer;
     let offset: number;
-    const client = this.#client;
+    const client = this.client;
     const { reader } = client;
     client.assertUsable();
-    const asOf = this.#timeOf(options);
+    const asOf = this.timeOf(options);
     const length = client.encodeKey(this.keyCodec, key);
     const block = reader.enter(this.id, asOf);
     try {
       const cachedOnly = options?.cachedOnly ?? false;
       const outcome = reader.find(this.id, block, client.keyBytes, length, cachedOnly);
       if (outcome === ROW_ABSENT) return undefined;
-      if (outcome === ROW_ON_DISK) throw notCached(this.name);
+      if (outcome === ROW_ON_DISK) throw this.notCached();
       const { valueStart, valueEnd, valueBytes } = reader;
-      if (this.#isOurs) return take(valueStart, valueEnd, valueBytes, reader.time);
+      if (this.valuesAreOurs) return take(valueStart, valueEnd, valueBytes, reader.time);
       own = Buffer.allocUnsafe(valueEnd - valueStart);
       own.set(valueBytes.subarray(valueStart, valueEnd));
       offset = reader.time;
@@ -306,9 +213,9 @@ export class Collection<K, V> {
   }
 
   async getMany(keys: readonly K[], options?: ReadOptions): Promise<(V | undefined)[]> {
-    const client = this.#client;
+    const client = this.client;
     client.assertUsable();
-    const T = client.holdFor(this.id, this.#timeOf(options));
+    const T = client.holdFor(this.id, this.timeOf(options));
     if (T < 0) return keys.map(() => undefined);
     try {
       return await Promise.all(keys.map((key) => this.get(key, { asOf: T })));
@@ -321,9 +228,9 @@ export class Collection<K, V> {
     key: K,
     options: ReadOptions | undefined,
   ): Promise<{ value: Uint8Array; start: number; end: number } | undefined> {
-    const client = this.#client;
+    const client = this.client;
     client.assertUsable();
-    const asOf = this.#timeOf(options);
+    const asOf = this.timeOf(options);
     const length = client.encodeKey(this.keyCodec, key);
     // The scratch is the next read's: what outlives this turn has a copy.
     const own = Buffer.from(client.keyBytes.subarray(0, length));
@@ -352,15 +259,20 @@ export class Collection<K, V> {
     return this.#range(range, (_, value) => value());
   }
 
+  /** @internal Of multisets. */
+  countSync(): never {
+    throw new TypeError(`${this.name} is keyed: it has no counts`);
+  }
+
   #range<T>(
     range: RangeOptions<K> | undefined,
     make: (key: () => K, value: () => V) => T,
   ): RangeIterable<K, V, T> {
-    this.#client.assertUsable();
+    this.client.assertUsable();
     const checked = checkRange(range, this.keyCodec);
-    const asOf = range === undefined ? this.#newest() : this.#timeAt(range.asOf, range.snapshot);
+    const asOf = range === undefined ? this.newest() : this.timeAt(range.asOf, range.snapshot);
     return new RangeIterable(
-      this.#client,
+      this.client,
       this.id,
       this.keyCodec,
       this.valueCodec,
@@ -391,64 +303,37 @@ export class Collection<K, V> {
       (name) => options[name as keyof typeof options] !== undefined,
     );
     const range = hasBounds ? byteRange(options, this.keyCodec) : undefined;
-    const start = startFeed(this.#client, [this.id], options);
-    return new Feed(this.#client, [{ collection: this, range, isNamed: false }], start);
-  }
-
-  // ---------------------------------------------------------------- time
-
-  #timeOf(options: ReadOptions | undefined): number {
-    if (options === undefined) return this.#newest();
-    checkRead(options);
-    return this.#timeAt(options.asOf, options.snapshot);
-  }
-
-  #timeAt(asOf: number | undefined, snapshot: Snapshot | undefined): number {
-    if (snapshot !== undefined) {
-      if (asOf !== undefined) throw new TypeError('give asOf or a snapshot, not both');
-      snapshot.assertOpen(this.#client);
-      if (snapshot.isLost(this.id)) throw historyLost(snapshot.offset, this.since);
-      return snapshot.offset;
-    }
-    if (asOf === undefined) return this.#newest();
-    if (!Number.isSafeInteger(asOf) || asOf < 0) {
-      throw new TypeError(`asOf is an offset from 0, not ${String(asOf)}`);
-    }
-    // What was dropped goes in parts, and is kept for those alone who held the time.
-    if (this.#client.dropped.has(this.id) && !this.#client.isHeld(asOf)) {
-      throw historyLost(asOf, this.#client.reader.visible());
-    }
-    return asOf;
-  }
-
-  #newest(): number {
-    this.assertThere();
-    return NEWEST;
-  }
-
-  #atOneTime<R>(
-    options: ReadOptions | undefined,
-    read: (options: ReadOptions | undefined) => R,
-  ): R {
-    if (options !== undefined) checkRead(options);
-    if (options?.asOf !== undefined || options?.snapshot !== undefined) return read(options);
-    const client = this.#client;
-    client.assertUsable();
-    const T = client.holdFor(this.id, NEWEST);
-    if (T < 0) return read(options);
-    try {
-      return read({ ...options, asOf: T });
-    } finally {
-      client.release(T);
-    }
+    const start = startFeed(this.client, [this.id], options);
+    return new Feed(this.client, [{ collection: this, range, isNamed: false }], start);
   }
 }
 
-function checkRead(options: ReadOptions): void {
-  checkFields(options, READ_OPTIONS, 'read option');
-  const { cachedOnly } = options;
-  if (cachedOnly === undefined || typeof cachedOnly === 'boolean') return;
-  throw new TypeError('cachedOnly is true or false');
+/** Commits the removal of a range of whatever collection. */
+export function commitDeleteRange<K>(
+  client: Client,
+  collection: BaseCollection<K, any>,
+  bounds: KeyBounds<K>,
+  options: CommitOptions | undefined,
+): Promise<Receipt> {
+  const { line, reader } = client;
+  try {
+    collection.assertThere();
+    const sync = checkCommit(client, options);
+    const conditions = checkExpect(client, options);
+    const range = rangeToDelete(bounds, collection.keyCodec);
+    if (range === undefined) {
+      client.assertUsable();
+      const conflict = conditions?.check();
+      if (conflict !== undefined) throw conflict;
+      return Promise.resolve({ offset: reader.visible() - 1 });
+    }
+    const alone = new WriteSet(ALONE_BYTES);
+    alone.begin();
+    alone.deleteRange(collection.id, range);
+    return line.commitSet(alone, sync, conditions);
+  } catch (error) {
+    return refusedNow(error);
+  }
 }
 
 /** True when the commit must wait for the sync. Throws before anything happens. */
@@ -497,14 +382,18 @@ function addCondition(client: Client, conditions: Conditions, condition: unknown
     throw new TypeError('a condition is on a row or on a collection, not both');
   }
   checkFields(condition, isOfCollection ? COLLECTION_FIELDS : ROW_FIELDS, 'condition field');
-  if (!(collection instanceof Collection)) throw new TypeError('a condition names a collection');
+  if (!(collection instanceof BaseCollection))
+    throw new TypeError('a condition names a collection');
   collection.assertOf(client);
   collection.assertThere();
-  const { id, name, keyCodec } = collection;
+  const { id, name, keyCodec } = collection as BaseCollection<unknown, unknown>;
   if (isOfCollection) {
     const since = checkConditionOffset('unchangedSince', unchangedSince);
     conditions.addCollection(id, name, since);
     return;
+  }
+  if (collection.kind !== 'keyed') {
+    throw new TypeError(`${name} is a multiset: conditions are on the whole of it`);
   }
   if (!('key' in condition)) throw new TypeError('a condition has a key, or unchangedSince');
   const expected = offset === null ? null : checkConditionOffset('offset', offset);
@@ -518,10 +407,4 @@ function checkConditionOffset(name: string, offset: unknown): number {
   if (typeof offset === 'number' && Number.isSafeInteger(offset) && offset >= -1) return offset;
   const wish = name === 'offset' ? 'an offset, or null for absent' : 'an offset';
   throw new TypeError(`${name} of a condition is ${wish}, not ${show(offset)}`);
-}
-
-function notCached(name: string): TidemarkError {
-  return new TidemarkError('TIDEMARK_NOT_CACHED', `a row of ${name} is not in memory`, {
-    collection: name,
-  });
 }

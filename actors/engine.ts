@@ -8,7 +8,7 @@ import { EventEmitter } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { TidemarkError } from '../core/base/errors.ts';
 import { clientsMax, collectionsMax } from '../core/base/limits.ts';
-import { KIND_KEYED, CATALOG_ID } from '../core/base/update.ts';
+import { CATALOG_ID, KIND_KEYED, KIND_MULTISET } from '../core/base/update.ts';
 import { Arena } from '../core/shared/arena.ts';
 import { STATE_CLOSED, STATE_CLOSING, STATE_OPEN, STATE_POISONED } from '../core/shared/control.ts';
 import { KIND_RECORD } from '../core/shared/buffer-pool.ts';
@@ -55,6 +55,7 @@ import { NodeStorage } from './node-storage.ts';
 import { checkFields, checkHistory, checkOptions, checkSignal, show } from './options.ts';
 import type { CheckedOptions, History, OpenOptions } from './options.ts';
 import { identify, markReleased } from './process-identity.ts';
+import { Multiset } from './multiset.ts';
 import { Snapshot } from './snapshot.ts';
 import { KEEPER_CLIENT } from './spine-keeper.ts';
 import { NEWEST } from './reader.ts';
@@ -91,6 +92,7 @@ export type EngineState = 'open' | 'closing' | 'closed' | 'poisoned';
 
 /** How a collection is made, or what it must be. Left out: what the catalog says. */
 export interface CollectionOptions<KE, VE> {
+  /** 'keyed' (default of a new one): at most one value a key, the last written. For 'multiset' see MultisetOptions. */
   readonly kind?: 'keyed';
   /** Encoding of keys; they order by their encoded bytes. Default of a new collection: 'utf8'. */
   readonly key?: KE;
@@ -108,6 +110,11 @@ export interface CollectionOptions<KE, VE> {
 /** An update that says which of several collections it is of. */
 export type UpdateOf<C> =
   C extends Collection<infer K, infer V> ? Update<K, V> & { readonly collection: C } : never;
+
+/** The same of a multiset: any number of values a key, each with a count. */
+export interface MultisetOptions<KE, VE> extends Omit<CollectionOptions<KE, VE>, 'kind'> {
+  readonly kind: 'multiset';
+}
 
 const OWNER_CLIENT = 0;
 
@@ -394,18 +401,25 @@ export class Engine extends EventEmitter<EngineEvents> {
   // ---------------------------------------------------------------- collections
 
   /** Opens a collection, making it where there is none and options say how. */
+  collection<
+    KE extends Encoding<never> | Encoding<unknown> = 'utf8',
+    VE extends Encoding<never> | Encoding<unknown> = 'utf8',
+  >(name: string, options: MultisetOptions<KE, VE>): Promise<Multiset<TypeOf<KE>, TypeOf<VE>>>;
+  collection<
+    KE extends Encoding<never> | Encoding<unknown> = 'utf8',
+    VE extends Encoding<never> | Encoding<unknown> = 'utf8',
+  >(name: string, options?: CollectionOptions<KE, VE>): Promise<Collection<TypeOf<KE>, TypeOf<VE>>>;
   async collection<
     KE extends Encoding<never> | Encoding<unknown> = 'utf8',
     VE extends Encoding<never> | Encoding<unknown> = 'utf8',
   >(
     name: string,
-    options?: CollectionOptions<KE, VE>,
-  ): Promise<Collection<TypeOf<KE>, TypeOf<VE>>> {
+    options?: CollectionOptions<KE, VE> | MultisetOptions<KE, VE>,
+  ): Promise<AnyCollection> {
     const key = catalogKey(name);
     const wanted = checkCollectionOptions(options);
     this.#client.assertUsable();
-    const opened = await this.#inTurn(() => this.#openCollection(name, key, wanted));
-    return opened as unknown as Collection<TypeOf<KE>, TypeOf<VE>>;
+    return this.#inTurn(() => this.#openCollection(name, key, wanted));
   }
 
   /** One change of the catalog at a time: each sees what those before have made of it. */
@@ -419,7 +433,7 @@ export class Engine extends EventEmitter<EngineEvents> {
     name: string,
     key: Buffer,
     wanted: WantedCollection,
-  ): Promise<Collection<unknown, unknown>> {
+  ): Promise<AnyCollection> {
     const stored = await this.#catalog.get(key);
     if (stored !== undefined) {
       return this.#existing(name, key, checkCatalogRow(stored, name), wanted);
@@ -442,7 +456,7 @@ export class Engine extends EventEmitter<EngineEvents> {
     const compression = wanted.compression ?? 'none';
     const row: CatalogRow = {
       id: next.next,
-      kind: KIND_KEYED,
+      kind: wanted.kind ?? KIND_KEYED,
       key: keyCodec.name,
       value: valueCodec.name,
       history: { offsets: history < 0 ? null : history },
@@ -455,12 +469,14 @@ export class Engine extends EventEmitter<EngineEvents> {
     return this.#make(name, key, row, keyCodec, valueCodec);
   }
 
-  #existing(
-    name: string,
-    key: Buffer,
-    row: CatalogRow,
-    wanted: WantedCollection,
-  ): Collection<unknown, unknown> {
+  #existing(name: string, key: Buffer, row: CatalogRow, wanted: WantedCollection): AnyCollection {
+    if (wanted.kind !== undefined && wanted.kind !== row.kind) {
+      const kind = kindName(row.kind);
+      throw new TidemarkError('TIDEMARK_KIND_MISMATCH', `collection ${name} is of kind '${kind}'`, {
+        collection: name,
+        kind,
+      });
+    }
     const keyCodec = wanted.key ?? codecOfStoredName(row.key);
     const valueCodec = wanted.value ?? codecOfStoredName(row.value);
     if (keyCodec?.name !== row.key || valueCodec?.name !== row.value) {
@@ -479,13 +495,14 @@ export class Engine extends EventEmitter<EngineEvents> {
     row: CatalogRow,
     keyCodec: Codec<unknown>,
     valueCodec: Codec<unknown>,
-  ): Collection<unknown, unknown> {
+  ): AnyCollection {
     const setHistory = (history: StoredHistory): Promise<Receipt> =>
       this.#inTurn(async () => {
         const found = await this.#catalogRow(name, key, row.id);
         return this.#catalog.put(key, { ...found, history });
       });
-    return new Collection(this.#client, name, row.id, keyCodec, valueCodec, setHistory);
+    const Kind = row.kind === KIND_MULTISET ? Multiset : Collection;
+    return new Kind(this.#client, name, row.id, keyCodec, valueCodec, setHistory);
   }
 
   /** What the catalog says of a collection: of this very one when an id is given, not of a namesake. */
@@ -504,7 +521,7 @@ export class Engine extends EventEmitter<EngineEvents> {
       const collection = this.#make(name, key, row, buffer, CATALOG_VALUES);
       return {
         name,
-        kind: 'keyed',
+        kind: kindName(row.kind),
         key: row.key,
         value: row.value,
         history: row.history.offsets ?? Infinity,
@@ -523,7 +540,7 @@ export class Engine extends EventEmitter<EngineEvents> {
   }
 
   /** Removes a collection and, in time, its files. Its name may be used again; its id never is. */
-  async drop(collection: string | Collection<any, any>): Promise<Receipt> {
+  async drop(collection: string | AnyCollection): Promise<Receipt> {
     const isName = typeof collection === 'string';
     const name = isName ? collection : collection.name;
     const key = catalogKey(name);
@@ -693,7 +710,7 @@ export class Engine extends EventEmitter<EngineEvents> {
   }
 
   /** Merges a collection (or all) into as few runs as can be, its unneeded history left out. */
-  async compact(collection?: Collection<any, any>): Promise<void> {
+  async compact(collection?: AnyCollection): Promise<void> {
     collection?.assertOf(this.#client);
     this.#assertWritable();
     await this.#client.flush();
@@ -784,8 +801,16 @@ export class Engine extends EventEmitter<EngineEvents> {
   }
 }
 
+/** A collection of whatever kind. */
+export type AnyCollection = Collection<any, any> | Multiset<any, any>;
+
+function kindName(kind: number): 'keyed' | 'multiset' {
+  return kind === KIND_MULTISET ? 'multiset' : 'keyed';
+}
+
 type WantedCollection = {
   readonly given: boolean;
+  readonly kind: number | undefined;
   readonly key: Codec<unknown> | undefined;
   readonly value: Codec<unknown> | undefined;
   readonly history: number | undefined;
@@ -796,6 +821,7 @@ function checkCollectionOptions(options: unknown): WantedCollection {
   if (options === undefined) {
     return {
       given: false,
+      kind: undefined,
       key: undefined,
       value: undefined,
       history: undefined,
@@ -804,11 +830,12 @@ function checkCollectionOptions(options: unknown): WantedCollection {
   }
   checkFields(options, COLLECTION_OPTIONS, 'collection option');
   const { kind, key, value, history, compression } = options as Record<string, unknown>;
-  if (kind !== undefined && kind !== 'keyed') {
-    throw new TypeError(`kind is 'keyed', not ${show(kind)}`);
+  if (kind !== undefined && kind !== 'keyed' && kind !== 'multiset') {
+    throw new TypeError(`kind is 'keyed' or 'multiset', not ${show(kind)}`);
   }
   return {
     given: true,
+    kind: kind === undefined ? undefined : kind === 'keyed' ? KIND_KEYED : KIND_MULTISET,
     key: key === undefined ? undefined : codecOf(key, 'key'),
     value: value === undefined ? undefined : codecOf(value, 'value'),
     history: history === undefined ? undefined : checkHistory(history),

@@ -3,7 +3,15 @@
  */
 export { open } from './engine.ts';
 export type { Compression } from '../core/spine/block-codec.ts';
-export type { CollectionOptions, Engine, EngineEvents, EngineState, UpdateOf } from './engine.ts';
+export type {
+  AnyCollection,
+  CollectionOptions,
+  Engine,
+  EngineEvents,
+  EngineState,
+  MultisetOptions,
+  UpdateOf,
+} from './engine.ts';
 export type { Stall } from './stall-watch.ts';
 export type { StallCause } from './stalls.ts';
 export type { Durability, History, OpenOptions, WalOptions } from './options.ts';
@@ -15,6 +23,7 @@ export type {
   Condition,
   ReadOptions,
 } from './collection.ts';
+export type { Multiset } from './multiset.ts';
 export type { RangeIterable, RangeOptions } from './range.ts';
 export type { KeyBounds, PrefixOf } from './key-range.ts';
 export type { Transaction } from './transaction.ts';

@@ -3,12 +3,15 @@
  * Between batches nothing is held but a time: each batch enters anew and seeks by key, so an iterator
  * that is left lying keeps history, never memory of the write path. Runs on the caller's thread.
  */
+import { compareBytes } from '../core/base/bytes.ts';
 import type { Client } from './client.ts';
 import { decodeLent } from './encodings.ts';
 import type { Codec } from './encodings.ts';
 import { byteRange, successor } from './key-range.ts';
 import type { KeyBounds } from './key-range.ts';
 import { checkFields } from './options.ts';
+import type { Resume } from './pair-reader.ts';
+import { BATCH_SLAB_BYTES } from './reader.ts';
 import type { RangeBounds, RowBatch } from './reader.ts';
 import type { Snapshot } from './snapshot.ts';
 
@@ -25,6 +28,15 @@ export type CheckedRange = { readonly bounds: RangeBounds; readonly limit: numbe
 
 const ROWS_FIRST = 16;
 const ROWS_MAX = 1_024;
+/** Batches inside one key of a multiset seek by going over what was read: each is twice as large, up to this. */
+const INSIDE_KEY_MAX = 256;
+
+/** What a walk shows of a collection. */
+export const WALK_ROWS = 0;
+/** Of a multiset: each value of each key, with its diff. */
+export const WALK_PAIRS = 1;
+/** Of a multiset: each key once. */
+export const WALK_KEYS = 2;
 
 const KNOWN: ReadonlySet<string> = new Set([
   'gte',
@@ -54,7 +66,7 @@ export function checkRange<K>(range: RangeOptions<K> | undefined, keys: Codec<K>
   return { bounds, limit };
 }
 
-type Item<K, V, T> = (key: () => K, value: () => V) => T;
+type Item<K, V, T> = (key: () => K, value: () => V, diff: () => number) => T;
 
 /** Rows of a range as of the time it was made; can be walked once, with `for` or `for await`. */
 export class RangeIterable<K, V, T> implements IterableIterator<T>, AsyncIterable<T> {
@@ -65,6 +77,10 @@ export class RangeIterable<K, V, T> implements IterableIterator<T>, AsyncIterabl
   readonly #bounds: RangeBounds;
   readonly #make: Item<K, V, T>;
   readonly #hold: Hold;
+  readonly #walk: number;
+  /** Behind which value of the key at the bound the next batch begins. */
+  #resume: Resume | undefined;
+  #insideKey = 1;
   #left: number;
   #rows = ROWS_FIRST;
   #batch: RowBatch | undefined;
@@ -72,6 +88,7 @@ export class RangeIterable<K, V, T> implements IterableIterator<T>, AsyncIterabl
   #ended = false;
   readonly #key = (): K => this.#decodeKey();
   readonly #value = (): V => this.#decodeValue();
+  readonly #diff = (): number => this.#batch!.diffs[this.#at];
 
   /** @internal */
   constructor(
@@ -82,6 +99,7 @@ export class RangeIterable<K, V, T> implements IterableIterator<T>, AsyncIterabl
     asOf: number,
     range: CheckedRange,
     make: Item<K, V, T>,
+    walk: number = WALK_ROWS,
   ) {
     this.#client = client;
     this.#collection = collection;
@@ -90,6 +108,7 @@ export class RangeIterable<K, V, T> implements IterableIterator<T>, AsyncIterabl
     this.#bounds = { ...range.bounds };
     this.#left = range.limit;
     this.#make = make;
+    this.#walk = walk;
     this.#hold = new Hold(client, client.holdFor(collection, asOf), 'iterator');
     forgotten.register(this, this.#hold, this.#hold);
   }
@@ -103,8 +122,9 @@ export class RangeIterable<K, V, T> implements IterableIterator<T>, AsyncIterabl
       if (this.#batch === undefined || this.#at === this.#batch.count) {
         if (!this.#fill()) return { done: true, value: undefined };
       }
-      const value = this.#make(this.#key, this.#value);
+      const value = this.#make(this.#key, this.#value, this.#diff);
       this.#at++;
+      if (this.#walk === WALK_KEYS) this.#skipKey();
       this.#left--;
       return { done: false, value };
     } catch (error) {
@@ -145,12 +165,22 @@ export class RangeIterable<K, V, T> implements IterableIterator<T>, AsyncIterabl
     this.#client.assertUsable();
     const rows = Math.min(this.#rows, this.#left);
     this.#rows = Math.min(ROWS_MAX, this.#rows * 2);
-    const { reader } = this.#client;
+    const { reader, pairs } = this.#client;
     if (this.#hold.T < 0) {
       this.#end();
       return false;
     }
-    this.#batch = reader.readRange(this.#collection, this.#hold.T, this.#bounds, rows);
+    this.#batch =
+      this.#walk === WALK_ROWS
+        ? reader.readRange(this.#collection, this.#hold.T, this.#bounds, rows)
+        : pairs.readRange(
+            this.#collection,
+            this.#hold.T,
+            this.#bounds,
+            this.#resume,
+            this.#insideKey === 1 ? rows : ROWS_MAX * this.#insideKey,
+            BATCH_SLAB_BYTES * this.#insideKey,
+          );
     this.#at = 0;
     if (this.#batch.count === 0) {
       this.#end();
@@ -164,11 +194,43 @@ export class RangeIterable<K, V, T> implements IterableIterator<T>, AsyncIterabl
   #moveBounds(batch: RowBatch): void {
     const last = (batch.count - 1) * 3;
     const key = new Uint8Array(batch.slab.subarray(batch.places[last], batch.places[last + 1]));
-    if (this.#bounds.reverse) {
+    if (this.#walk === WALK_PAIRS) {
+      this.#moveInside(batch, key);
+    } else if (this.#bounds.reverse) {
       this.#bounds.upper = key;
       this.#bounds.upperOpen = false;
     } else {
       this.#bounds.lower = successor(key);
+    }
+  }
+
+  /** As `#moveBounds`, to the next value of the key. */
+  #moveInside(batch: RowBatch, key: Uint8Array): void {
+    const { places, slab, count } = batch;
+    const last = (count - 1) * 3;
+    const value = new Uint8Array(slab.subarray(places[last + 1], places[last + 2]));
+    const isInside =
+      this.#resume !== undefined &&
+      compareBytes(this.#resume.key, key) === 0 &&
+      compareBytes(slab.subarray(places[0], places[1]), key) === 0;
+    this.#insideKey = isInside ? Math.min(INSIDE_KEY_MAX, 2 * this.#insideKey) : 1;
+    this.#resume = { key, value };
+    if (this.#bounds.reverse) {
+      this.#bounds.upper = successor(key);
+      this.#bounds.upperOpen = false;
+    } else {
+      this.#bounds.lower = key;
+    }
+  }
+
+  /** Goes on to the first row of another key. */
+  #skipKey(): void {
+    const { places, slab, count } = this.#batch!;
+    const before = (this.#at - 1) * 3;
+    const key = slab.subarray(places[before], places[before + 1]);
+    for (; this.#at < count; this.#at++) {
+      const at = this.#at * 3;
+      if (compareBytes(slab.subarray(places[at], places[at + 1]), key) !== 0) return;
     }
   }
 

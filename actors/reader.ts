@@ -61,6 +61,8 @@ const VIEW_RETRIES: number = indexIn(CLIENT_COUNTERS, 'viewRetries');
 /** One block that an asynchronous read may have to look into; private once located. */
 type Candidate = { fd: number; own: boolean; file: number; position: number; bytes: number };
 
+const NO_DIFFS: Float64Array = new Float64Array(0);
+
 /** Rows of one batch of a range read, copied out: keys and values in one slab. */
 export class RowBatch {
   slab: Buffer;
@@ -69,19 +71,36 @@ export class RowBatch {
   /** Per row: key start, value start, value end. */
   places: Int32Array;
   times: Float64Array;
+  /** Of a multiset's rows. */
+  diffs: Float64Array = NO_DIFFS;
   /** True when nothing follows the last row of the batch. */
   ended = false;
 
   /** For so many rows, or more. */
-  constructor(rows: number) {
+  constructor(rows: number, bytes: number = BATCH_SLAB_BYTES) {
     const least = Math.min(rows, BATCH_ROWS_LEAST);
-    this.slab = Buffer.allocUnsafe(Math.min(BATCH_SLAB_BYTES, least * ROW_BYTES_GUESS));
+    this.slab = Buffer.allocUnsafe(Math.min(bytes, least * ROW_BYTES_GUESS));
     this.places = new Int32Array(3 * least);
     this.times = new Float64Array(least);
   }
+
+  /** There is room for the cursor's row. */
+  fits(cursor: RowCursor): boolean {
+    return fits(this, cursor);
+  }
+
+  append(cursor: RowCursor): void {
+    append(this, cursor, true);
+  }
+
+  /** Forgets the row appended at `start`, the last one. */
+  takeBack(start: number): void {
+    takeBack(this, start, true);
+  }
 }
 
-const BATCH_SLAB_BYTES: number = 64 * 1024;
+/** Bytes of a batch of rows. */
+export const BATCH_SLAB_BYTES: number = 64 * 1024;
 const BATCH_ROWS_LEAST = 1_024;
 /** A short read of small rows gets a small slab. */
 const ROW_BYTES_GUESS = 1_024;
@@ -465,7 +484,7 @@ export class Reader {
     const { view } = this;
     const { storage } = this.#context;
     return this.#withFile(part, (fd) => {
-      const index = this.#readIndex(part, fd);
+      const index = this.readIndex(part, fd);
       return this.#point.get(
         storage,
         fd,
@@ -483,7 +502,7 @@ export class Reader {
     });
   }
 
-  #readIndex(part: number, fd: number): Uint8Array {
+  readIndex(part: number, fd: number): Uint8Array {
     const { view } = this;
     const bytes = new Uint8Array(view.indexBytes(part));
     const position = view.offset(part) + view.indexOffset(part);
@@ -647,7 +666,7 @@ export class Reader {
         const own = fd < 0;
         if (own) fd = storage.open(partPath(view.file(part)), 'read');
         const index = view.index(part);
-        const memory = index === 0 ? this.#readIndex(part, fd) : arena.u8;
+        const memory = index === 0 ? this.readIndex(part, fd) : arena.u8;
         const filter = index === 0 || view.filter(part) === 0 ? -1 : view.filter(part);
         const offset = view.offset(part);
         if (!point.locate(memory, index, filter, offset, hash, key, 0, key.length)) {
@@ -674,13 +693,13 @@ export class Reader {
     const batch = new RowBatch(rowsMax);
     const block = this.enter(collection, asOf);
     try {
-      const cursor = this.#openCursor(collection, block);
+      const cursor = this.openCursor(collection, block, VERSIONS_NEWEST);
       this.#rangesOf = this.hiding.isThere(block) ? collection : -1;
       this.#block = block;
       if (range.reverse) this.#fillDown(cursor, range, rowsMax, batch);
       else this.#fillUp(cursor, range, rowsMax, batch);
     } finally {
-      for (const run of this.#runCursors) run.leave();
+      this.leaveCursors();
       this.leave();
     }
     return batch;
@@ -700,7 +719,13 @@ export class Reader {
     return at === time;
   }
 
-  #openCursor(collection: number, block: number): RowCursor {
+  /** Lets go of the files that range cursors are in. */
+  leaveCursors(): void {
+    for (const run of this.#runCursors) run.leave();
+  }
+
+  /** All of a collection's sources as one, up to T. Requires: entered; then `leaveCursors`. */
+  openCursor(collection: number, block: number, versions: number): RowCursor {
     const { view, T } = this;
     const { arena, pool } = this.#context;
     const sources: RowCursor[] = [];
@@ -710,7 +735,7 @@ export class Reader {
       if (this.#generation.newestTimeOf(collection) < 0) return;
       const cursor = (this.#generationCursors[generations] ??= new GenerationCursor(arena, pool));
       generations++;
-      cursor.open(header, collection, T, VERSIONS_NEWEST);
+      cursor.open(header, collection, T, versions);
       sources.push(cursor);
     };
     if (view.spare !== 0) addGeneration(view.spare);
@@ -802,6 +827,21 @@ export class Reader {
     batch.ended = true;
   }
 
+  // Reads of multisets, which go by another way, count here too.
+
+  countRead(): void {
+    this.counters.add(READS, 1);
+  }
+
+  countSkip(): void {
+    this.counters.add(FILTER_SKIPS, 1);
+  }
+
+  countFile(bytes: number): void {
+    this.counters.add(FILE_READS, 1);
+    this.counters.add(FILE_BYTES, bytes);
+  }
+
   publish(): void {
     this.#cache.flushTouches();
     this.counters.publish();
@@ -821,13 +861,13 @@ export type RangeBounds = {
   reverse: boolean;
 };
 
-function isAtOrAbove(cursor: RowCursor, bound: Uint8Array): boolean {
+export function isAtOrAbove(cursor: RowCursor, bound: Uint8Array): boolean {
   return (
     compareAt(cursor.keyBytes, cursor.keyOffset, cursor.keyLength, bound, 0, bound.length) >= 0
   );
 }
 
-function isBelow(cursor: RowCursor, bound: Uint8Array): boolean {
+export function isBelow(cursor: RowCursor, bound: Uint8Array): boolean {
   return compareAt(cursor.keyBytes, cursor.keyOffset, cursor.keyLength, bound, 0, bound.length) < 0;
 }
 

@@ -4,6 +4,7 @@
  * lives on its client's thread.
  */
 import type { Client } from './client.ts';
+import type { BaseCollection } from './base-collection.ts';
 import { checkCommit, checkExpect } from './collection.ts';
 import type { Collection, CommitOptions } from './collection.ts';
 import { TidemarkError } from '../core/base/errors.ts';
@@ -11,6 +12,7 @@ import { rangeToDelete } from './key-range.ts';
 import type { KeyBounds } from './key-range.ts';
 import { refusedNow } from './commit-line.ts';
 import type { Receipt } from './commit-line.ts';
+import type { Multiset } from './multiset.ts';
 import { WriteSet } from './write-set.ts';
 
 const CAPACITY_BYTES = 512;
@@ -36,7 +38,19 @@ export class Transaction {
     this.#assertOpen();
     collection.assertOf(this.#client);
     collection.assertThere();
+    if (collection.kind !== 'keyed') throw ofOtherKind(collection);
     this.#set.put(collection.id, collection.keyCodec, key, collection.valueCodec, value);
+    return this;
+  }
+
+  /** Adds `diff` to how often a multiset has the value at the key; a safe integer other than 0. */
+  update<K, V>(collection: Multiset<K, V>, key: NoInfer<K>, value: NoInfer<V>, diff: number): this {
+    this.#assertOpen();
+    collection.assertOf(this.#client);
+    collection.assertThere();
+    if (collection.kind !== 'multiset') throw ofOtherKind(collection);
+    const { id, keyCodec, valueCodec } = collection;
+    this.#set.update(id, keyCodec, key, valueCodec, value, diff);
     return this;
   }
 
@@ -44,6 +58,7 @@ export class Transaction {
     this.#assertOpen();
     collection.assertOf(this.#client);
     collection.assertThere();
+    if (collection.kind !== 'keyed') throw ofOtherKind(collection);
     this.#set.delete(collection.id, collection.keyCodec, key);
     return this;
   }
@@ -53,7 +68,7 @@ export class Transaction {
    * transaction takes its place in the order, and what this transaction wrote there before. Later
    * operations on keys of the range win. One operation, however many rows. Without a key in it, nothing.
    */
-  deleteRange<K, V>(collection: Collection<K, V>, bounds: KeyBounds<NoInfer<K>>): this {
+  deleteRange<K>(collection: BaseCollection<K, any>, bounds: KeyBounds<NoInfer<K>>): this {
     this.#assertOpen();
     collection.assertOf(this.#client);
     collection.assertThere();
@@ -121,4 +136,10 @@ export class Transaction {
   #assertOpen(): void {
     if (this.#committed) throw new TypeError('the transaction has been committed');
   }
+}
+
+/** What only code without types comes to. */
+function ofOtherKind({ name, kind }: { readonly name: string; readonly kind: string }): TypeError {
+  const how = kind === 'multiset' ? 'a multiset: use update' : 'keyed: use put and delete';
+  return new TypeError(`${name} is ${how}`);
 }

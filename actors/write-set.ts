@@ -4,16 +4,20 @@
  * bytes are copied into pages once, when it closes. An operation is in entirely or not at all, also
  * when a codec throws.
  */
-import { NO_BYTES, setU32 } from '../core/base/bytes.ts';
+import { NO_BYTES, setF64, setU32 } from '../core/base/bytes.ts';
 import { commitBytesMax, keyBytesMax, valueBytesMax } from '../core/base/limits.ts';
 import {
   OP_DELETE,
   OP_DELETE_RANGE,
+  OP_DIFF_OFFSET,
   OP_HEADER_BYTES,
   OP_PUT,
+  OP_UPDATE,
+  OP_UPDATE_HEADER_BYTES,
   TX_BYTES_OFFSET,
   TX_COUNT_OFFSET,
   TX_HEADER_BYTES,
+  keyOffsetOf,
 } from '../core/base/update.ts';
 import { encodeInto, encodedBy, tooLarge } from './encodings.ts';
 import type { Codec } from './encodings.ts';
@@ -100,6 +104,36 @@ export class WriteSet {
     }
   }
 
+  update<K, V>(
+    collection: number,
+    keys: Codec<K>,
+    key: K,
+    values: Codec<V>,
+    value: V,
+    diff: number,
+  ): void {
+    this.assertNotEncoding();
+    if (!Number.isSafeInteger(diff) || diff === 0) {
+      throw new TypeError(`a diff is a safe integer other than 0, not ${String(diff)}`);
+    }
+    const start = this.end;
+    this.#encoding = true;
+    try {
+      const keyBytes = this.#encode(keys, key, start + OP_UPDATE_HEADER_BYTES);
+      if (keyBytes > keyBytesMax) throw tooLarge('key', keyBytes, keyBytesMax);
+      const valueAt = start + OP_UPDATE_HEADER_BYTES + keyBytes;
+      const valueBytes = this.#encode(values, value, valueAt);
+      if (valueBytes > valueBytesMax) throw tooLarge('value', valueBytes, valueBytesMax);
+      this.#close(start, collection, OP_UPDATE, keyBytes, valueBytes);
+      setF64(this.bytes, start + OP_DIFF_OFFSET, diff);
+    } catch (error) {
+      this.end = start;
+      throw error;
+    } finally {
+      this.#encoding = false;
+    }
+  }
+
   delete<K>(collection: number, keys: Codec<K>, key: K): void {
     this.assertNotEncoding();
     const start = this.end;
@@ -164,7 +198,7 @@ export class WriteSet {
   }
 
   #close(start: number, id: number, kind: number, keyBytes: number, valueBytes: number): void {
-    const end = start + OP_HEADER_BYTES + keyBytes + valueBytes;
+    const end = start + keyOffsetOf(kind) + keyBytes + valueBytes;
     const padded = (end + 7) & ~7;
     this.#ensureUpTo(padded);
     if (padded - this.#start > commitBytesMax) {

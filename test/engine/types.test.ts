@@ -5,7 +5,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { json, tuple, utf8 } from '../../actors/index.ts';
-import type { Codec, Collection, Engine, PrefixOf, TypeOf } from '../../actors/index.ts';
+import type { Codec, Collection, Engine, Multiset, PrefixOf, TypeOf } from '../../actors/index.ts';
 
 /** `any` is only the same as itself. */
 type IsAny<T> = 0 extends 1 & T ? true : false;
@@ -57,6 +57,18 @@ export async function typed(engine: Engine): Promise<void> {
   marks.keys({ prefix: [1] });
   // @ts-expect-error: a whole key is asked for
   marks.getSync(['a']);
+  const edges = await engine.collection('edges', { kind: 'multiset', value: 'u64' });
+  same<typeof edges, Multiset<string, number>>(true);
+  same<ReturnType<typeof edges.getSync>, [number, number][]>(true);
+  for (const row of edges.entries()) same<typeof row, [string, number, number]>(true);
+  engine.transaction().update(edges, 'a', 1, -1).put(users, 'ada', { name: 'Ada' });
+  // @ts-expect-error: a multiset takes updates
+  engine.transaction().put(edges, 'a', 1);
+  // @ts-expect-error: a keyed collection takes none
+  engine.transaction().update(users, 'ada', { name: 'Ada' }, 1);
+  // @ts-expect-error: nor does this one
+  await users.update('ada', { name: 'Ada' }, 1);
+
   // @ts-expect-error: no element of a tuple
   tuple<[Date]>();
 }
