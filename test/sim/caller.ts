@@ -318,7 +318,7 @@ export class Caller {
   }
 
   transaction(): void {
-    const { prng } = this.#parts;
+    const { prng, settings } = this.#parts;
     const live = this.#live();
     if (live.length === 0) return;
     const tx = new Transaction(this.client);
@@ -328,7 +328,7 @@ export class Caller {
       const collection = prng.pick(live);
       const key = this.#key(collection);
       const bytes = collection.slot.keys[key];
-      if (prng.chance(0.05)) {
+      if (settings.acts.removeRange > 0 && prng.chance(0.05)) {
         const { op, bounds } = this.#rangeOf(collection);
         tx.deleteRange(this.#handle(collection.id), bounds);
         ops.push(op);

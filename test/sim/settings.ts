@@ -150,6 +150,9 @@ function drawActs(prng: Prng): ActWeights {
   for (const name of Object.keys(acts) as (keyof ActWeights)[]) {
     acts[name] *= prng.pick([0, 0.3, 1, 1, 1, 3]);
   }
+  // Feeds do not tell of what a range delete removed: a run has the one or the other.
+  if (prng.chance(0.5)) acts.follow = 0;
+  else acts.removeRange = 0;
   // A run without writes tells nothing.
   if (acts.put + acts.transaction + acts.burst === 0) acts.put = 30;
   return acts;
