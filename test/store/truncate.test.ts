@@ -120,6 +120,27 @@ test('twice to the same offset, and with a compressed log', async () => {
   }
 });
 
+test('a record that holds the offset stays whole, and the plan says where it ends', async () => {
+  const directory = freshDirectory();
+  const engine = await open(directory, SMALL);
+  const words = await engine.collection('words', { value: 'utf8', history: Infinity });
+  await words.put('first', 'x');
+  // What is committed in one turn is one record.
+  const together = await Promise.all([0, 1, 2, 3, 4].map((i) => words.put(`${i}`, 'x')));
+  await words.put('last', 'x');
+  await engine.close();
+  const [first] = together;
+  const end = together[4].offset;
+  const storage = new NodeStorage(directory);
+  for (const asked of [first.offset, first.offset + 2, end]) {
+    assert.equal(runToEnd(planCut(storage, asked, false, idOf, PROGRESS)).offset, end);
+  }
+  cutAll(storage, first.offset + 2);
+  const again = await open(directory, SMALL);
+  assert.equal(again.upper, end + 1);
+  await again.close();
+});
+
 test('what is not to be had is refused, and nothing is changed', () => {
   const storage = new NodeStorage(store);
   assert.throws(
