@@ -15,7 +15,13 @@ import assert from 'node:assert/strict';
 import { Prng } from '../../core/base/prng.ts';
 import { crashes } from '../sim/disk.ts';
 import { decodeHead } from '../../core/spine/manifest.ts';
-import { HEAD_PATH, rollupPath } from '../../core/storage/names.ts';
+import {
+  HEAD_PATH,
+  QUARANTINE_DIR,
+  quarantinePath,
+  rollupPath,
+  segmentPath,
+} from '../../core/storage/names.ts';
 import type { CrashChoice, CrashMode, SimDisk } from '../sim/disk.ts';
 import { Incarnation, isDeath } from './engine.ts';
 import type { How } from './engine.ts';
@@ -58,6 +64,38 @@ function checkWithoutRollup(left: SimDisk, owed: Owed, prng: Prng): void {
     openAndCheck(copy, owed, prng, 1).dispose();
   } catch (error) {
     throw new Error(`with byte ${at} of ${path} damaged: ${String(error)}`, { cause: error });
+  }
+}
+
+/** What torn tails were set aside: the bytes that stood there, by file. */
+function setAside(disk: SimDisk): Map<string, Uint8Array> {
+  const files = new Map<string, Uint8Array>();
+  for (const name of namesIn(disk, QUARANTINE_DIR)) {
+    const path = quarantinePath(name);
+    files.set(path, disk.bytesOf(path) ?? new Uint8Array(0));
+  }
+  return files;
+}
+
+/** Names in a directory; none where it is not there. For looking only: not a call of the engine's. */
+function namesIn(disk: SimDisk, path: string): string[] {
+  const copy = disk.clone();
+  copy.fault = undefined;
+  return copy.list(path);
+}
+
+/** The tail that an opening has set aside is what stood in the segment; `before`: as it was found. */
+function checkSetAside(before: SimDisk, after: ReadonlyMap<string, Uint8Array>): void {
+  for (const [path, bytes] of after) {
+    const [, seq, position] = /(\d+)-(\d+)\.torn$/.exec(path) ?? [];
+    // From an earlier opening, that died: the tail may have become another one since.
+    const known = before.bytesOf(path);
+    if (known !== undefined && Buffer.compare(known, bytes) === 0) continue;
+    const segment = before.bytesOf(segmentPath(Number(seq)));
+    if (segment === undefined || segment.length < Number(position) + bytes.length) continue;
+    const stood = segment.subarray(Number(position), Number(position) + Math.max(1, bytes.length));
+    if (stood.every((byte) => byte === 0)) continue;
+    assert.ok(Buffer.compare(stood, bytes) === 0, `${path} holds what stood there`);
   }
 }
 
@@ -155,8 +193,11 @@ export function revive(left: SimDisk, owed: Owed, prng: Prng, options: ReviveOpt
   const { depth, fault } = options;
   const before = depth > 0 ? left.clone() : undefined;
   if (options.damages === true) checkWithoutRollup(left, owed, prng);
+  const found = left.clone();
   left.fault = fault;
   const first = openAndCheck(left, owed, prng);
+  const aside = setAside(left);
+  checkSetAside(found, aside);
   const { model, how } = owed;
   const upper = first.visible;
 
@@ -226,6 +267,10 @@ export function revive(left: SimDisk, owed: Owed, prng: Prng, options: ReviveOpt
     engine.dispose();
   }
   const last = left.crash(prng, prng.pick(MODES));
+  for (const [path, bytes] of aside) {
+    const kept = last.bytesOf(path);
+    assert.ok(kept !== undefined && Buffer.compare(kept, bytes) === 0, `${path} is kept`);
+  }
   last.fault = fault;
   openAndCheck(last, settled, prng, 1).dispose();
 }

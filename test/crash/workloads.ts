@@ -14,7 +14,7 @@
  */
 import { KIND_KEYED } from '../../core/base/update.ts';
 import { Prng } from '../../core/base/prng.ts';
-import { SimDisk } from '../sim/disk.ts';
+import { FATE_KEPT, FATE_TORN, SimDisk } from '../sim/disk.ts';
 import type { CrashMode, SimCall, SimFault } from '../sim/disk.ts';
 import { LOG_DIR, MANIFEST_DIR } from '../../core/storage/names.ts';
 import { Incarnation, isDeath } from './engine.ts';
@@ -222,6 +222,22 @@ export class Hand {
     this.engine.dispose();
   }
 
+  /** The power goes while a record is written: half of each sector of it is there. */
+  tear(collection: number): void {
+    const { engine } = this;
+    for (let i = 0; i < 20; i++) {
+      this.put(collection, 'torn', 1_500);
+      engine.pump(() => engine.written >= this.model.upper, 'written');
+      if (engine.durable < this.model.upper) break;
+    }
+    this.#writtenFloor = 0;
+    this.#floor = this.durable;
+    this.#isOpen = false;
+    this.engine.dispose();
+    this.disk = this.disk.powerLoss(({ kind }) => (kind === 'sector' ? FATE_TORN : FATE_KEPT));
+    this.#watch();
+  }
+
   crash(mode: CrashMode): void {
     this.#writtenFloor = mode === 'process' ? this.written : 0;
     this.#floor = this.durable;
@@ -335,6 +351,10 @@ const recovery: Workload = {
     hand.close();
     hand.open();
     hand.put(a, 'again', 40);
+    hand.sync();
+    hand.tear(a);
+    hand.open();
+    hand.put(a, 'after', 40);
     hand.sync();
   },
 };

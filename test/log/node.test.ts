@@ -91,3 +91,43 @@ test('a log on a real disk is written, cut, recovered and goes on', () => {
     rmSync(root, { recursive: true });
   }
 });
+
+test('a commit in thousands of pieces is one record on a real disk, whatever a system takes at once', () => {
+  const root = mkdtempSync(join(tmpdir(), 'tidemark-log-'));
+  try {
+    const storage = new NodeStorage(root);
+    storage.makeDir('wal');
+    storage.makeDir('quarantine');
+    const options = { segmentBytes: 4_194_304, preparedBytes: 0, batchBytesMax: 262_144 };
+    const writer = LogWriter.create(storage, LOG_ID, options);
+    const payload = payloadOf(new Prng(2), 1, 1_000_000);
+    const piece = Math.ceil(payload.length / 2_500 / 8) * 8;
+    const pieces = [];
+    for (let offset = 0; offset < payload.length; offset += piece) {
+      pieces.push({ bytes: payload, offset, length: Math.min(piece, payload.length - offset) });
+    }
+    assert.ok(pieces.length > 2_048, `${pieces.length} pieces`);
+    const crcs = [crc32(payload)];
+    assert.equal(writer.appendPieces(pieces, crcs[0], 1, 0, writer.epoch, 1), ACCEPTED);
+    drain(writer);
+    // Again between two that lie in one piece.
+    const whole = [{ bytes: payload, offset: 0, length: payload.length }];
+    for (const next of [1, 2, 3]) {
+      crcs.push(crcs[0]);
+      assert.equal(
+        writer.appendPieces(next === 2 ? pieces : whole, crcs[0], 1, next, writer.epoch, 1),
+        ACCEPTED,
+      );
+      drain(writer);
+    }
+    close(writer);
+    const found = recover(storage, factsOf(), options);
+    assert.ok(found.recovery.clean, 'closed in order');
+    assert.deepEqual(
+      found.fed.map(({ crc }) => crc),
+      crcs,
+    );
+  } finally {
+    rmSync(root, { recursive: true });
+  }
+});
