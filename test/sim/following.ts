@@ -6,6 +6,7 @@
 import type { Prng } from '../../core/base/prng.ts';
 import type { Client } from '../../actors/client.ts';
 import type { Collection } from '../../actors/collection.ts';
+import { ChunkChanges } from '../../actors/feed-changes.ts';
 import { Feed } from '../../actors/feed.ts';
 import type { FeedItem } from '../../actors/feed.ts';
 import { startFeed } from '../../actors/feed-options.ts';
@@ -32,9 +33,14 @@ type Open = {
   place: number;
   /** The state at the beginning: rows that are still to come; undefined once all are there. */
   state: string[] | undefined;
+  /** Of a transaction that comes in several items. */
+  readonly pieces: string[];
   isPulled: boolean;
   isOver: boolean;
 };
+
+/** Feeds know what a range delete removes; until they do, such transactions are passed over. */
+const TELLS_RANGES: boolean = 'removedOf' in ChunkChanges.prototype;
 
 const FEEDS_MAX = 4;
 /** Items taken in one go. */
@@ -131,6 +137,7 @@ export class Following {
       what,
       place,
       state: undefined,
+      pieces: [],
       isPulled: false,
       isOver: false,
     };
@@ -185,7 +192,19 @@ export class Following {
     if (item.kind !== 'transaction' || open.state !== undefined) {
       throw new SimFailure(`${open.what}: ${item.kind} where it should not be`);
     }
-    const expected = this.#next(open);
+    if ('more' in item && item.more === true) {
+      if (item.offset >= (this.#next(open)?.offset ?? 0)) {
+        throw new SimFailure(`${open.what}: a piece says ${item.offset}, where it is not complete`);
+      }
+      open.pieces.push(...this.#told(open, item.updates));
+      return;
+    }
+    let expected = this.#next(open);
+    // A range without rows may be told of, or not.
+    while (expected?.isOptional === true && expected.offset < item.offset) {
+      open.place = expected.offset;
+      expected = this.#next(open);
+    }
     if (expected === undefined) {
       throw new SimFailure(`${open.what}: ${item.offset} after ${open.place}, where nothing is`);
     }
@@ -194,7 +213,12 @@ export class Following {
         `${open.what}: ${item.offset} after ${open.place}, not ${expected.offset}`,
       );
     }
-    this.#compare(open, `${item.offset}`, this.#told(open, item.updates), expected.updates);
+    if (expected.isOptional && !TELLS_RANGES) {
+      open.place = item.offset;
+      return;
+    }
+    const told = [...open.pieces.splice(0), ...this.#told(open, item.updates)];
+    this.#compare(open, `${item.offset}`, told, expected.updates);
     open.place = item.offset;
   }
 
@@ -235,11 +259,16 @@ export class Following {
   }
 
   /** The next transaction that the feed must tell; undefined: there is none yet. */
-  #next(open: Open): { offset: number; updates: string[] } | undefined {
+  #next(open: Open): { offset: number; updates: string[]; isOptional: boolean } | undefined {
     const { model } = this.#parts;
     for (let offset = open.place + 1; offset < model.upper; offset++) {
       const updates = this.#updatesOf(open, offset);
-      if (updates.length > 0) return { offset, updates };
+      const hasRange = model.transactions[offset].ops.some(
+        ({ id, range }) => range !== undefined && open.ids.includes(id),
+      );
+      if (hasRange && !TELLS_RANGES) return { offset, updates, isOptional: true };
+      if (updates.length > 0) return { offset, updates, isOptional: false };
+      if (hasRange && !open.old) return { offset, updates, isOptional: true };
     }
     return undefined;
   }
@@ -249,7 +278,9 @@ export class Following {
     const { ids, old, lower, upper } = open;
     const last = new Map<string, ModelOp>();
     for (const op of model.transactions[offset].ops) {
-      if (ids.includes(op.id)) last.set(`${op.id}/${op.key}`, op);
+      if (!ids.includes(op.id)) continue;
+      if (op.range === undefined) last.set(`${op.id}/${op.key}`, op);
+      else this.#removeRange(open, offset, op, last);
     }
     const updates: string[] = [];
     for (const { id, key: index, value } of last.values()) {
@@ -268,12 +299,28 @@ export class Following {
     return updates;
   }
 
+  /** What the transaction has written in the range before is removed, and told with the rows that were there. */
+  #removeRange(open: Open, offset: number, op: ModelOp, last: Map<string, ModelOp>): void {
+    const { model } = this.#parts;
+    const { id } = op;
+    const { keys } = model.collections.get(id)!.slot;
+    for (let key = 0; key < keys.length; key++) {
+      const { lower, upper } = op.range!;
+      if (lower !== undefined && Buffer.compare(keys[key], lower) < 0) continue;
+      if (upper !== undefined && Buffer.compare(keys[key], upper) >= 0) break;
+      const name = `${id}/${key}`;
+      const wasThere = model.versionAt(id, key, offset - 1)?.value !== undefined;
+      if (last.has(name) || (open.old && wasThere)) last.set(name, { id, key, value: undefined });
+    }
+  }
+
   /** Nothing is left to do for anybody: who waits has nothing to come. */
   checkAsleep(visible: number): void {
     for (const open of this.#feeds) {
       if (!open.isPulled || open.isOver) continue;
-      const next = open.state === undefined ? this.#next(open) : { offset: open.place };
-      if (next === undefined || next.offset >= visible) continue;
+      const next =
+        open.state === undefined ? this.#next(open) : { offset: open.place, isOptional: false };
+      if (next === undefined || next.isOptional || next.offset >= visible) continue;
       throw new SimFailure(`${open.what} sleeps at ${open.place}, and ${next.offset} is there`);
     }
   }

@@ -216,7 +216,11 @@ export class Attempts {
       if (T < model.mayLoseBelow(id, model.upper)) return;
     }
     for (let offset = T + 1; offset < model.upper; offset++) {
-      for (const { id, key } of model.transactions[offset].ops) {
+      for (const { id, key, range } of model.transactions[offset].ops) {
+        if (range !== undefined) {
+          if (ids.has(id)) return;
+          continue;
+        }
         if (points.some((point) => point.id === id && point.key === key)) return;
         const bytes = model.collections.get(id)!.slot.keys[key];
         for (const span of spans) {
