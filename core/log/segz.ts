@@ -1,7 +1,7 @@
 /**
  * A compressed segment, `<seq>.segz`: the same header and records as the .seg it was made from, at the
  * same (raw) positions, in frames of whole records. Decoding believes nothing: what does not add up is
- * TIDEMARK_CORRUPT, finding CHECKSUM. Written by the compress job (compress.ts), read through
+ * TIDEMARK_CORRUPT, finding CHECKSUM (core/decisions/0009-compressed-segments.md). Written by the compress job (compress.ts), read through
  * segment-source.ts; any thread.
  *
  *   file      header, frames one behind the other, table, trailer; little endian, no padding
