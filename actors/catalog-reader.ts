@@ -14,6 +14,8 @@ import {
   checkCatalogRow,
   nameOfCatalogKey,
 } from './catalog.ts';
+import { CURSORS_LOWER, CURSORS_UPPER, checkCursorRow, nameOfCursorKey } from './cursor-row.ts';
+import type { CursorRow } from './cursor-row.ts';
 import { decodeLent } from './encodings.ts';
 import { BEFORE_ALL, Reader } from './reader.ts';
 import { KEEP_ALL } from './views.ts';
@@ -29,6 +31,8 @@ export class CatalogReader {
   readonly #history: Map<number, number> = new Map();
   /** Codec ids by collection id, of those that are compressed. */
   readonly #codecs: Map<number, number> = new Map();
+  #cursors: CursorRow[] = [];
+  #cursorsT: number = BEFORE_ALL;
 
   constructor(context: ActorContext, client: number) {
     this.#control = context.control;
@@ -45,19 +49,52 @@ export class CatalogReader {
     // At replay `durable` runs ahead of what is applied.
     this.T = Math.min(this.#control.durable(), this.#control.applied()) - 1;
     if (this.T === BEFORE_ALL) return;
-    const range = { lower: ROWS_LOWER, upper: ROWS_UPPER, upperOpen: false, reverse: false };
+    this.#read(this.T, ROWS_LOWER, ROWS_UPPER, (key, value) => {
+      const row = checkCatalogRow(value, nameOfCatalogKey(key));
+      this.#history.set(row.id, row.history.offsets ?? KEEP_ALL);
+      const codec = codecOfCompression(row.compression ?? 'none') ?? 0;
+      if (codec !== 0) this.#codecs.set(row.id, codec);
+    });
+  }
+
+  /** Every cursor, as no crash takes it back; read again when the catalog has changed. */
+  cursors(): readonly CursorRow[] {
+    const T = Math.min(this.#control.durable(), this.#control.applied()) - 1;
+    if (T <= this.#cursorsT) return this.#cursors;
+    if (this.#cursorsT !== BEFORE_ALL && this.#touched() <= this.#cursorsT) return this.#cursors;
+    this.#cursorsT = T;
+    this.#cursors = [];
+    this.#read(T, CURSORS_LOWER, CURSORS_UPPER, (key, value) => {
+      this.#cursors.push(checkCursorRow(value, nameOfCursorKey(key)));
+    });
+    return this.#cursors;
+  }
+
+  #touched(): number {
+    this.#reader.slot.enter();
+    try {
+      this.#reader.reloadView();
+      return this.#reader.newestChange(CATALOG_ID);
+    } finally {
+      this.#reader.leave();
+    }
+  }
+
+  #read(
+    T: number,
+    lower: Uint8Array,
+    upper: Uint8Array,
+    take: (key: Uint8Array, value: unknown) => void,
+  ): void {
+    const range = { lower, upper, upperOpen: false, reverse: false };
     for (;;) {
-      const batch = this.#reader.readRange(CATALOG_ID, this.T, range, ROWS_PER_BATCH);
+      const batch = this.#reader.readRange(CATALOG_ID, T, range, ROWS_PER_BATCH);
       let last: Uint8Array = NO_BYTES;
       for (let i = 0; i < batch.count; i++) {
         const keyStart = batch.places[i * 3];
         const valueStart = batch.places[i * 3 + 1];
         const key = batch.slab.subarray(keyStart, valueStart);
-        const value = decodeLent(CATALOG_VALUES, batch.slab, valueStart, batch.places[i * 3 + 2]);
-        const row = checkCatalogRow(value, nameOfCatalogKey(key));
-        this.#history.set(row.id, row.history.offsets ?? KEEP_ALL);
-        const codec = codecOfCompression(row.compression ?? 'none') ?? 0;
-        if (codec !== 0) this.#codecs.set(row.id, codec);
+        take(key, decodeLent(CATALOG_VALUES, batch.slab, valueStart, batch.places[i * 3 + 2]));
         last = key;
       }
       if (batch.ended) return;

@@ -7,6 +7,7 @@
  *   00                     { "next": id }
  *   01 name in UTF-8       { "id", "kind", "key", "value", "history": { "offsets"?, "ms"? },
  *                            "compression"? }
+ *   08 name in UTF-8       a cursor: cursor-row.ts
  */
 import { corrupt } from '../core/base/errors.ts';
 import { collectionNameBytesMax } from '../core/base/limits.ts';

@@ -9,6 +9,8 @@ import type { Client } from './client.ts';
 import { refusedNow } from './commit-line.ts';
 import type { Receipt } from './commit-line.ts';
 import { Conditions } from './conditions.ts';
+import { diffOf } from './diff.ts';
+import type { DiffOptions } from './diff.ts';
 import { decodeLent } from './encodings.ts';
 import { Feed } from './feed.ts';
 import type { Update } from './feed-changes.ts';
@@ -52,6 +54,7 @@ export interface CommitOptions {
   readonly expect?: readonly Condition[];
 }
 
+const DIFF_OPTIONS: ReadonlySet<string> = new Set([...BOUND_OPTIONS, 'signal']);
 const CHANGES_OPTIONS: ReadonlySet<string> = new Set([...FOLLOW_OPTIONS, ...BOUND_OPTIONS]);
 const COMMIT_OPTIONS: ReadonlySet<string> = new Set(['durability', 'signal', 'expect']);
 const ROW_FIELDS: ReadonlySet<string> = new Set(['collection', 'key', 'offset']);
@@ -305,6 +308,32 @@ export class Collection<K, V> extends BaseCollection<K, V> {
     const range = hasBounds ? byteRange(options, this.keyCodec) : undefined;
     const start = startFeed(this.client, [this.id], options);
     return new Feed(this.client, [{ collection: this, range, isNamed: false }], start);
+  }
+
+  /**
+   * The net difference between the states at two offsets, in key order: what is to be taken from the state
+   * at `a` (diff -1) and added to it (diff 1) to get that at `b`; -1 is the state before everything. Rejects
+   * with TIDEMARK_HISTORY_LOST, TIDEMARK_NOT_YET as reads at these offsets do.
+   */
+  diff(
+    a: number,
+    b: number,
+    options: DiffOptions<K> = {},
+  ): AsyncIterableIterator<Update<K, V>, undefined> {
+    checkFields(options, DIFF_OPTIONS, 'diff option');
+    for (const offset of [a, b]) {
+      if (Number.isSafeInteger(offset) && offset >= -1) continue;
+      throw new TypeError(`an offset is an integer from 0, or -1, not ${show(offset)}`);
+    }
+    this.assertThere();
+    const place = {
+      id: this.id,
+      keys: this.keyCodec,
+      values: this.valueCodec,
+      range: byteRange(options, this.keyCodec),
+      signal: checkSignal(options.signal),
+    };
+    return diffOf(this.client, place, a, b) as AsyncIterableIterator<Update<K, V>, undefined>;
   }
 }
 

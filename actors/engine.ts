@@ -41,6 +41,9 @@ import { poisonedError } from './commit-line.ts';
 import type { Receipt } from './commit-line.ts';
 import { buffer, codecOf, codecOfStoredName } from './encodings.ts';
 import type { Codec, Encoding, TypeOf } from './encodings.ts';
+import { removeCursor } from './cursor.ts';
+import type { CursorInfo } from './cursor.ts';
+import { CURSORS_LOWER, CURSORS_UPPER, checkCursorRow, nameOfCursorKey } from './cursor-row.ts';
 import { Feed } from './feed.ts';
 import type { Update } from './feed-changes.ts';
 import { FOLLOW_OPTIONS, startFeed } from './feed-options.ts';
@@ -621,6 +624,30 @@ export class Engine extends EventEmitter<EngineEvents> {
     const start = startFeed(this.#client, ids, options);
     const targets = given.map((collection) => ({ collection, range: undefined, isNamed: true }));
     return new Feed(this.#client, targets, start);
+  }
+
+  /** Every cursor that feeds have left in the store, by name. */
+  cursors(): CursorInfo[] {
+    this.#client.assertUsable();
+    const names = new Map(this.#rows().map(({ name, row }) => [row.id, name]));
+    const range = { gte: CURSORS_LOWER, lt: CURSORS_UPPER };
+    return Array.from(this.#catalog.entries(range), ([key, value]) => {
+      const name = nameOfCursorKey(key);
+      const row = checkCursorRow(value, name);
+      return {
+        name,
+        offset: row.after,
+        lag: Math.max(0, this.upper - 1 - row.after),
+        collections: row.collections.map((id) => names.get(id) ?? ''),
+        maxLag: row.maxLag,
+      };
+    });
+  }
+
+  /** Forgets a cursor, and lets go of what was kept for it. TIDEMARK_HELD while a feed of this thread has it. */
+  async dropCursor(name: string): Promise<void> {
+    this.#client.assertUsable();
+    return removeCursor(this.#client, name);
   }
 
   // ---------------------------------------------------------------- keeping

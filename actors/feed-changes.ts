@@ -4,8 +4,8 @@
  * for all who ask. Old rows are point reads at the offset before, from memory at once, else from the
  * disk without holding the thread. Belongs to its chunk; used by feeds, on their thread.
  */
-import { compareAt, equalAt } from '../core/base/bytes.ts';
-import { OP_DELETE, OP_PUT, OP_UPDATE } from '../core/base/update.ts';
+import { NO_BYTES, compareAt, compareBytes, equalAt } from '../core/base/bytes.ts';
+import { OP_DELETE, OP_DELETE_RANGE, OP_PUT, OP_UPDATE } from '../core/base/update.ts';
 import type { LogChunk } from '../core/log/follower.ts';
 import { PayloadWalker } from '../core/log/payload.ts';
 import type { Client } from './client.ts';
@@ -32,6 +32,8 @@ const SCAN_MAX = 8;
 
 export class ChunkChanges {
   readonly collection: number;
+  /** By transaction: the ranges that it removed, whose rows are not among its changes. */
+  readonly #ranges: Map<number, ByteRange[]> = new Map();
   readonly #client: Client;
   readonly #counts: FeedCounts;
   readonly #bytes: Buffer;
@@ -78,6 +80,10 @@ export class ChunkChanges {
     while (walker.nextOperation()) {
       const { kind } = walker;
       if (walker.collection !== this.collection) continue;
+      if (kind === OP_DELETE_RANGE) {
+        this.#addRange(walker, first);
+        continue;
+      }
       if (kind !== OP_PUT && kind !== OP_DELETE && kind !== OP_UPDATE) continue;
       const { keyOffset: key, valueOffset: value } = walker;
       const end = value + walker.valueBytes;
@@ -111,9 +117,60 @@ export class ChunkChanges {
       this.#ends[at] = end;
       this.#diffs[at] = walker.diff;
     }
-    if (this.#kinds.length === first) return;
+    if (this.#kinds.length === first && !this.#ranges.has(this.offsets.length)) return;
     this.offsets.push(offset);
     this.#firsts.push(first);
+  }
+
+  /** The range is removed with what the transaction wrote there before, from change `first` on. */
+  #addRange({ keyOffset, keyBytes, valueOffset, valueBytes }: PayloadWalker, first: number): void {
+    const bytes = this.#bytes;
+    const range: ByteRange = {
+      lower: bytes.subarray(keyOffset, keyOffset + keyBytes),
+      upper: bytes.subarray(valueOffset, valueOffset + valueBytes),
+      upperOpen: valueBytes === 0,
+    };
+    for (let i = first; i < this.#kinds.length; i++) {
+      if (!this.#isWithin(i, range)) continue;
+      if (this.#kinds[i] === OP_UPDATE) {
+        this.#diffs[i] = 0;
+        continue;
+      }
+      this.#kinds[i] = OP_DELETE;
+      this.#ends[i] = this.#values[i];
+      this.#diffs[i] = -1;
+    }
+    const at = this.offsets.length;
+    this.#ranges.set(at, unite([...(this.#ranges.get(at) ?? []), range]));
+  }
+
+  get hasRanges(): boolean {
+    return this.#ranges.size > 0;
+  }
+
+  /** Offset of the first transaction at or above one that removed a range, Infinity if none did. */
+  rangeAt(offset: number): number {
+    let found = Infinity;
+    for (const t of this.#ranges.keys()) {
+      if (this.offsets[t] >= offset && this.offsets[t] < found) found = this.offsets[t];
+    }
+    return found;
+  }
+
+  /** What transaction `t` removed of a range, in key order, disjoint. */
+  removedOf(t: number, within: ByteRange | undefined): ByteRange[] {
+    const ranges = this.#ranges.get(t) ?? [];
+    if (within === undefined) return ranges;
+    return ranges.flatMap((range) => intersect(range, within) ?? []);
+  }
+
+  /** Keys that transaction `t` changes by name. */
+  namesOf(t: number): Set<string> {
+    const names = new Set<string>();
+    for (let i = this.#firsts[t]; i < this.#firsts[t + 1]; i++) {
+      names.add(this.#bytes.toString('latin1', this.#keys[i], this.#values[i]));
+    }
+    return names;
   }
 
   /** Of a multiset a value is part of the row's name. */
@@ -153,6 +210,21 @@ export class ChunkChanges {
   /** Changes before that transaction: a measure of work. */
   changesBefore(transaction: number): number {
     return this.#firsts[transaction];
+  }
+
+  /** Copies keys that transactions [from, to) change within the range; returns their bytes. */
+  addKeys(from: number, to: number, range: ByteRange, keys: Map<string, Buffer>): number {
+    let bytes = 0;
+    const last = this.transactionAt(to);
+    for (let i = this.#firsts[this.transactionAt(from)]; i < this.#firsts[last]; i++) {
+      if (!this.#isWithin(i, range)) continue;
+      const name = this.#bytes.toString('latin1', this.#keys[i], this.#values[i]);
+      if (keys.has(name)) continue;
+      const key = Buffer.from(name, 'latin1');
+      keys.set(name, key);
+      bytes += key.length;
+    }
+    return bytes;
   }
 
   #isWithin(i: number, range: ByteRange | undefined): boolean {
@@ -343,4 +415,27 @@ export class ChunkChanges {
     const decoded = isDelete ? undefined : decodeLent(values, bytes, value, this.#ends[i]);
     this.#after[i] = { key, value: decoded, diff: this.#diffs[i] };
   }
+}
+
+/** The same keys as disjoint ranges, in order. */
+function unite(ranges: readonly ByteRange[]): ByteRange[] {
+  const united: ByteRange[] = [];
+  for (const range of ranges.toSorted((a, b) => compareBytes(a.lower, b.lower))) {
+    const last = united.at(-1);
+    if (last === undefined || (!last.upperOpen && compareBytes(last.upper, range.lower) < 0)) {
+      united.push({ ...range });
+    } else if (!last.upperOpen && (range.upperOpen || compareBytes(last.upper, range.upper) < 0)) {
+      last.upper = range.upper;
+      last.upperOpen = range.upperOpen;
+    }
+  }
+  return united;
+}
+
+function intersect(a: ByteRange, b: ByteRange): ByteRange | undefined {
+  const lower = compareBytes(a.lower, b.lower) < 0 ? b.lower : a.lower;
+  if (a.upperOpen && b.upperOpen) return { lower, upper: NO_BYTES, upperOpen: true };
+  const isA = !a.upperOpen && (b.upperOpen || compareBytes(a.upper, b.upper) < 0);
+  const upper = isA ? a.upper : b.upper;
+  return compareBytes(lower, upper) < 0 ? { lower, upper, upperOpen: false } : undefined;
 }

@@ -46,7 +46,9 @@ export class FeedHold {
   }
 }
 
-/** Feeds that nobody ended let go of what they hold when they are collected. */
-export const forgottenFeeds: FinalizationRegistry<FeedHold> = new FinalizationRegistry((hold) => {
-  hold.release();
-});
+/** Feeds that nobody ended let go of what they have when they are collected. */
+export const forgottenFeeds: FinalizationRegistry<{ release(): void }> = new FinalizationRegistry(
+  (held) => {
+    held.release();
+  },
+);

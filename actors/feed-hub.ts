@@ -98,8 +98,9 @@ export class FeedHub implements FollowSource {
     oldRowsFromDisk: 0,
     items: 0,
   };
-  /** Feeds that have not ended. */
+  /** Feeds that have not ended, and the cursors that some have. */
   running = 0;
+  readonly cursors: Set<string> = new Set();
   /** Last used last. */
   #chunks: HubChunk[] = [];
   #keptBytes = 0;

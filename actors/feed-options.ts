@@ -3,6 +3,8 @@
  * Called where feeds are made, on the caller's thread.
  */
 import type { Client } from './client.ts';
+import { Cursor, checkMaxLag } from './cursor.ts';
+import type { MaxLag } from './cursor-row.ts';
 import { FeedHold } from './feed-hold.ts';
 import type { KeyBounds } from './key-range.ts';
 import { checkSignal, show } from './options.ts';
@@ -25,6 +27,14 @@ export interface FollowOptions {
   readonly signal?: AbortSignal;
   /** True: waiting for more does not keep the process alive. */
   readonly unref?: boolean;
+  /**
+   * Keeps the feed's place in the store under this name, 1 to 255 UTF-8 bytes: `after` and `from` say where
+   * it begins the first time, later feeds go on after what was confirmed with `ack`. From there on history
+   * and log are kept, whether a feed runs or not.
+   */
+  readonly cursor?: string;
+  /** How far the cursor may lag and still keep them; beyond, TIDEMARK_HISTORY_LOST once they are gone. */
+  readonly maxLag?: MaxLag;
 }
 
 /** The same, of one collection: bounds narrow it to a range of keys. */
@@ -37,6 +47,8 @@ export const FOLLOW_OPTIONS: readonly string[] = [
   'progress',
   'signal',
   'unref',
+  'cursor',
+  'maxLag',
 ];
 export const BOUND_OPTIONS: readonly string[] = ['gte', 'gt', 'lte', 'lt', 'prefix'];
 
@@ -51,6 +63,7 @@ export type FeedStart = {
   readonly signal: AbortSignal | undefined;
   readonly ref: boolean;
   readonly hold: FeedHold;
+  readonly cursor: Cursor | undefined;
 };
 
 /** Checks the options and holds the place they name for all of the collections. */
@@ -68,14 +81,39 @@ export function startFeed(
   const signal = checkSignal(options.signal);
   signal?.throwIfAborted();
   const after = placeOf(options);
-  const isSnapshot = options.from === 'snapshot';
+  const maxLag = checkMaxLag(options.maxLag);
   client.assertUsable();
-  const history = old || isSnapshot;
-  const { place, hold } =
-    after === undefined
-      ? holdNewest(client, collections, history)
-      : holdAfter(client, collections, after, history);
-  return { place, isSnapshot, old, progressMs: progress, signal, ref: !unref, hold };
+  const given = { progressMs: progress, signal, ref: !unref, old };
+  const isSnapshot = options.from === 'snapshot';
+  if (options.cursor === undefined) {
+    if (options.maxLag !== undefined) throw new TypeError('maxLag is that of a cursor');
+    const held = holdPlace(client, collections, after, old || isSnapshot);
+    return { ...given, ...held, isSnapshot, cursor: undefined };
+  }
+  const cursor = new Cursor(client, options.cursor, collections, old, maxLag);
+  try {
+    const { stored } = cursor;
+    if (stored !== undefined && !stored.pending) {
+      const held = holdAfter(client, collections, stored.after, old, stored.old);
+      return { ...given, ...held, isSnapshot: false, cursor };
+    }
+    const isAnew = isSnapshot || stored !== undefined;
+    const held = holdPlace(client, collections, isAnew ? undefined : after, old || isAnew);
+    return { ...given, ...held, isSnapshot: isAnew, cursor };
+  } catch (error) {
+    cursor.release();
+    throw error;
+  }
+}
+
+function holdPlace(
+  client: Client,
+  collections: readonly number[],
+  after: number | undefined,
+  history: boolean,
+): Held {
+  if (after === undefined) return holdNewest(client, collections, history);
+  return holdAfter(client, collections, after, history, false);
 }
 
 /** The offset after which a feed begins; undefined: the newest. */
@@ -96,7 +134,7 @@ function holdNewest(client: Client, collections: readonly number[], history: boo
   for (;;) {
     const place = client.reader.visible() - 1;
     const hold = new FeedHold(client, place, history);
-    const { since } = oldestOf(client, collections);
+    const { since } = oldestOf(client, collections, false);
     // History moved on between the choice of the place and its hold: a newer one, then.
     if (!history || since <= Math.max(0, place)) return { place, hold };
     hold.release();
@@ -108,11 +146,12 @@ function holdAfter(
   collections: readonly number[],
   place: number,
   history: boolean,
+  isKept: boolean,
 ): Held {
   const upper = client.reader.visible();
   if (place >= upper) throw notYet(place, upper);
   const hold = new FeedHold(client, place, history);
-  const { since, log } = oldestOf(client, collections);
+  const { since, log } = oldestOf(client, collections, isKept);
   if (history && since > Math.max(0, place)) {
     hold.release();
     throw historyLost(place, since);
@@ -124,8 +163,15 @@ function holdAfter(
   return { place, hold };
 }
 
-/** From where on all of them may be read as of, and from where on the log is there. Looked at after the hold. */
-function oldestOf(client: Client, collections: readonly number[]): { since: number; log: number } {
+/**
+ * From where on all of them may be read as of, and from where on the log is there. Looked at after the
+ * hold. `isKept`: what is there now was kept for who asks, and stays.
+ */
+function oldestOf(
+  client: Client,
+  collections: readonly number[],
+  isKept: boolean,
+): { since: number; log: number } {
   const { reader } = client;
   reader.slot.enter();
   try {
@@ -133,7 +179,8 @@ function oldestOf(client: Client, collections: readonly number[]): { since: numb
     let since = 0;
     for (const collection of collections) {
       const block = view.collection(collection);
-      if (block !== 0) since = Math.max(since, view.sinceNext(block));
+      if (block === 0) continue;
+      since = Math.max(since, isKept ? view.since(block) : view.sinceNext(block));
     }
     return { since, log: view.segments()[0]?.base ?? 0 };
   } finally {

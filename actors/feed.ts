@@ -9,13 +9,16 @@ import { CATALOG_ID } from '../core/base/update.ts';
 import type { FollowPlace } from '../core/log/follower.ts';
 import type { Client } from './client.ts';
 import type { Collection } from './collection.ts';
+import type { Cursor } from './cursor.ts';
 import { decodeLent } from './encodings.ts';
 import type { ChunkChanges, Update } from './feed-changes.ts';
 import type { HubChunk, Waiting } from './feed-hub.ts';
 import { FeedHold, forgottenFeeds } from './feed-hold.ts';
 import type { FeedStart } from './feed-options.ts';
+import { successor } from './key-range.ts';
 import type { ByteRange } from './key-range.ts';
 import { checkFields } from './options.ts';
+import type { WriteSet } from './write-set.ts';
 
 /** Everything that one transaction changed in what is followed. */
 export type TransactionItem<U> = {
@@ -24,6 +27,20 @@ export type TransactionItem<U> = {
   readonly offset: number;
   /** Old rows with diff -1, new rows with diff 1, of a multiset the sums; an old row comes before the new one of its key. */
   readonly updates: readonly U[];
+  /**
+   * True: the transaction removed a range of more rows than fit an item, and goes on in the next one.
+   * `offset` is then the one before it: what is not complete cannot be gone on from.
+   */
+  readonly more?: true;
+  /** With `old: false`: ranges of encoded keys whose rows were removed before `updates`; their rows are not told. */
+  readonly ranges?: readonly RemovedRange[];
+};
+
+/** Keys from `lower`, included, to below `upper`; without one, to the end. */
+export type RemovedRange = {
+  readonly collection: string;
+  readonly lower: Uint8Array;
+  readonly upper?: Uint8Array;
 };
 
 /** A piece of the state that a feed begins with; rows have diff 1 (of a multiset their count). */
@@ -83,6 +100,11 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
   readonly #old: boolean;
   readonly #progressMs: number;
   readonly #hold: FeedHold;
+  readonly #cursor: Cursor | undefined;
+  /** The cursor is in the store, and what is not confirmed is kept because of it. */
+  #isRegistered = false;
+  /** The feed began with a state that is not confirmed. */
+  #isPending: boolean;
   readonly #signal: AbortSignal | undefined;
   readonly #onAbort: () => void;
   /** Below it all is made into items, or was none of this feed's. */
@@ -91,6 +113,8 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
   #place: FollowPlace | undefined;
   /** While the state at `#hold` is delivered: the collection that is next, and from which key on. */
   #snapshot: { target: number; lower: Uint8Array | undefined } | undefined;
+  /** While rows of a removed range are delivered. */
+  #removal: Removal | undefined;
   #ready: FeedItem<U>[] = [];
   #readyBytes: number[] = [];
   #at = 0;
@@ -115,13 +139,20 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
     this.#next = start.place + 1;
     this.#delivered = start.isSnapshot ? -1 : start.place;
     this.#hold = start.hold;
+    this.#cursor = start.cursor;
+    this.#isPending = start.isSnapshot;
     this.ref = start.ref;
     this.#snapshot = start.isSnapshot ? { target: 0, lower: undefined } : undefined;
     this.#lastItemAtMs = client.context.clock.ticksMs();
     this.#onAbort = () => this.#end(this.#signal!.reason);
     this.#signal?.addEventListener('abort', this.#onAbort, { once: true });
     client.feeds.running++;
-    forgottenFeeds.register(this, this.#hold, this.#hold);
+    const { hold, cursor } = start;
+    const release = (): void => {
+      hold.release();
+      cursor?.release();
+    };
+    forgottenFeeds.register(this, { release }, hold);
   }
 
   /** Everything up to and including this offset has been handed out; -1: nothing that could be gone on from. */
@@ -142,6 +173,41 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
     return this.#inTurn(async () =>
       (await this.#pull()) ? { done: false, value: this.#shift() } : DONE,
     );
+  }
+
+  /**
+   * Confirms everything up to `offset`, which was handed out: with a cursor the store keeps that place, and
+   * resolves when a crash does not take it back (in a buffered engine: when it is written). Confirming less
+   * than before, or without a cursor, changes nothing.
+   */
+  async ack(offset: number): Promise<void> {
+    this.#assertHandedOut(offset);
+    // A state that is not complete has no place to go on from.
+    if (this.#cursor === undefined || offset < 0) return;
+    const acked = this.#cursor.ack(offset, this.#isPending);
+    this.#isPending = false;
+    await acked;
+  }
+
+  /** @internal As `ack`, inside a transaction; what it returns is to be called once that is committed. */
+  ackInto(client: Client, set: WriteSet, offset: number): (() => void) | undefined {
+    if (client !== this.#client) throw new TypeError("this is another engine's feed");
+    if (this.#cursor === undefined) throw new TypeError('the feed has no cursor');
+    this.#assertHandedOut(offset);
+    if (offset < 0) return undefined;
+    const acked = this.#cursor.putInto(set, offset, this.#isPending);
+    return () => {
+      this.#isPending = false;
+      acked?.();
+    };
+  }
+
+  #assertHandedOut(offset: unknown): void {
+    if (typeof offset !== 'number' || !Number.isSafeInteger(offset) || offset < -1) {
+      throw new TypeError(`an offset is an integer from 0, not ${String(offset)}`);
+    }
+    if (offset <= this.#delivered) return;
+    throw new TypeError(`offset ${offset} was not handed out; the last one was ${this.#delivered}`);
   }
 
   /** Ends the feed and lets go of what it holds; leaving a loop does so too. */
@@ -254,6 +320,7 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
     this.#signal?.removeEventListener('abort', this.#onAbort);
     forgottenFeeds.unregister(this.#hold);
     this.#hold.release();
+    this.#cursor?.release();
     this.#client.feeds.forget(this);
     this.wake(undefined);
   }
@@ -293,8 +360,17 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
 
   /** Does a piece of the work that lies before the next item; may make items. */
   async #fill(): Promise<void> {
+    if (this.#cursor !== undefined && !this.#isRegistered) {
+      await this.#register(this.#cursor);
+      return;
+    }
     if (this.#snapshot !== undefined) {
       await this.#fillSnapshot(this.#snapshot);
+      return;
+    }
+    if (this.#removal !== undefined) {
+      await turn();
+      if (!this.#ended) this.#fillRemoval(this.#removal);
       return;
     }
     const hub = this.#client.feeds;
@@ -315,6 +391,13 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
     if (this.#isProgressDue) {
       this.#push({ kind: 'progress', offset: this.#next - 1, updates: [] }, 0);
     }
+  }
+
+  /** From here on the store keeps what is not confirmed; a state only this feed, until it is read. */
+  async #register(cursor: Cursor): Promise<void> {
+    if (cursor.isStale) await cursor.register(this.#next - 1, this.#snapshot !== undefined);
+    this.#isRegistered = true;
+    if (this.#snapshot === undefined) this.#hold.release();
   }
 
   get #isProgressDue(): boolean {
@@ -338,7 +421,7 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
       const at = changes.transactionAt(this.#next);
       if (at < changes.transactions) sources.push({ target, changes, at, to: at });
     }
-    const upper = slice(sources, log.to);
+    const upper = slice(sources, log.to, this.#next);
     if (this.#old) {
       for (const { target, changes, at, to } of sources) {
         for (;;) {
@@ -348,6 +431,13 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
           if (this.#ended) return;
         }
       }
+    }
+    const removedAt = rangeAt(sources, this.#next);
+    if (removedAt < upper) {
+      this.#removal = this.#beginRemoval(sources, removedAt);
+      this.#place = log.start;
+      this.#fillRemoval(this.#removal);
+      return;
     }
     if (sources.length === 1) this.#takeOne(sources[0]);
     else this.#takeMany(sources);
@@ -398,6 +488,89 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
     this.#push({ kind: 'transaction', offset, updates: updates as unknown as U[] }, bytes);
   }
 
+  // ---------------------------------------------------------------- removed ranges
+
+  /** Requires: the transaction is all that the sources' slices hold, its old rows are there. */
+  #beginRemoval(sources: readonly Source[], offset: number): Removal {
+    const removal: Removal = { offset, updates: [], bytes: 0, told: false, left: [], ranges: [] };
+    for (const source of sources) {
+      const { target, changes, at, to } = source;
+      if (at === to) continue;
+      removal.bytes += this.#collect(source, removal.updates);
+      const names = changes.namesOf(at);
+      for (const range of changes.removedOf(at, target.range)) {
+        const { lower, upper, upperOpen } = range;
+        const collection = target.collection.name;
+        if (this.#old) removal.left.push({ target, range: { ...range }, names });
+        // Copies: what is told outlives the piece of log.
+        else if (upperOpen) removal.ranges.push({ collection, lower: new Uint8Array(lower) });
+        else {
+          const own = { lower: new Uint8Array(lower), upper: new Uint8Array(upper) };
+          removal.ranges.push({ collection, ...own });
+        }
+      }
+    }
+    return removal;
+  }
+
+  /** The next piece of what a transaction with removed ranges has done. */
+  #fillRemoval(removal: Removal): void {
+    const { offset, left, ranges } = removal;
+    while (left.length > 0 && removal.bytes < SNAPSHOT_PIECE_BYTES) this.#removeRows(removal);
+    const { bytes } = removal;
+    const updates = removal.updates as unknown as U[];
+    removal.updates = [];
+    removal.bytes = 0;
+    if (left.length > 0) {
+      removal.told = true;
+      this.#push({ kind: 'transaction', offset: offset - 1, updates, more: true }, bytes);
+      return;
+    }
+    this.#removal = undefined;
+    this.#next = offset + 1;
+    if (ranges.length > 0) this.#push({ kind: 'transaction', offset, updates, ranges }, bytes);
+    else if (removal.told || updates.length > 0) {
+      this.#push({ kind: 'transaction', offset, updates }, bytes);
+    }
+  }
+
+  /** Tells some of the rows that were in the first range that is left. */
+  #removeRows(removal: Removal): void {
+    const client = this.#client;
+    const { offset, left, updates } = removal;
+    const { target, range, names } = left[0];
+    const { collection, isNamed } = target;
+    const { keyCodec, valueCodec, id } = collection;
+    if (offset === 0) {
+      left.shift();
+      return;
+    }
+    client.hold(offset - 1);
+    try {
+      const bounds = { ...range, reverse: false };
+      const batch = client.reader.readRange(id, offset - 1, bounds, SNAPSHOT_ROWS);
+      const { slab, places, count } = batch;
+      for (let i = 0; i < count; i++) {
+        const [start, middle, end] = [places[i * 3], places[i * 3 + 1], places[i * 3 + 2]];
+        // What the transaction changed by name is told with that.
+        if (names.size > 0 && names.has(slab.toString('latin1', start, middle))) continue;
+        const key: unknown = decodeLent(keyCodec, slab, start, middle);
+        const value: unknown = decodeLent(valueCodec, slab, middle, end);
+        const update = { key, value, diff: -1 };
+        updates.push(isNamed ? named(collection, update) : update);
+      }
+      removal.bytes += batch.used;
+      if (batch.ended || count === 0) {
+        left.shift();
+        return;
+      }
+      const last = (count - 1) * 3;
+      range.lower = successor(slab.subarray(places[last], places[last + 1]));
+    } finally {
+      client.release(offset - 1);
+    }
+  }
+
   // ---------------------------------------------------------------- the state at the beginning
 
   async #fillSnapshot(place: { target: number; lower: Uint8Array | undefined }): Promise<void> {
@@ -414,7 +587,10 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
       bytes += this.#readRows(place, asOf, updates);
     }
     const last = place.target === this.#targets.length;
-    if (last) this.#snapshot = undefined;
+    if (last) {
+      this.#snapshot = undefined;
+      if (this.#isRegistered) this.#hold.release();
+    }
     const offset = last ? asOf : -1;
     this.#push({ kind: 'snapshot', offset, asOf, updates: updates as unknown as U[], last }, bytes);
   }
@@ -455,9 +631,39 @@ type Source = {
   to: number;
 };
 
-/** Gives each source its part of the next slice; returns the offset below which all is taken then. */
-function slice(sources: readonly Source[], end: number): number {
+/** A transaction that removed ranges, on its way. */
+type Removal = {
+  readonly offset: number;
+  updates: AnyUpdate[];
+  bytes: number;
+  /** A piece of it was told. */
+  told: boolean;
+  /** Ranges whose rows are still to be told, and the keys that are told otherwise. */
+  readonly left: {
+    readonly target: FeedTarget;
+    readonly range: ByteRange;
+    readonly names: ReadonlySet<string>;
+  }[];
+  readonly ranges: RemovedRange[];
+};
+
+function rangeAt(sources: readonly Source[], next: number): number {
+  let offset = Infinity;
+  for (const { changes } of sources) offset = Math.min(offset, changes.rangeAt(next));
+  return offset;
+}
+
+/**
+ * Gives each source its part of the next slice; returns the offset below which all is taken then. A
+ * transaction that removed ranges is a slice of its own.
+ */
+function slice(sources: readonly Source[], end: number, next: number): number {
   let upper = end;
+  const removedAt = rangeAt(sources, next);
+  if (removedAt < end) {
+    const isFirst = sources.every(({ changes, at }) => changes.offsets[at] >= removedAt);
+    upper = isFirst ? removedAt + 1 : removedAt;
+  }
   for (const { changes, at } of sources) {
     let to = at;
     const first = changes.changesBefore(at);

@@ -32,9 +32,13 @@ export type {
   Feed,
   FeedItem,
   ProgressItem,
+  RemovedRange,
   SnapshotItem,
   TransactionItem,
 } from './feed.ts';
+export type { CursorInfo } from './cursor.ts';
+export type { MaxLag } from './cursor-row.ts';
+export type { DiffOptions } from './diff.ts';
 export type { Update } from './feed-changes.ts';
 export type { ChangesOptions, FollowOptions } from './feed-options.ts';
 export type { TransactOptions } from './transact.ts';

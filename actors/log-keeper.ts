@@ -28,6 +28,7 @@ export const HELD_BY_KEEP_MS = -2;
 export const HELD_BY_BACKUP = -3;
 export const HELD_BY_FEED = -4;
 export const HELD_BY_ARCHIVE = -5;
+export const HELD_BY_CURSOR = -6;
 
 const ROLLUPS: number = indexIn(KEEPER_COUNTERS, 'rollups');
 const CHECKPOINTS: number = indexIn(KEEPER_COUNTERS, 'checkpoints');
@@ -275,6 +276,11 @@ export class LogKeeper {
     if (lt(held, floor)) {
       floor = held;
       holder = HELD_BY_FEED;
+    }
+    const confirmed = this.#views.cursorFloor(undefined);
+    if (lt(confirmed, floor)) {
+      floor = confirmed;
+      holder = HELD_BY_CURSOR;
     }
     const { segments } = this.#views;
     const oldestMs = this.#keepMs === 0 ? Infinity : clock.nowMs() - this.#keepMs;

@@ -67,6 +67,7 @@ export class SpineTable {
     this.#edits = edits;
     this.#views = views;
     this.#catalog = new CatalogReader(context, client);
+    views.cursors = () => this.#catalog.cursors();
   }
 
   get(id: number): Collection | undefined {

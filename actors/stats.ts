@@ -27,6 +27,7 @@ import {
   HELD_BY_ARCHIVE,
   HELD_BY_BACKUP,
   HELD_BY_CHECKPOINT,
+  HELD_BY_CURSOR,
   HELD_BY_FEED,
   HELD_BY_KEEP_MS,
 } from './log-keeper.ts';
@@ -123,7 +124,8 @@ export type EngineStats = {
     readonly floor: {
       readonly offset: number;
       /** Why not higher. 'history': that of `collection`, '' otherwise. */
-      readonly heldBy: 'checkpoint' | 'history' | 'keepMs' | 'backup' | 'feed' | 'archive';
+      readonly heldBy:
+        'checkpoint' | 'history' | 'keepMs' | 'backup' | 'feed' | 'archive' | 'cursor';
       readonly collection: string;
     };
     readonly checkpoints: {
@@ -421,6 +423,7 @@ function floorStats(
   if (holder === HELD_BY_KEEP_MS) return { offset, heldBy: 'keepMs', collection: '' };
   if (holder === HELD_BY_ARCHIVE) return { offset, heldBy: 'archive', collection: '' };
   if (holder === HELD_BY_FEED) return { offset, heldBy: 'feed', collection: '' };
+  if (holder === HELD_BY_CURSOR) return { offset, heldBy: 'cursor', collection: '' };
   return { offset, heldBy: 'history', collection: names.get(holder) ?? '' };
 }
 

@@ -307,7 +307,7 @@ export class TransactionScope extends Transaction {
     const conditions = this.#conditions();
     for (;;) {
       try {
-        return await client.line.commitSet(this.set, sync, conditions);
+        return await this.telling(client.line.commitSet(this.set, sync, conditions));
       } catch (error) {
         if (error === BESIDE_CONFLICT) {
           this.set.reopen();

@@ -12,6 +12,7 @@ import { rangeToDelete } from './key-range.ts';
 import type { KeyBounds } from './key-range.ts';
 import { refusedNow } from './commit-line.ts';
 import type { Receipt } from './commit-line.ts';
+import { Feed } from './feed.ts';
 import type { Multiset } from './multiset.ts';
 import { WriteSet } from './write-set.ts';
 
@@ -21,6 +22,8 @@ export class Transaction {
   readonly #client: Client;
   readonly #set: WriteSet = new WriteSet(CAPACITY_BYTES);
   #committed = false;
+  /** What to tell feeds whose place is in it, once it is committed. */
+  readonly #acks: (() => void)[] = [];
 
   /** @internal */
   constructor(client: Client) {
@@ -78,6 +81,18 @@ export class Transaction {
   }
 
   /**
+   * Confirms what a feed with a cursor has handed out, up to `offset`, with everything else in here or not
+   * at all: effect and place in one commit, so that each item takes effect exactly once.
+   */
+  ack(feed: Feed<any>, offset: number): this {
+    this.#assertOpen();
+    if (!(feed instanceof Feed)) throw new TypeError('ack takes a feed');
+    const acked = feed.ackInto(this.#client, this.#set, offset);
+    if (acked !== undefined) this.#acks.push(acked);
+    return this;
+  }
+
+  /**
    * Commits everything under one offset. An empty transaction resolves with the newest visible offset
    * and uses none. A transaction commits once; a second call is a TypeError, unless the first was refused
    * before it was sent. What TIDEMARK_CONFLICT says of it is final: read again, and build another.
@@ -100,7 +115,7 @@ export class Transaction {
       }
       const committed = line.commitSet(this.#set, sync, conditions);
       this.#committed = true;
-      return committed;
+      return this.telling(committed);
     } catch (error) {
       // Wherever it was found, a conflict ends the transaction.
       if (error instanceof TidemarkError && error.code === 'TIDEMARK_CONFLICT') {
@@ -131,6 +146,15 @@ export class Transaction {
   /** @internal Nothing more is written, and nobody else commits it. */
   end(): void {
     this.#committed = true;
+  }
+
+  /** @internal Tells the feeds that are confirmed in it, once it is committed. */
+  telling(committed: Promise<Receipt>): Promise<Receipt> {
+    if (this.#acks.length === 0) return committed;
+    return committed.then((receipt) => {
+      for (const acked of this.#acks) acked();
+      return receipt;
+    });
   }
 
   #assertOpen(): void {

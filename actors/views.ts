@@ -4,7 +4,7 @@
  * its thread; it decides nothing about what lies where.
  */
 import { TidemarkError } from '../core/base/errors.ts';
-import { join, meet } from '../core/base/frontier.ts';
+import { NO_FRONTIER, join, meet } from '../core/base/frontier.ts';
 import { invariant } from '../core/base/assert.ts';
 import { clientsMax } from '../core/base/limits.ts';
 import { UNTIL_NOW, lowestHold } from '../core/shared/epoch.ts';
@@ -23,6 +23,8 @@ import {
 } from '../core/spine/view.ts';
 import type { ViewSegment } from '../core/spine/view.ts';
 import type { ActorContext } from './actor.ts';
+import { isLagging } from './cursor-row.ts';
+import type { CursorRow } from './cursor-row.ts';
 import type { PartStore } from './part-store.ts';
 
 /** History that keeps all; also while the catalog has not been read. */
@@ -70,6 +72,8 @@ export class Views {
   sealed: number[] = [];
   /** The log's directory, oldest first. */
   segments: ViewSegment[] = [];
+  /** Feeds whose place is in the catalog, running or not. */
+  cursors: () => readonly CursorRow[] = () => [];
   /** Something changed that no view says yet. */
   stale = false;
   published = 0;
@@ -177,13 +181,36 @@ export class Views {
    */
   #moveSince(shown: Shown): void {
     const { arena, topology, control } = this.#context;
-    const held = lowestHold(arena, topology.slots, clientsMax);
+    const held = meet(
+      lowestHold(arena, topology.slots, clientsMax),
+      shown.history === KEEP_ALL ? NO_FRONTIER : this.cursorFloor(shown.id),
+    );
     shown.since = join(shown.since, meet(shown.proposed, held));
     if (shown.history === KEEP_ALL) return;
     // Not from what a buffered engine shows and a loss of power takes back: parts say their since for
     // ever. At replay the frontiers run ahead of what is applied.
     const settled = Math.min(control.durable(), control.applied());
     shown.sinceNext = join(shown.sinceNext, Math.max(0, settled - 1 - shown.history));
+  }
+
+  /** The lowest time that a cursor needs of a collection, or, undefined, of the log. */
+  cursorFloor(collection: number | undefined): number {
+    const { clock, config, control } = this.#context;
+    let floor = NO_FRONTIER;
+    for (const row of this.cursors()) {
+      const isWanted =
+        collection === undefined || (row.old && row.collections.includes(collection));
+      if (!isWanted || row.after >= floor) continue;
+      const upper = Math.min(control.durable(), control.applied());
+      const picture = {
+        upper,
+        nowMs: clock.nowMs(),
+        segmentBytes: config.segmentBytes,
+        segments: this.segments,
+      };
+      if (!isLagging(row, picture)) floor = Math.max(0, row.after);
+    }
+    return floor;
   }
 
   /** Runs once the next view is out: nobody new finds what only the former one named. */

@@ -1,5 +1,5 @@
 /**
- * A process for process.test.ts and bad-input.test.ts to start, watch and kill: opens a store and does
+ * A process for process.test.ts, bad-input.test.ts and cursors.test.ts to start, watch and kill: opens a store and does
  * one thing. Lines on standard output say how far it is; they are written at once, also when the next
  * instant is the last.
  *
@@ -9,6 +9,7 @@
  *   unheard  commits that are refused for every reason, nobody hears of it
  *   lock     holds the store until standard input ends
  *   write    commits on and on, 256 in flight, and says which are acknowledged
+ *   follow   commits row after row, follows them by a cursor, says each and confirms it, some later
  */
 import { writeSync } from 'node:fs';
 import { open } from '../../actors/index.ts';
@@ -103,6 +104,25 @@ async function write(of: Engine): Promise<never> {
   return Promise.race(Array.from({ length: 256 }, lane));
 }
 
+async function follow(of: Engine): Promise<never> {
+  const users = await of.collection('users', { key: 'utf8', value: 'utf8' });
+  const marks = await of.collection('marks', { key: 'utf8', value: 'u64' });
+  const feed = users.changes({ cursor: 'search', after: -1 });
+  const writing = async (): Promise<never> => {
+    for (let n = (marks.getSync('last') ?? -1) + 1; ; n++) {
+      await of.transaction().put(users, `${n}`, `${n}`).put(marks, 'last', n).commit();
+    }
+  };
+  const reading = async (): Promise<never> => {
+    for await (const { offset, updates } of feed) {
+      say(`${offset} ${updates[0]?.key}`);
+      if (offset % 3 === 0) await feed.ack(offset);
+    }
+    throw new Error('the feed has ended');
+  };
+  return Promise.race([writing(), reading()]);
+}
+
 switch (task) {
   case 'idle':
     await idle();
@@ -121,6 +141,9 @@ switch (task) {
     break;
   case 'write':
     await write(engine);
+    break;
+  case 'follow':
+    await follow(engine);
     break;
   default:
     throw new TypeError(`no task ${task}`);

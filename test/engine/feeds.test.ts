@@ -247,6 +247,14 @@ inBothHosts('any feed from any offset tells what a list of all transactions says
     for (let i = prng.between(1, 12); i > 0; i--) {
       const key = `k${prng.below(30)}`;
       const value = prng.chance(0.3) ? undefined : `v${prng.below(4)}`.repeat(prng.between(1, 80));
+      if (prng.chance(0.05)) {
+        const to = `k${prng.below(30)}`;
+        tx.deleteRange(users, { gte: key, lt: to });
+        for (const held of new Set([...state.keys(), ...touched.keys()])) {
+          if (held >= key && held < to) touched.set(held, undefined);
+        }
+        continue;
+      }
       touched.delete(key);
       touched.set(key, value);
       if (value === undefined) tx.delete(users, key);
@@ -304,6 +312,74 @@ inBothHosts('any feed from any offset tells what a list of all transactions says
 function inOrder(state: ReadonlyMap<string, string>): [string, string][] {
   return [...state].toSorted(([a], [b]) => (a < b ? -1 : 1));
 }
+
+inBothHosts(
+  'a removed range is told row by row, whatever else its transaction did',
+  async (home) => {
+    const engine = await home.open();
+    const users = await usersOf(engine);
+    for (const key of ['a', 'b', 'c', 'd', 'e']) await users.put(key, '1');
+    const feed = users.changes();
+    const some = users.changes({ gte: 'c' });
+    const plain = users.changes({ old: false });
+    const { offset } = await engine
+      .transaction()
+      .put(users, 'b2', 'gone')
+      .put(users, 'c', 'gone')
+      .deleteRange(users, { gte: 'b', lt: 'e' })
+      .put(users, 'd', '2')
+      .put(users, 'e', '2')
+      .commit();
+    const { offset: after } = await users.put('z', '1');
+    const [item, next] = await take(feed, 2);
+    assert.equal(item.offset, offset);
+    assert.deepEqual(sorted(item.updates), [
+      { key: 'b', value: '1', diff: -1 },
+      { key: 'c', value: '1', diff: -1 },
+      { key: 'd', value: '1', diff: -1 },
+      { key: 'd', value: '2', diff: 1 },
+      { key: 'e', value: '1', diff: -1 },
+      { key: 'e', value: '2', diff: 1 },
+    ]);
+    assert.equal(next.offset, after);
+    const [within] = await take(some, 1);
+    assert.deepEqual(
+      sorted(within.updates),
+      sorted(item.updates).filter(({ key }) => key >= 'c'),
+    );
+    const [short] = await take(plain, 1);
+    assert.ok(short.kind === 'transaction');
+    assert.deepEqual(
+      short.ranges?.map(({ lower, upper }) => [
+        String(Buffer.from(lower)),
+        String(Buffer.from(upper!)),
+      ]),
+      [['b', 'e']],
+    );
+  },
+);
+
+inBothHosts('a removed range of many rows is told in pieces', async (home) => {
+  const engine = await home.open();
+  const users = await usersOf(engine);
+  for (let i = 0; i < 3_000; i++) void users.put(`k${String(i).padStart(4, '0')}`, 'v'.repeat(500));
+  await users.put('last', '');
+  const feed = users.changes();
+  const { offset } = await users.deleteRange({ prefix: 'k' });
+  await users.put('next', '');
+  const keys: string[] = [];
+  let pieces = 0;
+  for (let more = true; more; pieces++) {
+    const [item] = await take(feed, 1);
+    assert.ok(item.kind === 'transaction');
+    more = item.more === true;
+    assert.equal(item.offset, more ? offset - 1 : offset);
+    keys.push(...item.updates.map(({ key }) => key));
+  }
+  assert.ok(pieces > 2, `${pieces} pieces`);
+  assert.equal(keys.length, 3_000);
+  assert.equal(new Set(keys).size, 3_000);
+});
 
 /** Keys of a transaction in order: which came first is the writer's business. */
 function sorted(rows: readonly Row[]): Row[] {
