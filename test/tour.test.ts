@@ -74,6 +74,8 @@ describe('the tour', () => {
     for (const line of [
       new RegExp(`✓ ${count} transactions with \\d+ changes`),
       new RegExp(`✓ files as of ${count} revisions equal git ls-tree, \\d+ rows byte for byte`),
+      /✓ changes\(\) of the whole history equals git diff-tree, [\d,]+ changes/,
+      /✓ diff\(a, b\) equals git diff-tree a b, \d+ pairs/,
       /✓ reopened in .*, and still so/,
       /✓ [\d,]+ tenants, [\d,]+ transactions in .*\/s/,
       /✓ the first, the last and the unfinished tenant equal git/,

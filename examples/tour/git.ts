@@ -133,6 +133,29 @@ export async function* readHistory(repository: Repository): AsyncGenerator<Revis
   }
 }
 
+/** What `git diff-tree` says changes from one tree to another, whatever lies between. */
+export async function diffTrees(
+  repository: Repository,
+  before: string,
+  after: string,
+): Promise<readonly Change[]> {
+  const options = ['-r', '-z', '--raw', '--no-renames', '--no-abbrev', '--ignore-submodules=none'];
+  const git = start(repository.path, ['diff-tree', '--stdin', ...options], 'pipe');
+  try {
+    git.input!.end(`${before} ${after}\n`);
+    const asked = [{ sha: after, before, tree: after, time: 0 }];
+    const reader = new PairReader(repository.idBytes, asked);
+    for await (const chunk of git.output) {
+      reader.add(chunk);
+      while (reader.next()) throw new TourError('git diff-tree answered what was not asked');
+    }
+    await git.ended;
+    return reader.end()?.changes ?? [];
+  } finally {
+    await git.stop();
+  }
+}
+
 /** Turns rev-list's lines into pairs of trees, and remembers what was asked. */
 function pairsOf(
   emptyTree: string,

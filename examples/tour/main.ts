@@ -20,6 +20,7 @@ import {
 } from './drawing.ts';
 import { takePictures } from './figures.ts';
 import type { Pictures } from './figures.ts';
+import { checkChanges, checkDiffs } from './follow.ts';
 import { openRepository } from './git.ts';
 import type { Repository } from './git.ts';
 import { checkSurvivors, writeUntilKilled } from './kill.ts';
@@ -156,6 +157,12 @@ async function tourHistory({ screen, repository, directory }: Places): Promise<{
     screen.pass(
       `files as of ${formatOf(chosen.length, 'revision', 'revisions')} equal git ls-tree, ${formatOf(rows, 'row', 'rows')} byte for byte`,
     );
+    const followed = await checkChanges(repository, collections, firstOffset);
+    screen.pass(
+      `changes() of the whole history equals git diff-tree, ${formatOf(followed, 'change', 'changes')}`,
+    );
+    const pairs = await checkDiffs(repository, collections, chosen, firstOffset);
+    screen.pass(`diff(a, b) equals git diff-tree a b, ${formatOf(pairs, 'pair', 'pairs')}`);
     await engine.flush();
     const pictures = takePictures(engine);
     await engine.close();
