@@ -414,7 +414,10 @@ export class LogFollower {
     }
     const upper = this.#upperOf();
     let low = SEGMENT_BLOCK_BYTES;
-    let high = alignUp(storage.size(this.#fd), RECORD_ALIGN);
+    // Behind the live end are zeros, and there may be many.
+    const isLive = this.#source.currentSeq() === this.#seq;
+    const end = isLive ? this.#source.currentEnd() : storage.size(this.#fd);
+    let high = alignUp(end, RECORD_ALIGN);
     const bytes = Buffer.allocUnsafe(this.#chunkBytes);
     const header = this.#header;
     while (high - low > this.#chunkBytes) {
