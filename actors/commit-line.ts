@@ -56,7 +56,7 @@ import {
 } from './messages.ts';
 import { tooLarge } from './encodings.ts';
 import { commitOperationsMax, writeBudgetBytes } from './options.ts';
-import { CAUSE_MEMORY } from './stalls.ts';
+import { CAUSE_DISK, CAUSE_MEMORY } from './stalls.ts';
 import { THREAD_WRITE } from './topology.ts';
 import { WriteSet } from './write-set.ts';
 
@@ -83,6 +83,7 @@ const ALONE: number = indexIn(CLIENT_COUNTERS, 'recordsAlone');
 const LARGE: number = indexIn(CLIENT_COUNTERS, 'recordsLarge');
 const REFUSED_BUSY: number = indexIn(CLIENT_COUNTERS, 'refusedBusy');
 const REFUSED_TOO_LARGE: number = indexIn(CLIENT_COUNTERS, 'refusedTooLarge');
+const REFUSED_FOR_SPACE: number = indexIn(CLIENT_COUNTERS, 'refusedForSpace');
 const STALLS_FOR_MEMORY: number = indexIn(CLIENT_COUNTERS, 'stallsForMemory');
 const STALL_MS_FOR_MEMORY: number = indexIn(CLIENT_COUNTERS, 'stallMsForMemory');
 
@@ -559,6 +560,7 @@ export class CommitLine {
     this.#untilWritten = settle(this.#untilWritten, control.written(), SETTLE_BYTES_MAX);
     this.#untilDurable = settle(this.#untilDurable, control.durable(), SETTLE_BYTES_MAX);
     let pushed = this.#waiting.length > 0 && this.#pushWaiting();
+    if (this.#waitTicks >= 0 && this.wait.what === CAUSE_DISK) this.#refuseWaiting();
     // What may yet be given back goes before the end.
     const isDrained = this.#conditionalCount === 0 && this.#returned.length === 0;
     const isEmpty = this.#waiting.length === 0 && this.#staged === undefined;
@@ -662,6 +664,19 @@ export class CommitLine {
     }
     if (pushed > 0) this.#waiting.splice(0, pushed);
     return pushed > 0;
+  }
+
+  /** Memory comes free with a flush, and that finds the disk full: nothing of what waits is claimed. */
+  #refuseWaiting(): void {
+    const code = 'TIDEMARK_NO_SPACE';
+    for (const record of this.#waiting) {
+      this.#counters.add(REFUSED_FOR_SPACE, 1);
+      this.#forget(record, new TidemarkError(code, describeCode(code)));
+    }
+    this.#waiting = [];
+    this.#waitingBytes = 0;
+    this.#waitingTransactions = 0;
+    this.#endWait();
   }
 
   /** Resolves when everything committed so far has its place in the order. */

@@ -202,6 +202,7 @@ const CLIENT_OWN = [
   'recordsLarge',
   'refusedBusy',
   'refusedTooLarge',
+  'refusedForSpace',
 ] as const;
 
 export const CLIENT_COUNTERS: readonly [...typeof CLIENT_OWN, ...typeof STALL_COUNTERS] = [

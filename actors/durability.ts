@@ -94,6 +94,8 @@ export type RecoverRequest = {
 const PREPARE_RETRY_MS = 1_000;
 /** A disk with so much to spare is not full: twice the least that is prepared at once. */
 const SPACE_BYTES_MIN: number = 4 * MiB;
+/** Where nothing is prepared, so much is promised at once as the disk says it has to spare. */
+const PROMISE_BYTES: number = 8 * MiB;
 
 /** How soon to look again for room in the keeper's ring. */
 const TELL_AGAIN_MS = 1;
@@ -182,6 +184,15 @@ export class Durability implements Actor {
   #lastInput = 0;
   /** When room in the log may be asked for again. */
   #retryAt = 0;
+  /** Bytes of records taken, headers included, since the engine is open. */
+  #accepted = 0;
+  /** What `room` was set to; and up to where it was promised without being prepared. */
+  #credit = 0;
+  #promised = 0;
+  /** The last job for room failed because the disk is full, whatever it says it has. */
+  #isFull = false;
+  /** When the disk may be asked again how much it has. */
+  #askSpaceAt = 0;
   #closeSeen = false;
 
   constructor(context: ActorContext) {
@@ -262,7 +273,11 @@ export class Durability implements Actor {
       return this.#unsyncedSince + this.#context.config.syncIntervalMs - now;
     }
     if (writer.claimed < writer.durable) return this.#lastInput + idleWatermarkMs - now;
-    return writer.prepareFailed ? this.#retryAt - now : Infinity;
+    const isWanted = this.#context.control.roomWanted() > this.#credit;
+    const retryMs = writer.prepareFailed ? this.#retryAt - now : Infinity;
+    // A job that makes room rings when it is done; who has none looks at the disk now and then.
+    const isLooking = isWanted && writer.bytesBeforeJob === Infinity;
+    return isLooking ? Math.min(retryMs, this.#askSpaceAt - now) : retryMs;
   }
 
   /** Something for the keeper that its ring may have had no room for: who takes from a ring rings no bell. */
@@ -574,6 +589,7 @@ export class Durability implements Actor {
     }
     // Memory holds the record already: the order is broken, and with it the engine.
     invariant(refusal === ACCEPTED, 'the log takes what the sequencer ordered', refusal, first);
+    this.#accepted += recordBytes(length);
     this.#counters.add(RECORDS, 1);
     this.#counters.add(TRANSACTIONS, txCount);
   }
@@ -625,6 +641,7 @@ export class Durability implements Actor {
     }
     if (this.#phase === PHASE_LIVE) {
       this.#askForRoom(writer);
+      this.#publishRoom(writer);
       // Full without anything staged: a rotation is under way, one call a step.
       const isQuiet = !writer.staged && !writer.full && writer.written === writer.durable;
       if (isQuiet) return this.#watermark(writer);
@@ -704,23 +721,70 @@ export class Durability implements Actor {
 
   #askForRoom(writer: LogWriter): void {
     if (this.#compactor.ring.room(2) < 2) return;
+    const { clock, control } = this.#context;
+    let isRetry = false;
     if (writer.prepareFailed) {
-      const { clock, control } = this.#context;
       if (clock.ticksMs() < this.#retryAt) return;
       this.#retryAt = clock.ticksMs() + PREPARE_RETRY_MS;
-      if (!control.hasSpace()) {
-        if (this.#disk.freeBytes() < SPACE_BYTES_MIN) return;
-        control.setHasSpace(true);
-        this.#waits.end();
-      }
+      if (this.#isFull && this.#disk.freeBytes() < SPACE_BYTES_MIN) return;
+      isRetry = true;
       writer.retryPreparing();
     }
-    const zero: ZeroJob | undefined = writer.zeroWanted();
+    const promised = Math.max(0, this.#promised - this.#accepted);
+    const wanted = Math.max(0, control.roomWanted() - this.#accepted);
+    const zero: ZeroJob | undefined = writer.zeroWanted(promised, wanted);
     if (zero !== undefined) this.#prepare(PREPARE_ZERO, zero.seq, zero.from, zero.to);
     const spare: SpareJob | undefined = writer.spareWanted();
     if (spare !== undefined) {
       this.#prepare(PREPARE_SPARE, spare.seq, spare.reuseSeq, spare.bytes);
     }
+    // Nothing is there to be prepared that could fail again: the disk's own word counts.
+    if (isRetry && this.#preparing === 0) this.#isFull = false;
+  }
+
+  /**
+   * Says how much more may be ordered, so that nothing is ordered that the log has no room for: what is
+   * prepared; else, where nothing is being prepared, a little of what the disk says it has.
+   */
+  #publishRoom(writer: LogWriter): void {
+    // A rotation takes what was promised along.
+    if (!writer.isSettled) return;
+    const { control } = this.#context;
+    const wanted = control.roomWanted();
+    let credit = Math.max(this.#accepted + writer.preparedBytes, this.#promised);
+    if (wanted > credit) {
+      const bytes = this.#bytesToPromise(writer, wanted - this.#accepted);
+      if (bytes > 0) this.#promised = this.#accepted + bytes;
+      credit = Math.max(credit, this.#promised);
+    } else if (!control.hasSpace()) {
+      this.#setHasSpace(true);
+    }
+    if (credit === this.#credit) return;
+    const isMore = credit > this.#credit;
+    this.#credit = credit;
+    control.setRoom(credit);
+    // The sequencer may sleep, with a record that it could not take.
+    if (isMore && wanted > 0) this.#context.threadBells[THREAD_WRITE].ring();
+  }
+
+  /** What the disk has to spare for `wanted` bytes and some more; 0: not so much. Without, and with no job that makes room, it is full. */
+  #bytesToPromise(writer: LogWriter, wanted: number): number {
+    const { clock } = this.#context;
+    const most = Math.min(Math.max(wanted, PROMISE_BYTES), writer.bytesBeforeJob);
+    if (most < wanted || clock.ticksMs() < this.#askSpaceAt) return 0;
+    const kept = SPACE_BYTES_MIN + writer.spareBytesOut;
+    const free = this.#isFull ? 0 : this.#disk.freeBytes() - kept;
+    const has = free >= wanted;
+    if (has || this.#preparing === 0) this.#setHasSpace(has);
+    if (has) return Math.min(most, free);
+    this.#askSpaceAt = clock.ticksMs() + PREPARE_RETRY_MS;
+    return 0;
+  }
+
+  #setHasSpace(has: boolean): void {
+    this.#context.control.setHasSpace(has);
+    if (has) this.#waits.end();
+    else this.#waits.begin(CAUSE_DISK);
   }
 
   #prepare(what: number, seq: number, from: number, to: number): void {
@@ -753,15 +817,12 @@ export class Durability implements Actor {
     const ok = u32[slot + PREPARE.OK] === 1;
     const seq = u32[slot + PREPARE.SEQ];
     const to = getWide(u32, slot + PREPARE.TO);
-    const { control, clock } = this.#context;
+    const { clock } = this.#context;
     if (!ok) this.#retryAt = clock.ticksMs() + PREPARE_RETRY_MS;
+    // A full disk shows itself here, ahead of the log: what exceeds the room is refused, with no offset.
+    if (ok || u32[slot + PREPARE.NO_SPACE] === 1) this.#isFull = !ok;
+    this.#askSpaceAt = 0;
     if (u32[slot + PREPARE.WHAT] === PREPARE_ZERO) {
-      // A full disk shows itself here, ahead of the log: from now on commits are refused, with no offset.
-      if (ok || u32[slot + PREPARE.NO_SPACE] === 1) {
-        control.setHasSpace(ok);
-        if (ok) this.#waits.end();
-        else this.#waits.begin(CAUSE_DISK);
-      }
       this.#writer?.zeroed(seq, to, ok);
       if (ok) this.#counters.add(ZEROED_BYTES, to - getWide(u32, slot + PREPARE.FROM));
     } else {

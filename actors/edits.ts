@@ -36,12 +36,15 @@ export class Edits {
   readonly #clock: Clock;
   readonly #counters: Counters;
   readonly #submit: Submit;
+  readonly #hasSpace: () => boolean;
   #files: IdReserve = new IdReserve(1);
   #reserving = false;
   #ticket: number = NO_TICKET;
   readonly #effects: Effect[] = [];
 
-  constructor(clock: Clock, counters: Counters, submit: Submit) {
+  /** `hasSpace`: the disk takes a batch of edits; asked before each. */
+  constructor(clock: Clock, counters: Counters, submit: Submit, hasSpace: () => boolean) {
+    this.#hasSpace = hasSpace;
     this.#clock = clock;
     this.#counters = counters;
     this.#submit = submit;
@@ -91,6 +94,8 @@ export class Edits {
   write(onRolledUp: (store: ManifestStore) => void): boolean {
     const store = this.store!;
     if (this.#ticket !== NO_TICKET) return false;
+    // A full disk is no failure: edits wait for it. One that fills up while it is written to is.
+    if (store.idle || !this.#hasSpace()) return false;
     const program = store.program();
     if (program === undefined) return false;
     this.#counters.add(EDIT_BATCHES, 1);

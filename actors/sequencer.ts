@@ -17,6 +17,7 @@
  */
 import { invariant } from '../core/base/assert.ts';
 import { codeNumber, TidemarkError } from '../core/base/errors.ts';
+import { recordBytes } from '../core/log/record.ts';
 import {
   CONDITIONS_MET,
   CONDITIONS_UNKNOWN,
@@ -59,7 +60,7 @@ import {
   setWide,
 } from './messages.ts';
 import { generationRows } from './options.ts';
-import { CAUSE_FLUSH, CAUSE_LOG, CAUSE_MEMORY, Waits } from './stalls.ts';
+import { CAUSE_DISK, CAUSE_FLUSH, CAUSE_LOG, CAUSE_MEMORY, Waits } from './stalls.ts';
 import { THREAD_BACKGROUND, THREAD_WRITE } from './topology.ts';
 
 /** Records taken from one ring before the next has its turn, and in one tick. */
@@ -98,6 +99,9 @@ export class Sequencer implements Actor {
 
   /** First offset not given out. */
   #next = 0;
+  /** Bytes of records passed on, headers included; and how many may be, as the log last said. */
+  #ordered = 0;
+  #credit = 0;
   #epoch = 0;
   #atMs = 0;
   /** False until the log is replayed: then records are stamped. */
@@ -340,12 +344,6 @@ export class Sequencer implements Actor {
     ) {
       return TAKEN;
     }
-    if (!control.hasSpace()) {
-      this.#answer(client, u32[slot + RECORD.NUMBER], 0, codeNumber('TIDEMARK_NO_SPACE'));
-      this.#counters.add(REFUSED, 1);
-      this.#counters.add(REFUSED_FOR_SPACE, 1);
-      return TAKEN;
-    }
     // One slot for the record, one kept for the bound of a seal.
     if (this.#line.ring.room(2) < 2) {
       this.#waits.begin(CAUSE_LOG);
@@ -353,11 +351,21 @@ export class Sequencer implements Actor {
     }
     const operations = u32[slot + RECORD.OPERATIONS];
     const payloadBytes = u32[slot + RECORD.PAYLOAD_BYTES];
+    const ordered = this.#ordered + recordBytes(payloadBytes);
+    if (ordered > this.#credit && !this.#hasCredit(ordered)) {
+      if (!control.hasSpace()) return this.#refuseForSpace(client, u32, slot);
+      this.#waits.begin(CAUSE_LOG);
+      return BLOCKED;
+    }
     if (!this.#makeRoom(operations, payloadBytes)) {
-      this.#waits.begin(this.#causeOfNoRoom());
+      const cause = this.#causeOfNoRoom();
+      // What is flushed finds no room on the disk: waiting for it might last for ever.
+      if (cause === CAUSE_DISK) return this.#refuseForSpace(client, u32, slot);
+      this.#waits.begin(cause);
       return BLOCKED;
     }
     this.#waits.end();
+    this.#ordered = ordered;
     const first = this.#next;
     const txCount = u32[slot + RECORD.TX_COUNT];
     this.#stamp(clock.nowMs());
@@ -374,6 +382,24 @@ export class Sequencer implements Actor {
     this.#counters.add(RECORDS, 1);
     this.#counters.add(TRANSACTIONS, txCount);
     this.#counters.add(OPERATIONS, operations);
+    return TAKEN;
+  }
+
+  /** The log has room for all up to `ordered`, as it last said. */
+  #hasCredit(ordered: number): boolean {
+    const { control } = this.#context;
+    this.#credit = control.room();
+    if (ordered <= this.#credit) return true;
+    if (control.roomWanted() !== ordered) control.setRoomWanted(ordered);
+    return false;
+  }
+
+  /** Nothing of it is claimed; it may be tried again when there is room on the disk. */
+  #refuseForSpace(client: number, u32: Uint32Array, slot: number): number {
+    this.#answer(client, u32[slot + RECORD.NUMBER], 0, codeNumber('TIDEMARK_NO_SPACE'));
+    this.#counters.add(REFUSED, 1);
+    this.#counters.add(REFUSED_FOR_SPACE, 1);
+    this.#waits.end();
     return TAKEN;
   }
 

@@ -30,7 +30,7 @@ import {
   TidemarkError,
   toPlainError,
 } from '../core/base/errors.ts';
-import { clientsMax } from '../core/base/limits.ts';
+import { MiB, clientsMax } from '../core/base/limits.ts';
 import { logHoldsRecords } from '../core/log/create.ts';
 import { KIND_VIEW } from '../core/shared/buffer-pool.ts';
 import {
@@ -116,6 +116,8 @@ const CLOSE_WAIT_MS = 5_000;
 const ANSWER_RETRY_MS = 1;
 /** Retired things are looked at again after this long when nothing else happens. */
 const SWEEP_MS = 5;
+/** Edits are written while the disk has so much to spare: a full one must not fail them half-way. */
+const EDITS_SPACE_MIN: number = 1 * MiB;
 /** So many deaths of workers in a row: nothing can be flushed any more. */
 const FAILURES_MAX = 3;
 
@@ -234,8 +236,11 @@ export class SpineKeeper implements Actor {
     );
     this.#views = new Views(context, this.#slab, this.#retired, this.#parts);
     this.#desk = new JobDesk(context, this.#slab);
-    this.#edits = new Edits(context.clock, this.#counters, (fd, calls, done) =>
-      this.#submit(fd, calls, done),
+    this.#edits = new Edits(
+      context.clock,
+      this.#counters,
+      (fd, calls, done) => this.#submit(fd, calls, done),
+      () => this.#hasSpace(),
     );
     this.#spines = new SpineTable(context, this.#slab, this.#edits, this.#views, KEEPER_CLIENT);
     this.#pressure = new Backpressure(context, this.#counters, this.#waits);
@@ -840,6 +845,15 @@ export class SpineKeeper implements Actor {
     const { isRunning } = this.#flushes;
     const may = this.#pressure.mayFlush(now, isRunning, this.#merges.loads(now));
     return may && item.retryAt <= now && this.#flushes.dispatch(item);
+  }
+
+  /** The disk takes a batch of edits. Before the engine is open a full one is a reason not to open. */
+  #hasSpace(): boolean {
+    if (!this.#opened) return true;
+    const has = this.#context.storage.freeBytes() >= EDITS_SPACE_MIN;
+    if (!has) this.#waits.begin(CAUSE_DISK);
+    else if (this.#waits.cause === CAUSE_DISK) this.#waits.end();
+    return has;
   }
 
   /** A job failed: who sent it tries again after a while. */

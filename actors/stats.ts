@@ -378,7 +378,7 @@ export function gatherStats(
       },
       refusals: {
         TIDEMARK_CONFLICT: sequencer['refusedForConflict'],
-        TIDEMARK_NO_SPACE: sequencer['refusedForSpace'],
+        TIDEMARK_NO_SPACE: sequencer['refusedForSpace'] + all['refusedForSpace'],
         TIDEMARK_BUSY: all['refusedBusy'],
         TIDEMARK_TOO_LARGE: all['refusedTooLarge'],
       },

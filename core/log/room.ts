@@ -11,6 +11,9 @@ import { zeroChunkBytesMax, zeroChunkBytesMin } from './prepare.ts';
 import type { SpareJob, ZeroJob } from './prepare.ts';
 import { SEGMENT_BLOCK_BYTES } from './segment.ts';
 
+/** Of prepared room so much is kept for SEAL, CLEAN and a few watermarks, which nobody asks credit for. */
+const RESERVE_BYTES = 512;
+
 /** Batches above this on average leave nothing for zeros to gain. */
 const PREPARE_BATCH_BYTES_MAX: number = 1 * MiB;
 
@@ -113,19 +116,45 @@ export class LogRoom {
     this.zeroedEnd = created ? 0 : this.#segmentBytes;
   }
 
-  /** A range of the live file, in which the next record goes at `position`, or undefined. */
-  zeroWanted(seq: number, position: number): ZeroJob | undefined {
+  /**
+   * Bytes of records, behind `position` in the live file, that prepared room takes whatever their sizes:
+   * what the live file's rest does not take goes into the spare, so the larger of the two is sure.
+   */
+  preparedFor(position: number): number {
+    const live = this.zeroedEnd - position;
+    const spare = this.#spareSeq === 0 ? 0 : this.#segmentBytes - SEGMENT_BLOCK_BYTES;
+    return Math.max(0, Math.max(live, spare) - RESERVE_BYTES);
+  }
+
+  /** Bytes behind `position` of segment `seq` before the range of a job; Infinity when none is out there. */
+  freeOfJobs(seq: number, position: number): number {
+    if (this.#zeroSeq !== seq) return Infinity;
+    return Math.max(0, this.#zeroFrom - position - RESERVE_BYTES);
+  }
+
+  /** Bytes that the spare under way will take from the disk. */
+  get spareBytesOut(): number {
+    return this.#spareOut === 0 ? 0 : this.#segmentBytes;
+  }
+
+  /**
+   * A range of the live file, in which the next record goes at `position`, or undefined. `promised`
+   * bytes behind it were promised without being prepared: the range begins above them. `wanted` are
+   * wanted now.
+   */
+  zeroWanted(seq: number, position: number, promised = 0, wanted = 0): ZeroJob | undefined {
     if (!this.#mayPrepare() || this.#zeroSeq === seq) return undefined;
     const room = this.zeroedEnd - position;
-    if (room * 2 >= this.#chunkBytes) return undefined;
+    if (room * 2 >= this.#chunkBytes && room - RESERVE_BYTES >= wanted) return undefined;
     // With no room left a gap is kept, into which the writer may append while the job runs.
-    const gapEnd = alignUp(position + this.#gapBytes, SEGMENT_BLOCK_BYTES);
-    const from = room > 0 ? this.zeroedEnd : gapEnd;
+    const gapEnd = alignUp(position + Math.max(this.#gapBytes, promised), SEGMENT_BLOCK_BYTES);
+    const from = room > 0 && room >= promised ? this.zeroedEnd : gapEnd;
     if (from >= this.#segmentBytes) return undefined;
     this.#chunkBytes = Math.min(this.#chunkBytes * 2, zeroChunkBytesMax);
     this.#zeroSeq = seq;
     this.#zeroFrom = from;
-    this.#zeroTo = Math.min(from + this.#chunkBytes, this.#segmentBytes);
+    const bytes = Math.max(this.#chunkBytes, Math.min(wanted, zeroChunkBytesMax));
+    this.#zeroTo = Math.min(from + alignUp(bytes, SEGMENT_BLOCK_BYTES), this.#segmentBytes);
     return { path: segmentPath(seq), seq, from, to: this.#zeroTo };
   }
 

@@ -256,9 +256,24 @@ export class LogWriter {
     return new LogWriter(storage, options, createLog(storage, logId, options));
   }
 
-  /** Bytes that may be appended before they meet unprepared room: the credit of spec 2.5. */
+  /** Bytes in records that prepared room takes, whatever their sizes: the credit of spec 2.5. */
   get preparedBytes(): number {
-    return Math.max(0, this.#room.zeroedEnd - this.#position);
+    return this.#room.preparedFor(this.#position);
+  }
+
+  /** Bytes behind the next record's place before the range of a zeroing job; Infinity when there is none. */
+  get bytesBeforeJob(): number {
+    return this.#room.freeOfJobs(this.#fileSeq, this.#position);
+  }
+
+  /** Bytes that a spare under way will take from the disk. */
+  get spareBytesOut(): number {
+    return this.#room.spareBytesOut;
+  }
+
+  /** False while a rotation is under way: what is prepared for which file is not decided then. */
+  get isSettled(): boolean {
+    return this.#mayPrepare();
   }
 
   /** What became of spare segments so far. */
@@ -445,10 +460,12 @@ export class LogWriter {
 
   /**
    * A range to fill with zeros, or undefined. What is returned must be run: the writer keeps out of
-   * the range until `zeroed` has answered, whatever became of the job.
+   * the range until `zeroed` has answered, whatever became of the job. `promised` bytes are to come
+   * that were not prepared: the range begins above them; `wanted` bytes are wanted now.
    */
-  zeroWanted(): ZeroJob | undefined {
-    return this.#mayPrepare() ? this.#room.zeroWanted(this.#fileSeq, this.#position) : undefined;
+  zeroWanted(promised = 0, wanted = 0): ZeroJob | undefined {
+    if (!this.#mayPrepare()) return undefined;
+    return this.#room.zeroWanted(this.#fileSeq, this.#position, promised, wanted);
   }
 
   /** The job of `zeroWanted` has ended: done, failed, or its worker is gone. */

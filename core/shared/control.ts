@@ -5,7 +5,7 @@
  *   line  0  G: the epoch                      (retirers, by add)
  *   line  1  view: address of the newest one   (keeper)
  *   line  2  state, failure bytes, pages wanted, client slots (state by CAS; failure under its own word)
- *   line  3  applied                           (sequencer)
+ *   line  3  applied, room wanted              (sequencer)
  *   line  4  written, durable, log position    (durability)
  *   line  5  log sequence, room, log epoch     (durability)
  *   line  6+ one line an actor: the call or the wait it is in, and the last that was long
@@ -39,11 +39,13 @@ const FAILURE_LENGTH_WORD: number = STATE_WORD + 2;
 const PAGES_WANTED_WORD: number = STATE_WORD + 3;
 const CLIENTS_WORD: number = STATE_WORD + 4;
 const APPLIED_WORD: number = 3 * LINE_WORDS;
+const ROOM_WANTED_WORD: number = APPLIED_WORD + 3;
 const WRITTEN_WORD: number = 4 * LINE_WORDS;
 const DURABLE_WORD: number = WRITTEN_WORD + 3;
 const POSITION_WORD: number = DURABLE_WORD + 3;
 const LOG_SEQ_WORD: number = 5 * LINE_WORDS;
-const ROOM_WORD: number = LOG_SEQ_WORD + 1;
+const NO_SPACE_WORD: number = LOG_SEQ_WORD + 1;
+const ROOM_WORD: number = NO_SPACE_WORD + 1;
 const CALLS_WORD: number = 6 * LINE_WORDS;
 const FAILURE_WORD: number = CALLS_WORD + ACTORS * LINE_WORDS;
 const FAILURE_BYTES = 8_192;
@@ -193,13 +195,31 @@ export class Control {
     storeTriple(this.#i32, this.#word + POSITION_WORD, position);
   }
 
-  /** False while the log cannot take more: the disk is full. */
+  /** What exceeds the room waits for more of it; false: there will be none, the disk is full. */
   hasSpace(): boolean {
-    return Atomics.load(this.#i32, this.#word + ROOM_WORD) === 0;
+    return Atomics.load(this.#i32, this.#word + NO_SPACE_WORD) === 0;
   }
 
   setHasSpace(has: boolean): void {
-    Atomics.store(this.#i32, this.#word + ROOM_WORD, has ? 0 : 1);
+    Atomics.store(this.#i32, this.#word + NO_SPACE_WORD, has ? 0 : 1);
+  }
+
+  /** Bytes of records that may be ordered in all: those that were, and the room there is for more. */
+  room(): number {
+    return loadTriple(this.#i32, this.#word + ROOM_WORD);
+  }
+
+  setRoom(bytes: number): void {
+    storeTriple(this.#i32, this.#word + ROOM_WORD, bytes);
+  }
+
+  /** What `room` would have to be for the record that was last held up. */
+  roomWanted(): number {
+    return loadTriple(this.#i32, this.#word + ROOM_WANTED_WORD);
+  }
+
+  setRoomWanted(bytes: number): void {
+    storeTriple(this.#i32, this.#word + ROOM_WANTED_WORD, bytes);
   }
 
   /**

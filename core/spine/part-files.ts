@@ -115,7 +115,9 @@ export class PartFiles {
     if (this.#staged === 0) return;
     const n = this.#storage.write(this.#fd, this.staging, 0, this.#staged, this.#written);
     if (n !== this.#staged) {
+      // The system keeps the reason to itself; most often it is a full disk, which fails the job alone.
       throw new TidemarkError('TIDEMARK_IO', `short write: ${n} of ${this.#staged} bytes`, {
+        errno: 'ENOSPC',
         call: 'write',
         file: this.file,
         position: this.#written,

@@ -1,0 +1,220 @@
+/**
+ * Goal: a disk that fills up refuses commits before they have an offset, whatever it is that meets the
+ * full disk first, and takes them again when there is room; nothing is poisoned (rows 21 and 40 of the
+ * log's tests). Method: a simulated disk of a size that is set so that a chunk of zeros, a spare, a flush,
+ * a manifest or a rotation is what does not fit; the pool's jobs slow, failed, and answered late.
+ */
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { open } from '../../actors/index.ts';
+import type { Collection, Engine, OpenOptions } from '../../actors/index.ts';
+import { KiB, MiB } from '../../core/base/limits.ts';
+import { SimDisk } from '../sim/disk.ts';
+import type { SimCall, SimFault } from '../sim/disk.ts';
+import { coded, until } from './world.ts';
+
+/** Fast, so that what is tried again each second is soon tried again. */
+const clock = { nowMs: () => Date.now(), ticksMs: () => performance.now() * 1_000 };
+
+function optionsOn(storage: SimDisk, options: OpenOptions): OpenOptions {
+  const all = { threads: 0, memoryBytes: 64 * MiB, memtableBytes: 4 * MiB };
+  return { ...all, storage: { storage, clock }, ...options };
+}
+
+async function openRows(engine: Engine): Promise<Collection<number, Buffer>> {
+  return engine.collection('rows', { key: 'u64', value: 'buffer' });
+}
+
+const VALUE: Buffer = Buffer.alloc(24_000, 'v');
+const isFull = coded('TIDEMARK_NO_SPACE');
+
+/**
+ * Puts in turns of `inTurn` until some are refused; notes which were acknowledged, answers the next key.
+ * Of records that do not fit, a later and smaller one may.
+ */
+async function fill(
+  rows: Collection<number, Buffer>,
+  from: number,
+  inTurn: number,
+  acknowledged: Set<number> = new Set(),
+): Promise<number> {
+  for (let n = from; n < from + 20_000; n += inTurn) {
+    const puts = Array.from({ length: inTurn }, (_, i) => rows.put(n + i, VALUE));
+    let refused = 0;
+    for (const [i, outcome] of (await Promise.allSettled(puts)).entries()) {
+      if (outcome.status === 'fulfilled') acknowledged.add(n + i);
+      else if (isFull(outcome.reason)) refused++;
+    }
+    if (refused > 0) return n + inTurn;
+  }
+  assert.fail('the disk is never full');
+}
+
+/** Fills, makes room, fills on; at the end all that was acknowledged is there, also after a crash. */
+async function fillInRounds(disk: SimDisk, options: OpenOptions, inTurn: number): Promise<Engine> {
+  const engine = await open('/sim', optionsOn(disk, options));
+  const rows = await openRows(engine);
+  const acknowledged = new Set<number>();
+  let next = 0;
+  for (let round = 0; round < 2; round++) {
+    next = await fill(rows, next, inTurn, acknowledged);
+    // What is smaller than that record may fit yet.
+    next = await fill(rows, next, 1, acknowledged);
+    assert.equal(engine.state, 'open', String(engine.failure?.stack));
+    const { upper } = engine;
+    await assert.rejects(rows.put(next, VALUE), isFull);
+    assert.equal(engine.upper, upper, 'a refused commit has no offset');
+    assert.equal(rows.hasSync(next), false);
+    disk.capacityBytes += 6 * MiB;
+    await until('room', () => {
+      void rows.put(0, VALUE).catch(isFull);
+      return engine.upper > upper;
+    });
+  }
+  await until('published', () => engine.stats().log.refusals.TIDEMARK_NO_SPACE > 0);
+  const stalls = engine.stats().stalls.disk;
+  assert.ok(stalls.count > 0, 'the stall was of the disk');
+  disk.capacityBytes = Infinity;
+  await engine.flush();
+  const crashed = disk.processCrash();
+  crashed.answerAtOnce = true;
+  const again = await open('/sim', optionsOn(crashed, options));
+  const found = await openRows(again);
+  for (const n of acknowledged) assert.ok(found.hasSync(n), `${n} of ${next}`);
+  await again.close();
+  return engine;
+}
+
+test('a chunk of zeros finds no room: commits are refused, and taken again', async () => {
+  const disk = new SimDisk({ answerAtOnce: true, capacityBytes: 6 * MiB });
+  const engine = await fillInRounds(disk, { segmentBytes: 64 * MiB }, 1);
+  await engine.close();
+  assert.deepEqual(disk.openFiles, []);
+});
+
+test('many commits on their way when the disk is full: those beyond its room are refused', async () => {
+  const disk = new SimDisk({ answerAtOnce: true, capacityBytes: 9 * MiB });
+  const engine = await fillInRounds(disk, { segmentBytes: 64 * MiB }, 100);
+  await engine.close();
+});
+
+test('rotations and spares find no room: commits are refused, and taken again', async () => {
+  const disk = new SimDisk({ answerAtOnce: true, capacityBytes: 12 * MiB });
+  const engine = await fillInRounds(disk, { segmentBytes: 1 * MiB }, 7);
+  await until('published', () => engine.stats().durability['rotations'] > 3);
+  await engine.close();
+});
+
+test('without preparing the disk is asked before an offset is given', async () => {
+  // Batches above 1 MiB: nothing is prepared.
+  const disk = new SimDisk({ answerAtOnce: true, capacityBytes: 24 * MiB });
+  const engine = await open('/sim', optionsOn(disk, { segmentBytes: 256 * MiB }));
+  const rows = await openRows(engine);
+  const large = Buffer.alloc(3 * MiB);
+  let taken = 0;
+  for (; taken < 100; taken++) {
+    try {
+      await rows.put(taken, large);
+    } catch (error) {
+      isFull(error);
+      break;
+    }
+  }
+  assert.ok(taken > 0 && taken < 8, `${taken} of 3 MiB on a disk of 24`);
+  assert.equal(engine.state, 'open');
+  disk.capacityBytes = 256 * MiB;
+  let isTaken = false;
+  let isAsked = false;
+  await until('room', () => {
+    if (!isAsked) {
+      const asked = rows.put(taken, large).then(() => (isTaken = true), isFull);
+      void asked.finally(() => (isAsked = false));
+    }
+    isAsked = true;
+    return isTaken;
+  });
+  await engine.close();
+});
+
+test('flush and manifest find no room: nothing is poisoned, and both are made up for', async () => {
+  const disk = new SimDisk({ answerAtOnce: true, capacityBytes: 64 * MiB });
+  const engine = await open('/sim', optionsOn(disk, { segmentBytes: 64 * MiB }));
+  const rows = await openRows(engine);
+  let next = 0;
+  for (; next < 50; next++) await rows.put(next, VALUE);
+  const used = 64 * MiB - disk.freeBytes();
+  disk.capacityBytes = used + 64 * KiB;
+  let isFlushed = false;
+  const flushed = engine.flush().then(() => (isFlushed = true));
+  const checked = engine.checkpoint();
+  await until('the keeper waits for space', () => engine.stats().keeper['jobsFailed'] > 0);
+  assert.equal(engine.state, 'open', String(engine.failure?.stack));
+  assert.equal(isFlushed, false);
+  disk.capacityBytes = 128 * MiB;
+  await flushed;
+  await checked;
+  for (let n = 0; n < next; n++) assert.ok(rows.hasSync(n), `${n}`);
+  await engine.close();
+});
+
+/** Zeroing of the second chunk fails once, for another reason than space. */
+function failZeros(disk: SimDisk, fault: SimFault): () => number {
+  let failed = 0;
+  disk.fault = (call: SimCall) => {
+    const isZeros = call.call === 'write' && call.path.endsWith('.seg') && call.position >= 1 * MiB;
+    if (!isZeros || call.length < 1 * MiB || failed > 2) return undefined;
+    failed++;
+    return fault;
+  };
+  return () => failed;
+}
+
+test('zeroing that fails for another reason is not a full disk: the log appends', async () => {
+  const disk = new SimDisk({ answerAtOnce: true });
+  const engine = await open('/sim', optionsOn(disk, { segmentBytes: 64 * MiB }));
+  const rows = await openRows(engine);
+  const failed = failZeros(disk, { kind: 'throw', code: 'EIO' });
+  for (let n = 0; n < 200; n++) await rows.put(n, VALUE);
+  assert.ok(failed() > 0, 'a job failed');
+  assert.equal(engine.state, 'open');
+  assert.equal(engine.stats().log.refusals.TIDEMARK_NO_SPACE, 0);
+  await engine.close();
+  const again = await open('/sim', optionsOn(disk, { segmentBytes: 64 * MiB }));
+  const found = await openRows(again);
+  for (let n = 0; n < 200; n++) assert.ok(found.hasSync(n), `${n}`);
+  await again.close();
+});
+
+test('a quota that says no while the disk says yes refuses as well', async () => {
+  const disk = new SimDisk({ answerAtOnce: true });
+  const engine = await open('/sim', optionsOn(disk, { segmentBytes: 64 * MiB }));
+  const rows = await openRows(engine);
+  let isOver = true;
+  disk.fault = (call: SimCall) => {
+    const isBeyond = call.position + call.length > 1 * MiB + 4_096;
+    const isWrite = call.call.startsWith('write') && call.path.endsWith('.seg');
+    return isOver && isWrite && isBeyond ? { kind: 'throw', code: 'EDQUOT' } : undefined;
+  };
+  const taken = await fill(rows, 0, 10);
+  assert.ok(taken > 20, `${taken} fit the first chunk`);
+  assert.equal(engine.state, 'open', String(engine.failure?.stack));
+  isOver = false;
+  const { upper } = engine;
+  await until('room', () => {
+    void rows.put(taken, VALUE).catch(isFull);
+    return engine.upper > upper;
+  });
+  await engine.close();
+});
+
+test('a store of one commit takes about a MiB', async () => {
+  for (let store = 0; store < 5; store++) {
+    const disk = new SimDisk({ answerAtOnce: true, capacityBytes: 64 * MiB });
+    const engine = await open('/sim', optionsOn(disk, {}));
+    const rows = await openRows(engine);
+    await rows.put(1, VALUE);
+    await engine.close();
+    const used = 64 * MiB - disk.freeBytes();
+    assert.ok(used < 1.2 * MiB, `${used} bytes`);
+  }
+});
