@@ -622,7 +622,11 @@ export class Caller {
       else this.#checkConflict(commit.conditions, commit.visible, this.#parts.model.upper, error);
       return;
     }
-    if (isCode(error, 'TIDEMARK_NO_SPACE') && commit.offset < 0) return;
+    if (isCode(error, 'TIDEMARK_NO_SPACE') && commit.offset < 0) {
+      // By its own thread, which had no memory for it: it never was on the line.
+      if (at >= 0) this.#line.splice(at, 1);
+      return;
+    }
     const isUnknown =
       isCode(error, 'TIDEMARK_OUTCOME_UNKNOWN') || isCode(error, 'TIDEMARK_POISONED');
     if (!isUnknown || !world.isPoisoned) throw error;
