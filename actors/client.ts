@@ -28,6 +28,7 @@ import {
   MSG_BACKUP_END,
   MSG_CHECKPOINT,
   MSG_COMPACT,
+  MSG_COMPACT_END,
   MSG_DONE,
   MSG_FLUSH,
   REQUEST,
@@ -384,8 +385,28 @@ export class Client {
     return this.#request(MSG_BACKUP_END, number, false);
   }
 
-  compact(collection: number | undefined): Promise<void> {
-    return this.#request(MSG_COMPACT, collection ?? 0, collection === undefined);
+  /** Rejects at once when `signal` aborts; jobs that were sent for this alone are then cancelled. */
+  async compact(collection: number | undefined, signal?: AbortSignal): Promise<void> {
+    const number = this.#nextRequest;
+    const done = this.#request(MSG_COMPACT, collection ?? 0, collection === undefined);
+    if (signal === undefined) return done;
+    await new Promise<void>((resolve, reject) => {
+      const onAbort = (): void => {
+        // Whether it is heard or not, who waits is told now.
+        done.catch(() => {});
+        this.#send(MSG_COMPACT_END, number, false).catch(() => {});
+        reject(signal.reason as Error);
+      };
+      signal.addEventListener('abort', onAbort, { once: true });
+      const end = (settle: () => void): void => {
+        signal.removeEventListener('abort', onAbort);
+        settle();
+      };
+      done.then(
+        () => end(resolve),
+        (error: Error) => end(() => reject(error)),
+      );
+    });
   }
 
   #request(kind: number, collection: number, whole: boolean): Promise<void> {

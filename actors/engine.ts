@@ -110,6 +110,20 @@ export interface CollectionOptions<KE, VE> {
   readonly compression?: Compression;
 }
 
+export interface CompactOptions {
+  /** Aborting it ends the wait, and the merges that were begun for it. */
+  readonly signal?: AbortSignal;
+  /** Called while it goes on, several times a second, and once at its end. */
+  readonly onProgress?: (progress: CompactProgress) => void;
+}
+
+export interface CompactProgress {
+  /** Rows that merges of the engine have read since. */
+  readonly rows: number;
+  /** Runs that the collection (or all of them together) has now; 1 is the aim. */
+  readonly runs: number;
+}
+
 /** An update that says which of several collections it is of. */
 export type UpdateOf<C> =
   C extends Collection<infer K, infer V> ? Update<K, V> & { readonly collection: C } : never;
@@ -128,6 +142,8 @@ const TAIL_PAGES_AT_CLOSE = 8;
 /** A close waits no longer than this for its flush. */
 const FLUSH_AT_CLOSE_MS = 3_000;
 const READ_WAIT_MS = 5;
+/** Between two calls of a compaction's `onProgress`. */
+const COMPACT_PROGRESS_MS = 200;
 
 const COLLECTION_OPTIONS: ReadonlySet<string> = new Set([
   'kind',
@@ -139,6 +155,7 @@ const COLLECTION_OPTIONS: ReadonlySet<string> = new Set([
 const CHANGES_OPTIONS: ReadonlySet<string> = new Set(FOLLOW_OPTIONS);
 const SNAPSHOT_OPTIONS: ReadonlySet<string> = new Set(['asOf']);
 const WAIT_OPTIONS: ReadonlySet<string> = new Set(['signal']);
+const COMPACT_OPTIONS: ReadonlySet<string> = new Set(['signal', 'onProgress']);
 
 /** Opens a store, making it where there is none. */
 export async function open(directory: string, options: OpenOptions = {}): Promise<Engine> {
@@ -736,12 +753,35 @@ export class Engine extends EventEmitter<EngineEvents> {
     return verifyInSlices(seam?.storage ?? new NodeStorage(config.directory), checked);
   }
 
-  /** Merges a collection (or all) into as few runs as can be, its unneeded history left out. */
-  async compact(collection?: AnyCollection): Promise<void> {
+  /**
+   * Merges a collection (or all) into as few runs as can be, its unneeded history left out. When
+   * `signal` aborts it rejects with the signal's reason, and merges that nobody else asked for stop.
+   */
+  async compact(collection?: AnyCollection, options: CompactOptions = {}): Promise<void> {
+    const { signal, onProgress } = checkCompactOptions(options);
     collection?.assertOf(this.#client);
     this.#assertWritable();
+    signal?.throwIfAborted();
     await this.#client.flush();
-    await this.#client.compact(collection?.id);
+    signal?.throwIfAborted();
+    const done = this.#client.compact(collection?.id, signal);
+    if (onProgress === undefined) return done;
+    const before = this.stats().keeper['mergedRowsIn'];
+    const tell = (): void => {
+      const { keeper, collections } = this.stats();
+      let runs = 0;
+      for (const stats of collections) {
+        if (collection === undefined || stats.id === collection.id) runs += stats.runs.length;
+      }
+      onProgress({ rows: keeper['mergedRowsIn'] - before, runs });
+    };
+    const timer = setInterval(tell, COMPACT_PROGRESS_MS).unref();
+    try {
+      await done;
+    } finally {
+      clearInterval(timer);
+    }
+    tell();
   }
 
   #assertWritable(): void {
@@ -885,6 +925,15 @@ function signalOf(options: unknown): AbortSignal | undefined {
   if (options === undefined) return undefined;
   checkFields(options, WAIT_OPTIONS, 'wait option');
   return checkSignal((options as { signal?: unknown }).signal);
+}
+
+function checkCompactOptions(options: CompactOptions): CompactOptions {
+  checkFields(options, COMPACT_OPTIONS, 'compact option');
+  checkSignal(options.signal);
+  if (options.onProgress !== undefined && typeof options.onProgress !== 'function') {
+    throw new TypeError('onProgress is a function');
+  }
+  return options;
 }
 
 function checkOffset(offset: unknown): number {

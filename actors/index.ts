@@ -6,6 +6,8 @@ export type { Compression } from '../core/spine/block-codec.ts';
 export type {
   AnyCollection,
   CollectionOptions,
+  CompactOptions,
+  CompactProgress,
   Engine,
   EngineEvents,
   EngineState,

@@ -142,6 +142,8 @@ export const MSG_CHECKPOINT = 31;
 export const MSG_BACKUP = 34;
 /** ... this: COLLECTION is the NUMBER of the request that began the backup. */
 export const MSG_BACKUP_END = 35;
+/** Nobody waits any more for what MSG_COMPACT asked for under NUMBER = COLLECTION. */
+export const MSG_COMPACT_END = 48;
 export const REQUEST = { NUMBER: 1, COLLECTION: 2, WHOLE: 3 } as const;
 export const MSG_DONE = 28;
 export const DONE = { NUMBER: 1, REFUSAL: 2 } as const;

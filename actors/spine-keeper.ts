@@ -76,6 +76,7 @@ import {
   MSG_CHECKPOINT,
   MSG_CLOSE,
   MSG_COMPACT,
+  MSG_COMPACT_END,
   MSG_DONE,
   MSG_EMPTY,
   MSG_FLUSH,
@@ -718,6 +719,9 @@ export class SpineKeeper implements Actor {
             this.#log.dropSegments(this.#edits.store);
           }
         });
+      } else if (u32[slot + KIND_WORD] === MSG_COMPACT_END) {
+        this.#endCompact(client, u32[slot + REQUEST.COLLECTION]);
+        this.#done.push({ client, number, refusal: 0 });
       } else {
         invariant(u32[slot + KIND_WORD] === MSG_COMPACT, 'a request of a client');
         const whole = u32[slot + REQUEST.WHOLE] === 1;
@@ -750,6 +754,22 @@ export class SpineKeeper implements Actor {
       if (wish.upper < 0 && wish.token <= token) wish.upper = upper;
     }
     this.#log.onSealed(token, upper);
+  }
+
+  /** What nobody else waits for stops; the wish itself is answered like one that came true. */
+  #endCompact(client: number, number: number): void {
+    const at = this.#compactWishes.findIndex(
+      (wish) => wish.client === client && wish.number === number,
+    );
+    if (at < 0) return;
+    const [{ collections }] = this.#compactWishes.splice(at, 1);
+    this.#done.push({ client, number, refusal: 0 });
+    for (const collection of collections) {
+      if (this.#compactWishes.some((wish) => wish.collections.includes(collection))) continue;
+      collection.compactWanted = false;
+      collection.rewriteWanted = false;
+      this.#merges.cancel(collection, true);
+    }
   }
 
   #onCompact(client: number, number: number, only: number): void {

@@ -116,6 +116,41 @@ inBothHosts('compact leaves one run and only the rows that history asks for', as
   await assert.rejects(async () => engine.compact('words' as never), TypeError);
 });
 
+inBothHosts('a compaction tells how far it is, and stops when its signal aborts', async (home) => {
+  const engine = await home.open();
+  const words = await engine.collection('words', { key: 'u64' });
+  const fill = async (rounds: number): Promise<void> => {
+    for (let round = 0; round < rounds; round++) {
+      await Promise.all(Array.from({ length: 500 }, (_, i) => words.put(i, `${round}`)));
+      await engine.flush();
+    }
+  };
+  await fill(3);
+  const told: { rows: number; runs: number }[] = [];
+  await engine.compact(words, { onProgress: (progress) => told.push(progress) });
+  assert.equal(told.at(-1)?.runs, 1);
+  assert.ok((told.at(-1)?.rows ?? 0) >= 1_500, `${told.at(-1)?.rows} rows`);
+
+  await fill(3);
+  const reason = new Error('enough');
+  const controller = new AbortController();
+  const { signal } = controller;
+  const compaction = engine.compact(words, { signal });
+  const other = engine.compact(words);
+  setImmediate(() => controller.abort(reason));
+  await assert.rejects(compaction, reason);
+  await other;
+  await assert.rejects(engine.compact(words, { signal }), reason);
+  const runs = engine.stats().collections.find(({ name }) => name === 'words')?.runs;
+  assert.equal(runs?.length, 1, 'whoever else waits is not let down');
+  assert.equal(words.getSync(7), '2');
+  await quiet(engine);
+  assert.equal(engine.stats().keeper['jobsFailed'], 0);
+  for (const bad of [null, 1, { onProgress: 1 }, { signal: 1 }, { foo: 1 }]) {
+    await assert.rejects(engine.compact(words, bad as never), TypeError);
+  }
+});
+
 inBothHosts('stats has the documented keys and is plain data', async (home) => {
   const engine = await home.open();
   const words = await engine.collection('words', {});
