@@ -168,6 +168,7 @@ inBothHosts('stats has the documented keys and is plain data', async (home) => {
     'durability',
     'durableUpper',
     'evictor',
+    'feeds',
     'flushedUpper',
     'holds',
     'keeper',
