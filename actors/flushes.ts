@@ -6,7 +6,7 @@
 import { invariant } from '../core/base/assert.ts';
 import { fromPlainError, isFullDisk } from '../core/base/errors.ts';
 import type { TidemarkError } from '../core/base/errors.ts';
-import { join } from '../core/base/frontier.ts';
+import { join, meet } from '../core/base/frontier.ts';
 import { pageBytes, partBytesTarget } from '../core/base/limits.ts';
 import { CATALOG_ID } from '../core/base/update.ts';
 import type { Counters } from '../core/shared/counters.ts';
@@ -178,7 +178,8 @@ export class Flushes {
       return {
         collection: id,
         kind: this.#kindOf(id, item),
-        since: this.#views.shown(id)?.since ?? 0,
+        // Times are raised to it: no further than what is flushed, or a range delete behind it would miss them.
+        since: meet(this.#views.shown(id)?.since ?? 0, item.upper - 1),
         oldest: !hasRuns && !inFlight.has(id),
       };
     });

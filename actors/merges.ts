@@ -6,7 +6,7 @@
  */
 import { fromPlainError } from '../core/base/errors.ts';
 import type { TidemarkError } from '../core/base/errors.ts';
-import { join, le, lt } from '../core/base/frontier.ts';
+import { join, le, lt, meet } from '../core/base/frontier.ts';
 import { RangeSetReader } from '../core/base/range-set.ts';
 import { MiB, logBatchBytesMax, partBytesTarget } from '../core/base/limits.ts';
 import type { Counters } from '../core/shared/counters.ts';
@@ -239,9 +239,13 @@ export class Merges {
     });
   }
 
-  /** What a job sent now may forget. */
+  /**
+   * What a job sent now may forget. Times are raised to it, so it stays below what is in no part yet: a
+   * range delete there must still be above them.
+   */
   #sinceOf(collection: Collection): number {
-    return this.#views.shown(collection.id)?.since ?? 0;
+    const shown = this.#views.shown(collection.id);
+    return shown === undefined ? 0 : meet(shown.since, Math.max(0, shown.upper - 1));
   }
 
   #figuresOf(collection: Collection): Figures {
