@@ -71,6 +71,8 @@ export interface OpenOptions {
 }
 
 export interface WalOptions {
+  /** Segments that stay, for a history or a cursor, are compressed once they lie below the older checkpoint; default true. */
+  readonly compress?: boolean;
   /** Segments whose successor began less than so many milliseconds ago stay; default 0. */
   readonly keepMs?: number;
   /**
@@ -167,6 +169,7 @@ export function checkOptions(directory: unknown, given: unknown): CheckedOptions
       mergeThreads: integer(options, 'mergeThreads', defaultMergeThreads(), 1, 64),
       history: checkHistory(history),
       walKeepMs: wal.keepMs,
+      walCompress: wal.compress,
       walArchive: wal.archive !== undefined && !readOnly,
       readOnly,
       createIfMissing: flag(options, 'createIfMissing', true) && !readOnly,
@@ -196,10 +199,16 @@ export function checkFields(given: unknown, known: ReadonlySet<string>, what: st
   }
 }
 
-const WAL_FIELDS: ReadonlySet<string> = new Set(['archive', 'keepMs']);
+const WAL_FIELDS: ReadonlySet<string> = new Set(['archive', 'compress', 'keepMs']);
 
-function checkWal(given: unknown): { keepMs: number; archive: ArchiveHook | undefined } {
-  if (given === undefined) return { keepMs: 0, archive: undefined };
+type CheckedWal = {
+  readonly keepMs: number;
+  readonly compress: boolean;
+  readonly archive: ArchiveHook | undefined;
+};
+
+function checkWal(given: unknown): CheckedWal {
+  if (given === undefined) return { keepMs: 0, compress: true, archive: undefined };
   checkFields(given, WAL_FIELDS, 'wal option');
   const wal = given as Record<string, unknown>;
   const { archive } = wal;
@@ -207,7 +216,8 @@ function checkWal(given: unknown): { keepMs: number; archive: ArchiveHook | unde
     throw new TypeError(`wal.archive is a function, not ${show(archive)}`);
   }
   const keepMs = integer(wal, 'keepMs', 0, 0, Number.MAX_SAFE_INTEGER);
-  return { keepMs, archive: archive as ArchiveHook | undefined };
+  const compress = flag(wal, 'compress', true);
+  return { keepMs, compress, archive: archive as ArchiveHook | undefined };
 }
 
 const HISTORY_FIELDS: ReadonlySet<string> = new Set(['offsets', 'ms']);

@@ -176,6 +176,8 @@ inBothHosts('stats has the documented keys and is plain data', async (home) => {
     'memory',
     'sealed',
     'sequencer',
+    'spine',
+    'stalls',
     'state',
     'upper',
     'waitingTransactions',

@@ -192,7 +192,7 @@ export class Following {
     if (item.kind !== 'transaction' || open.state !== undefined) {
       throw new SimFailure(`${open.what}: ${item.kind} where it should not be`);
     }
-    if ('more' in item && item.more === true) {
+    if ('more' in item && item.more) {
       if (item.offset >= (this.#next(open)?.offset ?? 0)) {
         throw new SimFailure(`${open.what}: a piece says ${item.offset}, where it is not complete`);
       }

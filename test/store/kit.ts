@@ -20,6 +20,8 @@ export const OPTIONS: OpenOptions = {
   mergeThreads: 1,
   memtableBytes: 512 * KiB,
   segmentBytes: 256 * KiB,
+  // The tests damage and compress segments themselves.
+  wal: { compress: false },
 };
 
 const home = mkdtempSync(join(tmpdir(), 'tidemark-tools-'));
