@@ -304,7 +304,12 @@ export class LogFollower {
       let seq = this.#source.currentSeq();
       while (seq > ended) {
         const header = await this.#headerOf(seq);
-        if (header === undefined) throw this.#gone(seq);
+        if (header === undefined) {
+          if (next !== undefined) throw this.#gone(seq);
+          // The log is on its way into this one, and has not written to it: what was asked for lies below.
+          seq--;
+          continue;
+        }
         next = seq;
         seq = header.prevSeq;
       }

@@ -26,6 +26,7 @@ import { buffer } from '../../actors/encodings.ts';
 import type { RangeIterable, RangeOptions } from '../../actors/range.ts';
 import { NEWEST } from '../../actors/reader.ts';
 import { Snapshot } from '../../actors/snapshot.ts';
+import { BESIDE_CONFLICT } from '../../actors/grouped-conditions.ts';
 import { transact } from '../../actors/transact.ts';
 import type { ConflictLines } from '../../actors/transact.ts';
 import type { WriteSet } from '../../actors/write-set.ts';
@@ -611,6 +612,11 @@ export class Caller {
       this.#line.splice(at, 1);
       return;
     }
+    if (error === BESIDE_CONFLICT && commit.judge !== undefined) {
+      // Another of its record had the conflict; `transact` tries again.
+      if (!commit.isInConflict && at >= 0) this.#line.splice(at, 1);
+      return;
+    }
     const isConditional = commit.conditions.length > 0 || commit.judge !== undefined;
     if (isCode(error, 'TIDEMARK_CONFLICT') && isConditional) {
       this.#parts.onConflict();
@@ -641,12 +647,26 @@ export class Caller {
     if (refusal !== 0) {
       const code = codeOfNumber(refusal);
       if (code === 'TIDEMARK_CONFLICT') {
-        const commit = this.#line.shift();
-        if (commit === undefined || count !== 1) throw new SimFailure('a conflict over nothing');
-        commit.isInConflict = true;
-        if (commit.judge !== undefined) commit.judge.onConflict();
-        else this.#checkConflict(commit.conditions, from, model.upper, undefined);
-        return;
+        const refused = this.#line.splice(0, count);
+        const [commit] = refused;
+        if (commit === undefined) throw new SimFailure('a conflict over nothing');
+        for (const one of refused) one.isInConflict = true;
+        if (count === 1 && commit.judge === undefined) {
+          this.#checkConflict(commit.conditions, from, model.upper, undefined);
+          return;
+        }
+        // Those that share a record are refused together, for one of them.
+        let reason: unknown;
+        for (const { judge } of refused) {
+          if (judge === undefined) throw new SimFailure('who has no conditions shares a conflict');
+          try {
+            judge.onConflict();
+            return;
+          } catch (error) {
+            reason = error;
+          }
+        }
+        throw reason;
       }
       if (code !== 'TIDEMARK_NO_SPACE' || !mayBeFull()) {
         throw new SimFailure(`a record was refused: ${code}`);
@@ -669,9 +689,6 @@ export class Caller {
         this.conditionsHeld++;
       }
       if (commit.judge !== undefined) {
-        if (count !== 1 && !commit.judge.isBlind) {
-          throw new SimFailure('what has read is a record of its own');
-        }
         commit.judge.onAccepted(commit.offset);
       }
       model.apply(commit.tx);

@@ -6,7 +6,6 @@
 import type { Prng } from '../../core/base/prng.ts';
 import type { Client } from '../../actors/client.ts';
 import type { Collection } from '../../actors/collection.ts';
-import { ChunkChanges } from '../../actors/feed-changes.ts';
 import { Feed } from '../../actors/feed.ts';
 import type { FeedItem } from '../../actors/feed.ts';
 import { startFeed } from '../../actors/feed-options.ts';
@@ -38,9 +37,6 @@ type Open = {
   isPulled: boolean;
   isOver: boolean;
 };
-
-/** Feeds know what a range delete removes; until they do, such transactions are passed over. */
-const TELLS_RANGES: boolean = 'removedOf' in ChunkChanges.prototype;
 
 const FEEDS_MAX = 4;
 /** Items taken in one go. */
@@ -192,7 +188,7 @@ export class Following {
     if (item.kind !== 'transaction' || open.state !== undefined) {
       throw new SimFailure(`${open.what}: ${item.kind} where it should not be`);
     }
-    if ('more' in item && item.more) {
+    if (item.more === true) {
       if (item.offset >= (this.#next(open)?.offset ?? 0)) {
         throw new SimFailure(`${open.what}: a piece says ${item.offset}, where it is not complete`);
       }
@@ -212,10 +208,6 @@ export class Following {
       throw new SimFailure(
         `${open.what}: ${item.offset} after ${open.place}, not ${expected.offset}`,
       );
-    }
-    if (expected.isOptional && !TELLS_RANGES) {
-      open.place = item.offset;
-      return;
     }
     const told = [...open.pieces.splice(0), ...this.#told(open, item.updates)];
     this.#compare(open, `${item.offset}`, told, expected.updates);
@@ -266,7 +258,6 @@ export class Following {
       const hasRange = model.transactions[offset].ops.some(
         ({ id, range }) => range !== undefined && open.ids.includes(id),
       );
-      if (hasRange && !TELLS_RANGES) return { offset, updates, isOptional: true };
       if (updates.length > 0) return { offset, updates, isOptional: false };
       if (hasRange && !open.old) return { offset, updates, isOptional: true };
     }
