@@ -4,6 +4,7 @@
  * mentions no thread and holds no promise: every answer comes through its inbox. The same five run on
  * worker threads, inline on the caller's thread, and in the simulator (design.md 5).
  */
+import type { StoredHistory } from './catalog.ts';
 import type { Arena } from '../core/shared/arena.ts';
 import type { Bell } from '../core/shared/bell.ts';
 import type { BufferPool } from '../core/shared/buffer-pool.ts';
@@ -34,7 +35,7 @@ export type EngineConfig = {
   readonly memtableBytes: number;
   readonly segmentBytes: number;
   readonly mergeThreads: number;
-  readonly history: number;
+  readonly history: StoredHistory;
   /** Segments of the log whose successor began less than this ago stay; left out: 0. */
   readonly walKeepMs?: number;
   /** False: what stays of the log is left as it was written; left out: true. */

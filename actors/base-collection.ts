@@ -3,6 +3,8 @@
  * of a read become a time. Public; lives on its client's thread.
  */
 import { TidemarkError } from '../core/base/errors.ts';
+import { CATALOG_ID } from '../core/base/update.ts';
+import { catalogMetaKey } from './catalog.ts';
 import type { StoredHistory } from './catalog.ts';
 import type { Client } from './client.ts';
 import type { Receipt } from './commit-line.ts';
@@ -10,13 +12,16 @@ import { isOurs } from './encodings.ts';
 import type { Codec } from './encodings.ts';
 import { checkFields, checkHistory } from './options.ts';
 import type { History } from './options.ts';
-import { NEWEST, historyLost } from './reader.ts';
+import { NEWEST, ROW_ABSENT, ROW_ON_DISK, historyLost } from './reader.ts';
 import type { Snapshot } from './snapshot.ts';
 
 /** Where in time a read looks; one of the two at most. */
 export interface ReadOptions {
-  /** Every transaction with offset <= asOf. Below `since`: TIDEMARK_HISTORY_LOST; at or above `upper`: TIDEMARK_NOT_YET. */
-  readonly asOf?: number;
+  /**
+   * Every transaction with offset <= asOf. Below `since`: TIDEMARK_HISTORY_LOST; at or above `upper`:
+   * TIDEMARK_NOT_YET. A Date is the offset that was the newest then (`engine.offsetAt`).
+   */
+  readonly asOf?: number | Date;
   /** The state that a snapshot holds. */
   readonly snapshot?: Snapshot;
   /** getSync only: TIDEMARK_NOT_CACHED instead of a file read. */
@@ -77,15 +82,45 @@ export abstract class BaseCollection<K, V> {
     return this.client.reader.touched(this.id);
   }
 
-  /** Changes how much of the past the collection keeps: offsets behind the newest, or Infinity. */
+  /** Changes how much of the past the collection keeps: offsets behind the newest, or Infinity, or milliseconds too. */
   async setHistory(history: History): Promise<Receipt> {
-    const offsets = checkHistory(history);
+    const stored = checkHistory(history);
     const { client } = this;
     if (client.context.config.readOnly) {
       throw new TidemarkError('TIDEMARK_READ_ONLY', 'the engine was opened read-only');
     }
     client.assertUsable();
-    return this.#setHistory({ offsets: offsets < 0 ? null : offsets });
+    return this.#setHistory(stored);
+  }
+
+  /**
+   * Bytes that belong to the collection itself, as they are now; undefined when none were set. For as of
+   * another time see `getMetaSync`.
+   */
+  get meta(): Buffer | undefined {
+    return this.getMetaSync();
+  }
+
+  /** The collection's own bytes as of a time that the collection can be read at. */
+  getMetaSync(options?: ReadOptions): Buffer | undefined {
+    const { client, id } = this;
+    const { reader } = client;
+    client.assertUsable();
+    const asOf = this.timeOf(options);
+    const key = catalogMetaKey(id);
+    const block = reader.enter(CATALOG_ID, asOf);
+    try {
+      const cachedOnly = options?.cachedOnly ?? false;
+      const outcome = reader.find(CATALOG_ID, block, key, key.length, cachedOnly);
+      if (outcome === ROW_ON_DISK) throw this.notCached();
+      if (outcome === ROW_ABSENT) return undefined;
+      const { valueBytes, valueStart, valueEnd } = reader;
+      const own = Buffer.allocUnsafe(valueEnd - valueStart);
+      own.set(valueBytes.subarray(valueStart, valueEnd));
+      return own;
+    } finally {
+      reader.leave();
+    }
   }
 
   /** @internal An id means something in its own engine only. */
@@ -110,7 +145,7 @@ export abstract class BaseCollection<K, V> {
   }
 
   /** @internal */
-  protected timeAt(asOf: number | undefined, snapshot: Snapshot | undefined): number {
+  protected timeAt(asOf: number | Date | undefined, snapshot: Snapshot | undefined): number {
     const { client } = this;
     if (snapshot !== undefined) {
       if (asOf !== undefined) throw new TypeError('give asOf or a snapshot, not both');
@@ -119,9 +154,13 @@ export abstract class BaseCollection<K, V> {
       return snapshot.offset;
     }
     if (asOf === undefined) return this.newest();
-    if (!Number.isSafeInteger(asOf) || asOf < 0) {
-      throw new TypeError(`asOf is an offset from 0, not ${String(asOf)}`);
-    }
+    return this.offsetOf(asOf, 'asOf');
+  }
+
+  /** @internal An offset that the caller gives, or the one that was the newest at a time of day. */
+  protected offsetOf(given: number | Date, name: string): number {
+    const { client } = this;
+    const asOf = checkOffsetOrDate(client, given, name);
     // What was dropped goes in parts, and is kept for those alone who held the time.
     if (client.dropped.has(this.id) && !client.isHeld(asOf)) {
       throw historyLost(asOf, client.reader.visible());
@@ -160,6 +199,22 @@ export abstract class BaseCollection<K, V> {
       collection: name,
     });
   }
+}
+
+/** An offset from 0; a Date is the offset that was the newest then. */
+export function checkOffsetOrDate(client: Client, given: unknown, name: string): number {
+  if (isDate(given)) {
+    const atMs = given.getTime();
+    if (Number.isNaN(atMs)) throw new TypeError(`${name} is an invalid Date`);
+    return client.times.offsetAt(atMs);
+  }
+  if (typeof given === 'number' && Number.isSafeInteger(given) && given >= 0) return given;
+  throw new TypeError(`${name} is an offset from 0 or a Date, not ${String(given)}`);
+}
+
+/** Not instanceof: Dates of another realm are as good. */
+function isDate(given: unknown): given is Date {
+  return Object.prototype.toString.call(given) === '[object Date]';
 }
 
 function checkRead(options: ReadOptions): void {

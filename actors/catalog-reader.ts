@@ -18,7 +18,8 @@ import { CURSORS_LOWER, CURSORS_UPPER, checkCursorRow, nameOfCursorKey } from '.
 import type { CursorRow } from './cursor-row.ts';
 import { decodeLent } from './encodings.ts';
 import { BEFORE_ALL, Reader } from './reader.ts';
-import { KEEP_ALL } from './views.ts';
+import { KEEPS_ALL, KEEPS_NOW, keptHistory, longerHistory } from './kept-history.ts';
+import type { KeptHistory } from './kept-history.ts';
 
 const ROWS_PER_BATCH = 256;
 
@@ -27,8 +28,10 @@ export class CatalogReader {
   readonly #reader: Reader;
   /** The time of what it knows, -1 of an empty log. */
   T: number = BEFORE_ALL;
-  /** Offsets of history by collection id. */
-  readonly #history: Map<number, number> = new Map();
+  /** By collection id. */
+  readonly #history: Map<number, KeptHistory> = new Map();
+  /** As long as the longest: what the catalog says of a collection is kept as long as its rows. */
+  #longest: KeptHistory = KEEPS_ALL;
   /** Codec ids by collection id, of those that are compressed. */
   readonly #codecs: Map<number, number> = new Map();
   #cursors: CursorRow[] = [];
@@ -46,12 +49,15 @@ export class CatalogReader {
   refresh(): void {
     this.#history.clear();
     this.#codecs.clear();
+    this.#longest = KEEPS_NOW;
     // At replay `durable` runs ahead of what is applied.
     this.T = Math.min(this.#control.durable(), this.#control.applied()) - 1;
     if (this.T === BEFORE_ALL) return;
     this.#read(this.T, ROWS_LOWER, ROWS_UPPER, (key, value) => {
       const row = checkCatalogRow(value, nameOfCatalogKey(key));
-      this.#history.set(row.id, row.history.offsets ?? KEEP_ALL);
+      const history = keptHistory(row.history);
+      this.#history.set(row.id, history);
+      this.#longest = longerHistory(this.#longest, history);
       const codec = codecOfCompression(row.compression ?? 'none') ?? 0;
       if (codec !== 0) this.#codecs.set(row.id, codec);
     });
@@ -107,7 +113,7 @@ export class CatalogReader {
   }
 
   /** What each collection keeps, the catalog left out. */
-  histories(): Iterable<readonly [collection: number, history: number]> {
+  histories(): Iterable<readonly [collection: number, history: KeptHistory]> {
     return this.#history;
   }
 
@@ -116,9 +122,8 @@ export class CatalogReader {
     return this.#codecs.get(id) ?? 0;
   }
 
-  /** Offsets that the collection keeps, -1 = all. The catalog itself keeps only what is newest. */
-  historyOf(id: number): number {
-    if (id === CATALOG_ID) return 0;
-    return this.#history.get(id) ?? KEEP_ALL;
+  historyOf(id: number): KeptHistory {
+    if (id === CATALOG_ID) return this.#longest;
+    return this.#history.get(id) ?? KEEPS_ALL;
   }
 }

@@ -7,6 +7,7 @@
  *   00                     { "next": id }
  *   01 name in UTF-8       { "id", "kind", "key", "value", "history": { "offsets"?, "ms"? },
  *                            "compression"? }
+ *   02 id, u32 big endian  bytes of the collection's own, as its user set them (no JSON)
  *   08 name in UTF-8       a cursor: cursor-row.ts
  */
 import { corrupt } from '../core/base/errors.ts';
@@ -38,6 +39,16 @@ const ROW_TAG = 1;
 /** The first key after every collection row. */
 export const ROWS_LOWER: Buffer = Buffer.from([ROW_TAG]);
 export const ROWS_UPPER: Buffer = Buffer.from([ROW_TAG + 1]);
+
+const META_TAG = 2;
+
+/** The key of a collection's own bytes. */
+export function catalogMetaKey(id: number): Buffer {
+  const key = Buffer.alloc(5);
+  key[0] = META_TAG;
+  key.writeUInt32BE(id, 1);
+  return key;
+}
 
 export const FIRST_COLLECTION_ID = 1;
 

@@ -33,6 +33,7 @@ import {
   MSG_FLUSH,
   REQUEST,
 } from './messages.ts';
+import { LogTimes } from './log-times.ts';
 import type { ArchiveRequest } from './old-segments.ts';
 import { PairReader } from './pair-reader.ts';
 import { NEWEST, Reader, historyLost } from './reader.ts';
@@ -65,6 +66,7 @@ export class Client {
   readonly line: CommitLine;
   /** Reads of multisets. */
   readonly pairs: PairReader;
+  readonly times: LogTimes;
   readonly reader: Reader;
   readonly #bell: Bell;
   readonly #hooks: ClientHooks;
@@ -117,6 +119,7 @@ export class Client {
     const { counters } = this.reader;
     this.line = new CommitLine(context, number, counters, hooks.endOfTurn, () => this.wake());
     this.pairs = new PairReader(context, this.reader);
+    this.times = new LogTimes(context, this.reader);
     this.#requests = new Outbox(context, place.requests, context.threadBells[THREAD_BACKGROUND]);
     this.#answers = inboxOf(context, place.answers);
   }

@@ -3,6 +3,9 @@
  * thin face over the client, which does the work. Arguments are the caller's and are checked here.
  */
 import { TidemarkError } from '../core/base/errors.ts';
+import { metaBytesMax } from '../core/base/limits.ts';
+import { CATALOG_ID } from '../core/base/update.ts';
+import { catalogMetaKey } from './catalog.ts';
 import { BaseCollection } from './base-collection.ts';
 import type { ReadOptions } from './base-collection.ts';
 import type { Client } from './client.ts';
@@ -11,7 +14,7 @@ import type { Receipt } from './commit-line.ts';
 import { Conditions } from './conditions.ts';
 import { diffOf } from './diff.ts';
 import type { DiffOptions } from './diff.ts';
-import { decodeLent } from './encodings.ts';
+import { buffer, decodeLent, tooLarge, view } from './encodings.ts';
 import { Feed } from './feed.ts';
 import type { Update } from './feed-changes.ts';
 import { BOUND_OPTIONS, FOLLOW_OPTIONS, startFeed } from './feed-options.ts';
@@ -19,9 +22,12 @@ import type { ChangesOptions } from './feed-options.ts';
 import { byteRange, rangeToDelete } from './key-range.ts';
 import type { KeyBounds } from './key-range.ts';
 import { checkFields, checkSignal, show } from './options.ts';
-import { ROW_ABSENT, ROW_ON_DISK } from './reader.ts';
-import { RangeIterable, checkRange } from './range.ts';
+import type { History } from './options.ts';
+import { NEWEST, ROW_ABSENT, ROW_FOUND, ROW_ON_DISK } from './reader.ts';
+import { Hold, RangeIterable, checkRange } from './range.ts';
 import type { RangeOptions } from './range.ts';
+import { VersionIterable, checkVersions } from './versions.ts';
+import type { VersionOptions } from './versions.ts';
 import { WriteSet } from './write-set.ts';
 
 export type { ReadOptions };
@@ -70,7 +76,8 @@ export type CollectionInfo = {
   /** Names of the encodings. */
   readonly key: string;
   readonly value: string;
-  readonly history: number;
+  /** As it was given: a number of offsets, or an object where milliseconds were. */
+  readonly history: History;
   readonly since: number;
   readonly touched: number;
 };
@@ -142,6 +149,11 @@ export class Collection<K, V> extends BaseCollection<K, V> {
     return commitDeleteRange(this.client, this, bounds, options);
   }
 
+  /** Sets the collection's own bytes, at most 64 KiB, as a transaction of its own; `tx.setMeta` joins others. */
+  setMeta(bytes: Uint8Array, options?: CommitOptions): Promise<Receipt> {
+    return commitMeta(this.client, this, bytes, options);
+  }
+
   /** @internal Of multisets. */
   update(): Promise<never> {
     return refusedNow(new TypeError(`${this.name} is keyed: use put and delete`));
@@ -167,6 +179,47 @@ export class Collection<K, V> extends BaseCollection<K, V> {
       value: decodeLent(this.valueCodec, bytes, start, end),
       offset,
     }));
+  }
+
+  /** The same, the disk read off the event loop. */
+  async getEntry(key: K, options?: ReadOptions): Promise<{ value: V; offset: number } | undefined> {
+    const found = await this.#findLater(key, options);
+    if (found === undefined) return undefined;
+    const { value, start, end, time } = found;
+    return { value: decodeLent(this.valueCodec, value, start, end), offset: time };
+  }
+
+  /**
+   * The changes of a row, oldest first: where each was made, and the value from there on, undefined for a
+   * deletion. All that the collection's history knows, or those between two offsets or times. Deletions at
+   * `since` are not told. Also for `for await`.
+   */
+  versions(key: K, options: VersionOptions = {}): VersionIterable<V> {
+    const { client, id } = this;
+    const order = checkVersions(options);
+    client.assertUsable();
+    this.assertThere();
+    const length = client.encodeKey(this.keyCodec, key);
+    const own = Buffer.from(client.keyBytes.subarray(0, length));
+    const to = options.to === undefined ? NEWEST : this.offsetOf(options.to, 'to');
+    const from = options.from === undefined ? -1 : this.offsetOf(options.from, 'from');
+    const newest = new Hold(client, client.holdFor(id, to), 'versions');
+    const upper = newest.T;
+    const holds = [newest];
+    try {
+      const bounds = { lower: Math.max(from, 0), upper, forgottenTo: -1 };
+      if (upper >= 0 && from <= upper) {
+        const oldest = new Hold(client, this.#holdOldest(from), 'versions');
+        holds.push(oldest);
+        // Merges may leave out deletions up to what is held.
+        bounds.forgottenTo = oldest.T;
+        if (from < 0) bounds.lower = this.#standingAt(own, oldest.T);
+      }
+      return new VersionIterable(client, id, own, this.valueCodec, bounds, order, holds);
+    } catch (error) {
+      for (const hold of holds) hold.release();
+      throw error;
+    }
   }
 
   /** Values in the order of the keys, all at one offset. */
@@ -230,7 +283,7 @@ export class Collection<K, V> extends BaseCollection<K, V> {
   async #findLater(
     key: K,
     options: ReadOptions | undefined,
-  ): Promise<{ value: Uint8Array; start: number; end: number } | undefined> {
+  ): Promise<{ value: Uint8Array; start: number; end: number; time: number } | undefined> {
     const client = this.client;
     client.assertUsable();
     const asOf = this.timeOf(options);
@@ -245,6 +298,34 @@ export class Collection<K, V> extends BaseCollection<K, V> {
       (T) => client.release(T),
     );
     return found.outcome === ROW_ABSENT ? undefined : found;
+  }
+
+  /** Holds the offset before, so that what was changed there is all there; or the lowest that may be held. */
+  #holdOldest(from: number): number {
+    const { client, id } = this;
+    if (from >= 0) return client.holdFor(id, from > this.since ? from - 1 : from);
+    for (;;) {
+      const { since } = this;
+      try {
+        return client.holdFor(id, since);
+      } catch (error) {
+        // It may move on before it is held.
+        if (this.since === since) throw error;
+      }
+    }
+  }
+
+  /** The offset of the change whose value stands at T; the next one when there is none. Requires: T is held. */
+  #standingAt(key: Uint8Array, T: number): number {
+    const { client, id } = this;
+    const { reader } = client;
+    const block = reader.enter(id, T);
+    try {
+      const outcome = reader.find(id, block, key, key.length, false);
+      return outcome === ROW_FOUND ? reader.time : T + 1;
+    } finally {
+      reader.leave();
+    }
   }
 
   // ---------------------------------------------------------------- ranges
@@ -363,6 +444,36 @@ export function commitDeleteRange<K>(
   } catch (error) {
     return refusedNow(error);
   }
+}
+
+/** Commits bytes of a collection's own. */
+export function commitMeta(
+  client: Client,
+  collection: BaseCollection<unknown, unknown>,
+  bytes: Uint8Array,
+  options: CommitOptions | undefined,
+): Promise<Receipt> {
+  try {
+    collection.assertThere();
+    const sync = checkCommit(client, options);
+    const conditions = checkExpect(client, options);
+    client.assertUsable();
+    const alone = new WriteSet(ALONE_BYTES);
+    alone.begin();
+    putMeta(alone, collection.id, bytes);
+    return client.line.commitSet(alone, sync, conditions);
+  } catch (error) {
+    return refusedNow(error);
+  }
+}
+
+/** Adds bytes of a collection's own to a write set: a row of the catalog. */
+export function putMeta(set: WriteSet, id: number, bytes: Uint8Array): void {
+  if (!ArrayBuffer.isView(bytes) || bytes.BYTES_PER_ELEMENT !== 1) {
+    throw new TypeError('meta is a Buffer or Uint8Array');
+  }
+  if (bytes.length > metaBytesMax) throw tooLarge('meta', bytes.length, metaBytesMax);
+  set.put(CATALOG_ID, buffer, catalogMetaKey(id), view, bytes);
 }
 
 /** True when the commit must wait for the sync. Throws before anything happens. */

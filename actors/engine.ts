@@ -30,10 +30,12 @@ import {
   ROWS_LOWER,
   ROWS_UPPER,
   catalogKey,
+  catalogMetaKey,
   checkCatalogRow,
   nameOfCatalogKey,
 } from './catalog.ts';
 import type { CatalogRow, StoredHistory } from './catalog.ts';
+import { checkOffsetOrDate } from './base-collection.ts';
 import { Client } from './client.ts';
 import { Collection } from './collection.ts';
 import type { CollectionInfo, CommitOptions } from './collection.ts';
@@ -101,7 +103,7 @@ export interface CollectionOptions<KE, VE> {
   readonly key?: KE;
   /** Encoding of values. Default of a new collection: 'utf8'. */
   readonly value?: VE;
-  /** Offsets of history behind the newest, or Infinity; given on an existing collection it is ignored: use setHistory. */
+  /** Offsets of history behind the newest, or Infinity, or milliseconds too; given on an existing collection it is ignored: use setHistory. */
   readonly history?: History;
   /**
    * How merges compress its blocks: 'none' (default), 'deflate', 'brotli', or 'zstd' where Node has it
@@ -479,7 +481,7 @@ export class Engine extends EventEmitter<EngineEvents> {
       kind: wanted.kind ?? KIND_KEYED,
       key: keyCodec.name,
       value: valueCodec.name,
-      history: { offsets: history < 0 ? null : history },
+      history,
       ...(compression === 'none' ? {} : { compression }),
     };
     await this.transaction()
@@ -544,7 +546,7 @@ export class Engine extends EventEmitter<EngineEvents> {
         kind: kindName(row.kind),
         key: row.key,
         value: row.value,
-        history: row.history.offsets ?? Infinity,
+        history: shownHistory(row.history),
         since: collection.since,
         touched: collection.touched,
       };
@@ -571,7 +573,10 @@ export class Engine extends EventEmitter<EngineEvents> {
       // From here on nothing is written to it that could not be kept.
       this.#client.dropped.set(id, ++this.#client.drops);
       try {
-        return await this.#catalog.delete(key);
+        return await this.transaction()
+          .delete(this.#catalog, key)
+          .delete(this.#catalog, catalogMetaKey(id))
+          .commit();
       } catch (error) {
         this.#client.dropped.delete(id);
         throw error;
@@ -611,11 +616,14 @@ export class Engine extends EventEmitter<EngineEvents> {
   }
 
   /** One offset of all collections, held until closed: the newest, or `asOf`. */
-  snapshot(options?: { readonly asOf?: number }): Snapshot {
+  snapshot(options?: { readonly asOf?: number | Date }): Snapshot {
     this.#client.assertUsable();
     if (options !== undefined) checkFields(options, SNAPSHOT_OPTIONS, 'snapshot option');
     const asOf = options?.asOf;
-    return new Snapshot(this.#client, asOf === undefined ? NEWEST : checkOffset(asOf));
+    return new Snapshot(
+      this.#client,
+      asOf === undefined ? NEWEST : checkOffsetOrDate(this.#client, asOf, 'asOf'),
+    );
   }
 
   /**
@@ -665,6 +673,28 @@ export class Engine extends EventEmitter<EngineEvents> {
   async dropCursor(name: string): Promise<void> {
     this.#client.assertUsable();
     return removeCursor(this.#client, name);
+  }
+
+  // ---------------------------------------------------------------- time of day
+
+  /**
+   * The newest offset at a time of day: the last whose transaction was committed at or before it, of those
+   * that the log has. TIDEMARK_HISTORY_LOST when the time lies before them.
+   */
+  offsetAt(date: Date): number {
+    this.#client.assertUsable();
+    if (typeof date === 'number') throw new TypeError('offsetAt takes a Date');
+    return checkOffsetOrDate(this.#client, date, 'the time');
+  }
+
+  /**
+   * When the transaction at an offset was committed, to the millisecond, by the clock of the machine: a
+   * clock that is set back stands until it has caught up. TIDEMARK_HISTORY_LOST when the log no longer has
+   * it, TIDEMARK_NOT_YET when it has not got there.
+   */
+  timeOf(offset: number): Date {
+    this.#client.assertUsable();
+    return new Date(this.#client.times.timeOf(checkOffset(offset)));
   }
 
   // ---------------------------------------------------------------- keeping
@@ -871,6 +901,11 @@ export class Engine extends EventEmitter<EngineEvents> {
 /** A collection of whatever kind. */
 export type AnyCollection = Collection<any, any> | Multiset<any, any>;
 
+function shownHistory({ offsets, ms }: StoredHistory): History {
+  const shown = offsets ?? Infinity;
+  return ms === undefined ? shown : { offsets: shown, ms };
+}
+
 function kindName(kind: number): 'keyed' | 'multiset' {
   return kind === KIND_MULTISET ? 'multiset' : 'keyed';
 }
@@ -880,7 +915,7 @@ type WantedCollection = {
   readonly kind: number | undefined;
   readonly key: Codec<unknown> | undefined;
   readonly value: Codec<unknown> | undefined;
-  readonly history: number | undefined;
+  readonly history: StoredHistory | undefined;
   readonly compression: Compression | undefined;
 };
 

@@ -25,6 +25,7 @@ export type {
   Condition,
   ReadOptions,
 } from './collection.ts';
+export type { Version, VersionIterable, VersionOptions } from './versions.ts';
 export type { Multiset } from './multiset.ts';
 export type { RangeIterable, RangeOptions } from './range.ts';
 export type { KeyBounds, PrefixOf } from './key-range.ts';

@@ -18,7 +18,8 @@ import { compressedPath, segmentPath } from '../core/storage/names.ts';
 import type { StorageAnswer, StorageCall } from '../core/storage/storage.ts';
 import type { ActorContext } from './actor.ts';
 import { KEEPER_COUNTERS, indexIn } from './counters.ts';
-import { KEEP_ALL } from './views.ts';
+import { historyFloor } from './kept-history.ts';
+import type { KeptHistory } from './kept-history.ts';
 import type { OldSegments } from './old-segments.ts';
 import type { Views } from './views.ts';
 
@@ -56,8 +57,8 @@ export type LogKeeperPorts = {
   readonly beginBackup: (client: number, number: number) => void;
   /** From here on backups need the log; undefined: none is under way. */
   readonly backupFloor: () => number | undefined;
-  /** Offsets of history that each collection keeps, KEEP_ALL for all; without the catalog. */
-  readonly histories: () => Iterable<readonly [collection: number, history: number]>;
+  /** What each collection keeps, the catalog left out. */
+  readonly histories: () => Iterable<readonly [collection: number, history: KeptHistory]>;
 };
 
 type Wish = { readonly client: number; readonly number: number; readonly isBackup: boolean };
@@ -265,8 +266,8 @@ export class LogKeeper {
     // What a loss of power may take back moves no history on.
     const settled = Math.min(control.durable(), control.applied());
     for (const [collection, history] of this.#ports.histories()) {
-      if (history === 0) continue;
-      const lowest = history === KEEP_ALL ? 0 : Math.max(0, settled - history);
+      if (history.offsets === 0 && history.ms === 0) continue;
+      const lowest = historyFloor(history, settled, this.#views.times(), clock.nowMs());
       if (le(floor, lowest)) continue;
       floor = lowest;
       holder = collection;

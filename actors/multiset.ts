@@ -5,7 +5,7 @@
 import { DiffSum } from '../core/base/diff-sum.ts';
 import { BaseCollection } from './base-collection.ts';
 import type { ReadOptions } from './base-collection.ts';
-import { checkCommit, checkExpect, commitDeleteRange } from './collection.ts';
+import { checkCommit, checkExpect, commitDeleteRange, commitMeta } from './collection.ts';
 import type { CommitOptions } from './collection.ts';
 import { refusedNow } from './commit-line.ts';
 import type { Receipt } from './commit-line.ts';
@@ -63,6 +63,11 @@ export class Multiset<K, V> extends BaseCollection<K, V> {
    */
   deleteRange(bounds: KeyBounds<K>, options?: CommitOptions): Promise<Receipt> {
     return commitDeleteRange(this.client, this, bounds, options);
+  }
+
+  /** Sets the collection's own bytes, at most 64 KiB, as a transaction of its own; `tx.setMeta` joins others. */
+  setMeta(bytes: Uint8Array, options?: CommitOptions): Promise<Receipt> {
+    return commitMeta(this.client, this, bytes, options);
   }
 
   /** @internal Of keyed collections. */

@@ -23,11 +23,15 @@ import { NODE_BYTES } from '../core/memtable/layout.ts';
 import type { Clock, Storage } from '../core/storage/storage.ts';
 import type { EngineConfig } from './actor.ts';
 import type { ArchiveHook } from './archive.ts';
+import type { StoredHistory } from './catalog.ts';
 
 /** When a commit's promise settles: after the sync, or when the bytes are handed to the system. */
 export type Durability = 'synced' | 'buffered';
 
-/** How much of the past stays readable: engine offsets behind the newest, milliseconds, or both (whichever keeps more). */
+/**
+ * How much of the past stays readable: engine offsets behind the newest, milliseconds, or both (whichever
+ * keeps more). Milliseconds are counted in steps of a flush: somewhat more stays.
+ */
 export type History = number | { readonly offsets?: number; readonly ms?: number };
 
 export interface OpenOptions {
@@ -222,20 +226,26 @@ function checkWal(given: unknown): CheckedWal {
 
 const HISTORY_FIELDS: ReadonlySet<string> = new Set(['offsets', 'ms']);
 
-/** The history option as offsets behind the newest; -1 keeps all. */
-export function checkHistory(given: unknown): number {
+/** The history option as it is stored. */
+export function checkHistory(given: unknown): StoredHistory {
   let offsets = given;
+  let ms: unknown = undefined;
   if (typeof given === 'object' && given !== null) {
     checkFields(given, HISTORY_FIELDS, 'history option');
     const history = given as { offsets?: unknown; ms?: unknown };
-    if (history.ms !== undefined) {
-      throw new TypeError('history by time is not available yet; give offsets');
-    }
-    offsets = history.offsets;
+    ms = history.ms;
+    offsets = history.offsets ?? (ms === undefined ? undefined : 0);
   }
-  if (offsets === Infinity) return -1;
-  if (typeof offsets === 'number' && Number.isSafeInteger(offsets) && offsets >= 0) return offsets;
-  throw new TypeError('history is a count of offsets from 0, or Infinity');
+  if (offsets === Infinity || ms === Infinity) return { offsets: null };
+  if (!isCount(offsets)) throw new TypeError('history is a count of offsets from 0, or Infinity');
+  if (ms === undefined) return { offsets };
+  if (!isCount(ms))
+    throw new TypeError('history.ms is a count of milliseconds from 0, or Infinity');
+  return { offsets, ms };
+}
+
+function isCount(given: unknown): given is number {
+  return typeof given === 'number' && Number.isSafeInteger(given) && given >= 0;
 }
 
 /** Bytes that generations may take together: open, spare and two sealed ones. */

@@ -20,7 +20,7 @@ export interface RangeOptions<K> extends KeyBounds<K> {
   readonly reverse?: boolean;
   /** At most so many rows; default all. */
   readonly limit?: number;
-  readonly asOf?: number;
+  readonly asOf?: number | Date;
   readonly snapshot?: Snapshot;
 }
 
@@ -256,7 +256,7 @@ export class RangeIterable<K, V, T> implements IterableIterator<T>, AsyncIterabl
 }
 
 /** Decodes bytes of a slab that is never written again: codecs may keep what they are given. */
-function decodeOwned<T>(codec: Codec<T>, slab: Buffer, start: number, end: number): T {
+export function decodeOwned<T>(codec: Codec<T>, slab: Buffer, start: number, end: number): T {
   if (codec.name === 'buffer') return codec.decode(slab.subarray(start, end));
   return decodeLent(codec, slab, start, end);
 }

@@ -10,7 +10,7 @@ import { TidemarkError } from '../core/base/errors.ts';
 import { NO_FRONTIER } from '../core/base/frontier.ts';
 import { OP_DELETE } from '../core/base/update.ts';
 import { CACHE_ABSENT, CACHE_ROW, CacheReader } from '../core/cache/reader.ts';
-import { GenerationCursor, VERSIONS_NEWEST } from '../core/memtable/cursor.ts';
+import { GenerationCursor, VERSIONS_ALL, VERSIONS_NEWEST } from '../core/memtable/cursor.ts';
 import { keyHash } from '../core/memtable/layout.ts';
 import { GenerationReader } from '../core/memtable/reader.ts';
 import type { Counters } from '../core/shared/counters.ts';
@@ -27,6 +27,7 @@ import type { PartPlace, RunParts } from '../core/spine/run-cursor.ts';
 import { ViewReader } from '../core/spine/view.ts';
 import { partPath } from '../core/storage/names.ts';
 import type { ActorContext } from './actor.ts';
+import type { VersionBounds } from './versions.ts';
 import { poisonedError } from './commit-line.ts';
 import { Hiding } from './hiding.ts';
 import { CLIENT_COUNTERS, indexIn, makeCounters } from './counters.ts';
@@ -754,6 +755,69 @@ export class Reader {
     return this.#merge;
   }
 
+  /**
+   * Copies the next changes of a key into a batch, oldest or newest first. Requires: `T`, at or above the
+   * bounds, is held, and so is the lower bound.
+   */
+  readVersions(
+    collection: number,
+    key: Uint8Array,
+    bounds: VersionBounds,
+    T: number,
+    reverse: boolean,
+    rowsMax: number,
+  ): RowBatch {
+    const batch = new RowBatch(rowsMax);
+    batch.diffs = new Float64Array(batch.times.length);
+    const block = this.enter(collection, T);
+    try {
+      const cursor = this.openCursor(collection, block, VERSIONS_ALL);
+      // Versions come newest first: backwards is up in time.
+      if (reverse) {
+        cursor.seek(key, 0, key.length);
+      } else {
+        const above = new Uint8Array(key.length + 1);
+        above.set(key);
+        cursor.seekBelow(above, 0, above.length);
+      }
+      this.#fillVersions(cursor, key, bounds, reverse, rowsMax, batch);
+    } finally {
+      this.leaveCursors();
+      this.leave();
+    }
+    return batch;
+  }
+
+  #fillVersions(
+    cursor: RowCursor,
+    key: Uint8Array,
+    { lower, upper, forgottenTo }: VersionBounds,
+    reverse: boolean,
+    rowsMax: number,
+    batch: RowBatch,
+  ): void {
+    while (cursor.valid) {
+      const { keyBytes, keyOffset, keyLength, time } = cursor;
+      if (compareAt(keyBytes, keyOffset, keyLength, key, 0, key.length) !== 0) break;
+      const isDeletion = cursor.kind === OP_DELETE;
+      const isTold = time >= lower && time <= upper && !(isDeletion && time <= forgottenTo);
+      if (isTold) {
+        const isFull = batch.count >= rowsMax || !batch.fits(cursor);
+        if (isFull && batch.count > 0) return;
+        batch.append(cursor);
+        if (batch.count > batch.diffs.length) {
+          const diffs = new Float64Array(2 * batch.diffs.length);
+          diffs.set(batch.diffs);
+          batch.diffs = diffs;
+        }
+        batch.diffs[batch.count - 1] = cursor.diff;
+      }
+      if (reverse) cursor.next();
+      else cursor.previous();
+    }
+    batch.ended = true;
+  }
+
   #fillUp(cursor: RowCursor, range: RangeBounds, rowsMax: number, batch: RowBatch): void {
     const { T } = this;
     const { lower, upper } = range;
@@ -998,10 +1062,12 @@ export function notYet(asOf: number, upper: number): TidemarkError {
   );
 }
 
-export function historyLost(asOf: number, since: number): TidemarkError {
+/** `atMs`: a time of day was asked for, not an offset. */
+export function historyLost(asOf: number, since: number, atMs?: number): TidemarkError {
+  const what = atMs === undefined ? `offset ${asOf}` : `the time ${new Date(atMs).toISOString()}`;
   return new TidemarkError(
     'TIDEMARK_HISTORY_LOST',
-    `offset ${asOf} is no longer retained; the oldest readable one is ${since}`,
-    { asOf, since },
+    `${what} is no longer retained; the oldest readable offset is ${since}`,
+    atMs === undefined ? { asOf, since } : { atMs, since },
   );
 }

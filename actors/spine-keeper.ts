@@ -243,6 +243,7 @@ export class SpineKeeper implements Actor {
       (fd, calls, done) => this.#submit(fd, calls, done),
       () => this.#hasSpace(),
     );
+    this.#views.times = () => this.#edits.proposed.times;
     this.#spines = new SpineTable(context, this.#slab, this.#edits, this.#views, KEEPER_CLIENT);
     this.#pressure = new Backpressure(context, this.#counters, this.#waits);
     const own = {

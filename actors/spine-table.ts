@@ -18,7 +18,8 @@ import type { ActorContext } from './actor.ts';
 import { CatalogReader } from './catalog-reader.ts';
 import { CollectionFigures } from './collection-figures.ts';
 import type { Edits } from './edits.ts';
-import { KEEP_ALL } from './views.ts';
+import { KEEPS_ALL } from './kept-history.ts';
+import type { KeptHistory } from './kept-history.ts';
 import type { Views } from './views.ts';
 
 /** A collection that has, or is about to have, parts. */
@@ -29,8 +30,8 @@ export type Collection = {
   /** With every proposed edit. */
   spine: Spine<PartInfo>;
   readonly figures: CollectionFigures;
-  /** Offsets of history, or KEEP_ALL: also while the catalog has not been read. */
-  history: number;
+  /** All while the catalog has not been read. */
+  history: KeptHistory;
   /** Edits proposed and not yet shown. */
   unshown: number;
   touchedAt: number;
@@ -117,7 +118,7 @@ export class SpineTable {
       kind,
       spine,
       figures,
-      history: KEEP_ALL,
+      history: KEEPS_ALL,
       unshown: 0,
       touchedAt: 0,
       compactWanted: false,
@@ -146,7 +147,7 @@ export class SpineTable {
   // ---------------------------------------------------------------- the catalog
 
   /** What each collection keeps, the catalog left out. */
-  histories(): Iterable<readonly [collection: number, history: number]> {
+  histories(): Iterable<readonly [collection: number, history: KeptHistory]> {
     return this.#catalog.histories();
   }
 
@@ -155,7 +156,7 @@ export class SpineTable {
     return this.#catalog.codecOf(id);
   }
 
-  historyOf(id: number): number {
+  historyOf(id: number): KeptHistory {
     return this.#catalog.historyOf(id);
   }
 

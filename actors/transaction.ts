@@ -5,7 +5,7 @@
  */
 import type { Client } from './client.ts';
 import type { BaseCollection } from './base-collection.ts';
-import { checkCommit, checkExpect } from './collection.ts';
+import { checkCommit, checkExpect, putMeta } from './collection.ts';
 import type { Collection, CommitOptions } from './collection.ts';
 import { TidemarkError } from '../core/base/errors.ts';
 import { rangeToDelete } from './key-range.ts';
@@ -63,6 +63,15 @@ export class Transaction {
     collection.assertThere();
     if (collection.kind !== 'keyed') throw ofOtherKind(collection);
     this.#set.delete(collection.id, collection.keyCodec, key);
+    return this;
+  }
+
+  /** Sets a collection's own bytes, at most 64 KiB. */
+  setMeta(collection: BaseCollection<any, any>, bytes: Uint8Array): this {
+    this.#assertOpen();
+    collection.assertOf(this.#client);
+    collection.assertThere();
+    putMeta(this.#set, collection.id, bytes);
     return this;
   }
 

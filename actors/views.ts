@@ -21,14 +21,14 @@ import {
   writeRun,
   writeView,
 } from '../core/spine/view.ts';
+import type { TimePoint } from '../core/spine/manifest.ts';
 import type { ViewSegment } from '../core/spine/view.ts';
 import type { ActorContext } from './actor.ts';
 import { isLagging } from './cursor-row.ts';
 import type { CursorRow } from './cursor-row.ts';
+import { KEEP_ALL, historyFloor } from './kept-history.ts';
+import type { KeptHistory } from './kept-history.ts';
 import type { PartStore } from './part-store.ts';
-
-/** History that keeps all; also while the catalog has not been read. */
-export const KEEP_ALL = -1;
 
 type ShownRun = {
   readonly block: number;
@@ -42,8 +42,7 @@ export type Shown = {
   readonly id: number;
   readonly kind: number;
   state: SpineState<PartInfo>;
-  /** Offsets of history, or KEEP_ALL. */
-  history: number;
+  history: KeptHistory;
   since: number;
   sinceNext: number;
   /** The `sinceNext` that a published view says: only what was proposed in public may be taken up. */
@@ -74,6 +73,8 @@ export class Views {
   segments: ViewSegment[] = [];
   /** Feeds whose place is in the catalog, running or not. */
   cursors: () => readonly CursorRow[] = () => [];
+  /** The stored list of offsets and times. */
+  times: () => readonly TimePoint[] = () => [];
   /** Something changed that no view says yet. */
   stale = false;
   published = 0;
@@ -92,7 +93,7 @@ export class Views {
   }
 
   /** Makes `state` what readers of the collection see, from the next view on. Its parts are loaded. */
-  show(id: number, kind: number, state: SpineState<PartInfo>, history: number): void {
+  show(id: number, kind: number, state: SpineState<PartInfo>, history: KeptHistory): void {
     const former = this.#shown.get(id);
     const before = former?.runs ?? new Map<number, ShownRun>();
     const after = new Map<number, ShownRun>();
@@ -180,17 +181,17 @@ export class Views {
    * published it, and the holds are read here after `sinceNext` was out (row-cache.md 3.4, O6).
    */
   #moveSince(shown: Shown): void {
-    const { arena, topology, control } = this.#context;
+    const { arena, topology, control, clock } = this.#context;
     const held = meet(
       lowestHold(arena, topology.slots, clientsMax),
-      shown.history === KEEP_ALL ? NO_FRONTIER : this.cursorFloor(shown.id),
+      shown.history.offsets === KEEP_ALL ? NO_FRONTIER : this.cursorFloor(shown.id),
     );
     shown.since = join(shown.since, meet(shown.proposed, held));
-    if (shown.history === KEEP_ALL) return;
     // Not from what a buffered engine shows and a loss of power takes back: parts say their since for
     // ever. At replay the frontiers run ahead of what is applied.
     const settled = Math.min(control.durable(), control.applied());
-    shown.sinceNext = join(shown.sinceNext, Math.max(0, settled - 1 - shown.history));
+    const floor = historyFloor(shown.history, settled - 1, this.times(), clock.nowMs());
+    shown.sinceNext = join(shown.sinceNext, floor);
   }
 
   /** The lowest time that a cursor needs of a collection, or, undefined, of the log. */

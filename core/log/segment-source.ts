@@ -240,6 +240,21 @@ export function openSegmentNow(
   return runNow(openSegment(storage, logId, seq));
 }
 
+/** The identity of the log that segment `seq` belongs to; undefined when the segment is not there. */
+export function readIdentity(storage: Storage, seq: number): Uint8Array | undefined {
+  for (const path of [segmentPath(seq), compressedPath(seq), segmentPath(seq)]) {
+    const fd = openIfThere(storage, path);
+    if (fd === undefined) continue;
+    try {
+      const open = path === segmentPath(seq) ? openPlain : openPacked;
+      return runNow(open(storage, storage, fd, path)).header.logId;
+    } finally {
+      storage.close(fd);
+    }
+  }
+  return undefined;
+}
+
 /** Runs a machine to its end. */
 export function runNow<T>(machine: Machine<T>): T {
   for (;;) {

@@ -81,7 +81,7 @@ export class Incarnation {
       memtableBytes: how.memtableBytes,
       segmentBytes: how.segmentBytes,
       mergeThreads: 2,
-      history: 0,
+      history: { offsets: 0 },
       readOnly: false,
       createIfMissing: true,
       errorIfExists: false,

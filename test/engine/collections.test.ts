@@ -248,7 +248,7 @@ inBothHosts(
 inBothHosts('setHistory keeps more from now on, or less', async (home) => {
   const engine = await home.open();
   const words = await engine.collection('words', {});
-  const historyOf = (): number | undefined => engine.collections()[0]?.history;
+  const historyOf = (): History | undefined => engine.collections()[0]?.history;
   assert.equal(historyOf(), 0);
   const lower = engine.upper;
   await words.setHistory(Infinity);

@@ -231,7 +231,7 @@ class Simulation {
       memtableBytes: settings.memtableBytes,
       segmentBytes: settings.segmentBytes,
       mergeThreads: settings.workers,
-      history: 0,
+      history: { offsets: 0 },
       readOnly: this.#readOnly,
       createIfMissing: !this.#readOnly,
       errorIfExists: false,

@@ -1,0 +1,129 @@
+/**
+ * Time of day and offsets, by the log: every record says when it was committed. The directory of segments
+ * in the view gives the segment, bisection in it a record nearby, reading on from there the very one. Exact
+ * for all that the log still has. Called by clients on their own thread; it reads a few blocks and waits.
+ */
+import { corrupt } from '../core/base/errors.ts';
+import { READ_MORE, READ_RECORD } from '../core/log/reader.ts';
+import {
+  openSegmentNow,
+  positionOfOffset,
+  positionOfTime,
+  readIdentity,
+  runNow,
+} from '../core/log/segment-source.ts';
+import type { SegmentSource } from '../core/log/segment-source.ts';
+import type { ViewSegment } from '../core/spine/view.ts';
+import type { ActorContext } from './actor.ts';
+import { historyLost, notYet } from './reader.ts';
+import type { Reader } from './reader.ts';
+
+/** A segment that went while it was looked for is looked for again so often. */
+const TRIES_MAX = 5;
+
+type Found = { readonly offset: number; readonly atMs: number };
+
+export class LogTimes {
+  readonly #context: ActorContext;
+  readonly #reader: Reader;
+  #logId: Uint8Array | undefined;
+
+  constructor(context: ActorContext, reader: Reader) {
+    this.#context = context;
+    this.#reader = reader;
+  }
+
+  /** The last offset committed at or before the time. Throws TIDEMARK_HISTORY_LOST when it lies before the log. */
+  offsetAt(atMs: number): number {
+    return this.#look((segments, upper) => {
+      let i = segments.length - 1;
+      while (i >= 0 && (segments[i].base >= upper || segments[i].atMs > atMs)) i--;
+      if (i < 0) throw historyLost(0, segments[0]?.base ?? 0, atMs);
+      const { base, seq } = segments[i];
+      const found = this.#in(seq, (source) => {
+        const from = runNow(positionOfTime(source, atMs));
+        return lastRecord(source, from, upper, ({ committedAtMs }) => committedAtMs <= atMs);
+      });
+      if (found === undefined) return undefined;
+      if (found.offset >= 0) return found.offset;
+      // What is before the segment is before the time.
+      if (base > segments[0].base) return base - 1;
+      throw historyLost(0, base, atMs);
+    });
+  }
+
+  /** When the transaction at the offset was committed, in Unix milliseconds. */
+  timeOf(offset: number): number {
+    return this.#look((segments, upper) => {
+      if (offset >= upper) throw notYet(offset, upper);
+      let i = segments.length - 1;
+      while (i >= 0 && segments[i].base > offset) i--;
+      if (i < 0) throw historyLost(offset, segments[0]?.base ?? 0);
+      const found = this.#in(segments[i].seq, (source) => {
+        const from = runNow(positionOfOffset(source, offset));
+        return lastRecord(source, from, upper, ({ minTxOffset }) => minTxOffset <= offset);
+      });
+      if (found === undefined) return undefined;
+      if (found.offset >= offset) return found.atMs;
+      throw corrupt('GAP', `offset ${offset} is not in its segment`, { offset });
+    });
+  }
+
+  /** Until what the directory names was there: a segment may go or be compressed meanwhile. */
+  #look(find: (segments: readonly ViewSegment[], upper: number) => number | undefined): number {
+    for (let tries = 0; ; tries++) {
+      const reader = this.#reader;
+      reader.slot.enter();
+      let segments: readonly ViewSegment[];
+      let upper: number;
+      try {
+        // What is in the file; in a buffered engine readers may be ahead of it.
+        upper = Math.min(reader.visible(), this.#context.control.written());
+        segments = reader.reloadView().segments();
+      } finally {
+        reader.slot.leave();
+      }
+      const found = find(segments, upper);
+      if (found !== undefined) return found;
+      if (tries === TRIES_MAX)
+        throw corrupt('MISSING_SEGMENT', 'a segment of the log is missing', {});
+    }
+  }
+
+  /** Undefined: the segment is not there. */
+  #in(seq: number, find: (source: SegmentSource) => Found): Found | undefined {
+    const { storage } = this.#context;
+    this.#logId ??= readIdentity(storage, seq);
+    if (this.#logId === undefined) return undefined;
+    const source = openSegmentNow(storage, this.#logId, seq);
+    if (source === undefined) return undefined;
+    try {
+      return find(source);
+    } finally {
+      source.close();
+    }
+  }
+}
+
+/** The last commit below `upper` that passes, from `from` on; all that pass come first. Offset -1: none does. */
+function lastRecord(
+  source: SegmentSource,
+  from: number,
+  upper: number,
+  passes: (header: { readonly committedAtMs: number; readonly minTxOffset: number }) => boolean,
+): Found {
+  const reader = source.reader(from);
+  const { header } = reader;
+  let offset = -1;
+  let atMs = -1;
+  for (;;) {
+    const answer = reader.next();
+    if (answer === READ_MORE) continue;
+    if (answer !== READ_RECORD) break;
+    if (header.minTxOffset >= upper || !passes(header)) break;
+    if (header.txCount === 0) continue;
+    offset = Math.min(header.minTxOffset + header.txCount, upper) - 1;
+    atMs = header.committedAtMs;
+  }
+  return { offset, atMs };
+}
