@@ -456,6 +456,8 @@ export class SpineKeeper implements Actor {
       this.#edits.store = store;
       this.#log.begin(state.logStart.seq, store);
     }
+    // Opened read-only there are no edits, and the times stay as they were.
+    if (this.#edits.store === undefined) this.#views.times = () => state.times;
     this.#flushes.shownUpper = state.flushed.upper;
     this.#edits.restore(state.counters);
     const infos: PartInfo[] = [];
