@@ -215,6 +215,11 @@ export class Client {
     }
   }
 
+  /** Resolves in a later turn of whoever drives this client. */
+  turn(): Promise<void> {
+    return new Promise((resolve) => this.#hooks.nextTurn(resolve));
+  }
+
   readonly #nextTurn = (): void => {
     this.#turnScheduled = false;
     if (this.#ended === undefined) this.poll();

@@ -7,7 +7,6 @@
  * Who lost waits for the change that beat it to be visible, and in line behind those of this thread
  * that lost over the same: of many that want one row, one a time tries again.
  */
-import { setTimeout as sleep } from 'node:timers/promises';
 import { TidemarkError } from '../core/base/errors.ts';
 import type { Client } from './client.ts';
 import { checkFields, checkSignal, show } from './options.ts';
@@ -32,7 +31,7 @@ const OPTIONS: ReadonlySet<string> = new Set(['retries', 'signal', 'durability']
 const RETRIES_DEFAULT = 16;
 /** Runs without a pause: what is in line on this thread needs none, other threads may. */
 const RUNS_AT_ONCE = 3;
-const PAUSE_MS_MAX = 32;
+const PAUSE_TURNS_MAX = 64;
 
 /** The ends of the lines that those wait in who lost over a row, by the row. One client's. */
 export type ConflictLines = Map<string, Promise<void>>;
@@ -56,18 +55,30 @@ export async function transact<R>(
       if (attempt >= checked.retries) throw conflict;
       leaveLine?.();
       leaveLine = isOld ? undefined : await joinLine(lines, lineOf(conflict), checked.signal);
-      const { offset } = conflict.detail;
-      if (typeof offset === 'number') {
-        await client.frontierReached(offset + 1, false, checked.signal);
-      }
-      if (attempt >= RUNS_AT_ONCE) {
-        const most = Math.min(2 ** (attempt - RUNS_AT_ONCE), PAUSE_MS_MAX);
-        const { signal } = checked;
-        await sleep(Math.random() * most, undefined, signal === undefined ? {} : { signal });
-      }
+      // What broke it has its place by now, if readers do not see it yet.
+      const applied = client.context.control.applied();
+      await client.frontierReached(applied, false, checked.signal);
+      if (attempt >= RUNS_AT_ONCE) await pause(client, attempt - RUNS_AT_ONCE, checked.signal);
     }
   } finally {
     leaveLine?.();
+  }
+}
+
+/**
+ * Lets turns go by, twice as many each time, and not as many as another thread that lost as often: the
+ * offset at which this one began tells them apart.
+ */
+async function pause(
+  client: Client,
+  doublings: number,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  const most = Math.min(2 ** doublings, PAUSE_TURNS_MAX);
+  const turns = 1 + ((client.reader.visible() * 0x9e37 + doublings) % most);
+  for (let i = 0; i < turns; i++) {
+    signal?.throwIfAborted();
+    await client.turn();
   }
 }
 
