@@ -308,6 +308,8 @@ export class Client {
   frontierReached(upper: number, durable: boolean, signal: AbortSignal | undefined): Promise<void> {
     this.assertUsable();
     signal?.throwIfAborted();
+    const reached = durable ? this.context.control.durable() : this.reader.visible();
+    if (reached >= upper) return Promise.resolve();
     return new Promise((resolve, reject) => {
       const onAbort = (): void => {
         this.#waiters.splice(this.#waiters.indexOf(waiter), 1);

@@ -129,7 +129,7 @@ const ACTS: ActWeights = {
   transaction: 15,
   conditional: 8,
   // To be 8: with commits that share a record some never settle (seeds 79 of 2,500 ticks, 4 of 3,000).
-  transact: 0,
+  transact: 8,
   burst: 6,
   point: 30,
   pointLater: 15,
