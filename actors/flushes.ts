@@ -229,7 +229,9 @@ export class Flushes {
 
   #onFailure(item: Flushing, failure: TidemarkError): void {
     item.failures++;
-    item.retryAt = this.#context.clock.ticksMs() + retryMs(item.failures);
+    // Nobody says when a full disk has room again; commits wait for this flush.
+    const failures = isFullDisk(failure) ? 1 : item.failures;
+    item.retryAt = this.#context.clock.ticksMs() + retryMs(failures);
     if (isFullDisk(failure)) this.#ports.onDiskFull(item.retryAt);
     this.#ports.onFailure(failure);
   }
