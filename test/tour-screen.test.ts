@@ -182,6 +182,7 @@ describe('the command line', () => {
       keep: false,
       seconds: 20,
       json: false,
+      port: undefined,
       help: false,
     });
     assert.deepEqual(parseTourOptions(['/x', '--keep', '--seconds=0.5', '--json', '-h']), {
@@ -189,8 +190,11 @@ describe('the command line', () => {
       keep: true,
       seconds: 0.5,
       json: true,
+      port: undefined,
       help: true,
     });
+    assert.equal(parseTourOptions(['--serve']).port, 8080);
+    assert.equal(parseTourOptions(['--serve', '--port=0']).port, 0);
   });
 
   test('refuses anything else in one line, with exit code 2', () => {
