@@ -24,7 +24,7 @@ export class CollectionFigures {
   stale = true;
 
   constructor(arena: Arena, slab: Slab) {
-    this.address = slab.allocate(BLOCK_BYTES);
+    this.address = slab.allocateAnywhere(BLOCK_BYTES);
     this.#counters = new Counters(arena, this.address, COLLECTION_COUNTERS.length);
     if (this.address !== 0) arena.u8.fill(0, this.address, this.address + BLOCK_BYTES);
   }

@@ -9,6 +9,7 @@ import { NO_BYTES } from '../core/base/bytes.ts';
 import { corrupt } from '../core/base/errors.ts';
 import { openPartsMax, pageBytes } from '../core/base/limits.ts';
 import { rangeSetBytes, writeRangeSet } from '../core/base/range-set.ts';
+import { KIND_VIEW } from '../core/shared/buffer-pool.ts';
 import { UNTIL_NOW, UNTIL_NOW_AND_IO } from '../core/shared/epoch.ts';
 import type { RetireList } from '../core/shared/epoch.ts';
 import type { Slab } from '../core/shared/slab.ts';
@@ -22,11 +23,15 @@ import type { FileIds } from '../core/spine/part-files.ts';
 import type { PartInfo, PartRef } from '../core/spine/part-format.ts';
 import { checkFilter, checkIndex, checkRanges } from '../core/spine/part-reader.ts';
 import { readRangeBlock } from '../core/spine/range-block.ts';
-import { partBlockBytes, writePart } from '../core/spine/view.ts';
+import { partBlockBytes, setTables, writePart } from '../core/spine/view.ts';
 import { partPath } from '../core/storage/names.ts';
 import type { StorageAnswer, StorageCall } from '../core/storage/storage.ts';
 import { SHORT_READ } from '../core/storage/storage.ts';
 import type { ActorContext } from './actor.ts';
+
+/** Pages of the views' budget that tables leave to views: an eighth, and so many at the least. */
+const KEPT_SHIFT = 3;
+const KEPT_PAGES_MIN = 4;
 
 /** An open part file. `parts` counts loaded parts, `pins` jobs that read it. */
 type OpenFile = {
@@ -43,8 +48,8 @@ export type LoadedPart = {
   readonly info: PartInfo;
   /** Address of the block that views name; of a part with range deletes, their set. */
   readonly block: number;
-  readonly index: number;
-  readonly filter: number;
+  index: number;
+  filter: number;
   /** Runs of the current view that hold it. */
   refs: number;
 };
@@ -77,6 +82,8 @@ export class PartStore {
   readonly #files: Map<number, OpenFile> = new Map();
   readonly #parts: Map<string, LoadedPart> = new Map();
   #openCount = 0;
+  /** Tables that were taken from parts and that readers may still see. */
+  #leaving = 0;
   filesDeleted = 0;
   /** Bytes of part files that are on disk, and files among them that wait for readers to be deleted. */
   bytesOnDisk = 0;
@@ -305,7 +312,7 @@ export class PartStore {
   #addPart(info: PartInfo, index: Uint8Array, filter: Uint8Array): void {
     const { arena } = this.#context;
     const file = this.#files.get(info.file)!;
-    const block = this.#slab.allocate(partBlockBytes(info));
+    const block = this.#slab.allocateAnywhere(partBlockBytes(info));
     if (block === 0) throw new Error('the arena has no room for the description of a part');
     const indexAddress = this.#place(index);
     // A filter without its index would save nothing.
@@ -336,7 +343,7 @@ export class PartStore {
         offset,
       });
     }
-    const block = this.#slab.allocate(size);
+    const block = this.#slab.allocateAnywhere(size);
     if (block === 0) throw new Error('the arena has no room for the range deletes of a part');
     writeRangeSet(u32, u8, block, ranges);
     this.#files.get(info.file)!.parts++;
@@ -346,9 +353,45 @@ export class PartStore {
   /** Copies a table into shared memory; 0 when it does not fit, and readers then read it themselves. */
   #place(bytes: Uint8Array): number {
     if (bytes.length === 0 || bytes.length > pageBytes) return 0;
+    if (!this.#slab.hasSlot(bytes.length) && this.#pagesForTables() <= 0) return 0;
     const address = this.#slab.allocate(bytes.length);
     if (address !== 0) this.#context.arena.u8.set(bytes, address);
     return address;
+  }
+
+  /** Pages that may be taken for what readers can do without. */
+  #pagesForTables(): number {
+    const { pool } = this.#context;
+    const kept = Math.max(KEPT_PAGES_MIN, pool.limitPages(KIND_VIEW) >>> KEPT_SHIFT);
+    return pool.freePages(KIND_VIEW) - kept;
+  }
+
+  /**
+   * Views, which there must be room for, come close to their budget: the largest table goes, filters
+   * before indexes, and readers do without. True when one went; its page is free when readers have passed.
+   */
+  shedTable(): boolean {
+    if (this.#leaving > 0 || this.#pagesForTables() >= 0) return false;
+    let most: LoadedPart | undefined;
+    let mostBytes = 0;
+    for (const part of this.#parts.values()) {
+      // Readers look at an index without its filter, never at a filter alone.
+      const bytes = part.filter !== 0 ? pageBytes + part.info.filterBytes : part.info.indexBytes;
+      if (part.index === 0 || bytes <= mostBytes) continue;
+      most = part;
+      mostBytes = bytes;
+    }
+    if (most === undefined) return false;
+    const table = most.filter !== 0 ? most.filter : most.index;
+    if (most.filter !== 0) most.filter = 0;
+    else most.index = 0;
+    setTables(this.#context.arena, most.block, most.index, most.filter);
+    this.#leaving++;
+    this.#retired.retire(table, UNTIL_NOW, (address) => {
+      this.#leaving--;
+      this.#slab.free(address);
+    });
+    return true;
   }
 
   // ---------------------------------------------------------------- life and death

@@ -381,7 +381,7 @@ export class Reader {
         if (view.beginsAfter(part, key, 0, length)) break;
         if (view.minTime(part) > T || view.maxTime(part) < hidden) continue;
         const index = view.index(part);
-        const filter = view.filter(part) === 0 ? -1 : view.filter(part);
+        const filter = view.filter(part) || -1;
         const answer =
           index === 0
             ? this.#findWithoutIndex(part, hash, key, length)
@@ -668,7 +668,7 @@ export class Reader {
         if (own) fd = storage.open(partPath(view.file(part)), 'read');
         const index = view.index(part);
         const memory = index === 0 ? this.readIndex(part, fd) : arena.u8;
-        const filter = index === 0 || view.filter(part) === 0 ? -1 : view.filter(part);
+        const filter = index === 0 ? -1 : view.filter(part) || -1;
         const offset = view.offset(part);
         if (!point.locate(memory, index, filter, offset, hash, key, 0, key.length)) {
           this.counters.add(FILTER_SKIPS, 1);

@@ -230,7 +230,7 @@ export class SpineKeeper implements Actor {
       KEEPER_HISTOGRAMS,
     );
     this.#waits = new Waits(context, ACTOR_KEEPER, this.#counters, KEEPER_COUNTERS);
-    this.#slab = new Slab(pool, KIND_VIEW);
+    this.#slab = new Slab(pool, KIND_VIEW, true);
     this.#retired = new RetireList(arena, control.epochAddress, topology.slots, clientsMax);
     this.#parts = new PartStore(context, this.#slab, this.#retired, (fd, calls, done) =>
       this.#submit(fd, calls, done),
@@ -306,6 +306,7 @@ export class SpineKeeper implements Actor {
     worked = this.#takeFromSequencer() || worked;
     worked = this.#desk.take() || worked;
     worked = this.#takeFromEvictor() || worked;
+    worked = this.#parts.shedTable() || worked;
     worked = this.#retired.sweep() > 0 || worked;
     if (this.#closing) return this.#close() || worked;
     if (!this.#opened) worked = this.#openIfReady() || worked;

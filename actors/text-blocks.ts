@@ -15,13 +15,13 @@ const BLOCKS_WORD = 2;
 /** Address of a table of blocks for `bytes` bytes, or 0 when memory is short (nothing is kept). */
 export function reserveText(arena: Arena, slab: Slab, bytes: number): number {
   const count = Math.max(1, Math.ceil(bytes / BLOCK_BYTES));
-  const table = slab.allocate((BLOCKS_WORD + count) * 4);
+  const table = slab.allocateAnywhere((BLOCKS_WORD + count) * 4);
   if (table === 0) return 0;
   const { u32 } = arena;
   u32[table >>> 2] = bytes;
   u32[(table >>> 2) + 1] = 0;
   for (let i = 0; i < count; i++) {
-    const block = slab.allocate(Math.min(BLOCK_BYTES, bytes - i * BLOCK_BYTES));
+    const block = slab.allocateAnywhere(Math.min(BLOCK_BYTES, bytes - i * BLOCK_BYTES));
     if (block === 0) {
       freeText(arena, slab, table);
       return 0;

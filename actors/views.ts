@@ -247,7 +247,7 @@ export class Views {
   }
 
   #allocate(bytes: number): number {
-    const address = this.#slab.allocate(bytes);
+    const address = this.#slab.allocateAnywhere(bytes);
     if (address !== 0) return address;
     throw new TidemarkError('TIDEMARK_TOO_LARGE', 'views do not fit the arena; raise memoryBytes', {
       limit: 'memoryBytes',

@@ -1,6 +1,8 @@
 /**
  * Blocks of many sizes cut from pool pages: each page holds slots of one size class, and goes back to
- * the pool when its last slot is given back. Bookkeeping is private to the one owner; the blocks are
+ * the pool when its last slot is given back. With few pages and many sizes a page for each would leave
+ * most of them nearly empty: such an owner asks for spans, sixteenths of a page, for its small blocks.
+ * Bookkeeping is private to the one owner; the blocks are
  * shared with whoever is told their address. Used by the keeper (views, indexes, filters) and the
  * evictor (rows), each on its thread.
  */
@@ -11,10 +13,20 @@ import type { BufferPool } from './buffer-pool.ts';
 /** Slot sizes: steps of about a quarter, multiples of 64, up to a whole page. */
 const CLASS_BYTES: readonly number[] = makeClasses();
 
-/** One leased page and its slots. */
+const SPAN_SHIFT: number = pageShift - 4;
+const SPAN_BYTES: number = 1 << SPAN_SHIFT;
+/** The class of a page whose slots are spans. */
+const SPAN_CLASS: number = CLASS_BYTES.length;
+/** Larger blocks would leave too much of a span over. */
+const SPAN_SLOT_BYTES_MAX: number = SPAN_BYTES / 4;
+
+/** One leased page, or a span of one, and its slots. */
 type SlabPage = {
   readonly address: number;
+  /** Just behind it. */
+  readonly end: number;
   readonly sizeClass: number;
+  readonly slotBytes: number;
   /** Slots given out. */
   live: number;
   /** Slots given back, and the first one never given out. */
@@ -27,14 +39,17 @@ type SlabPage = {
 export class Slab {
   readonly #pool: BufferPool;
   readonly #kind: number;
+  readonly #slotBytesInSpans: number;
   readonly #pages: Map<number, SlabPage> = new Map();
+  readonly #spans: Map<number, SlabPage> = new Map();
   /** By class: pages with room. The last one is used first. */
-  readonly #open: SlabPage[][] = CLASS_BYTES.map(() => []);
+  readonly #open: SlabPage[][] = [...CLASS_BYTES, SPAN_BYTES].map(() => []);
   #bytesLive = 0;
 
-  constructor(pool: BufferPool, kind: number) {
+  constructor(pool: BufferPool, kind: number, hasSpans: boolean = false) {
     this.#pool = pool;
     this.#kind = kind;
+    this.#slotBytesInSpans = hasSpans ? SPAN_SLOT_BYTES_MAX : 0;
   }
 
   /** Address of a block of at least `bytes`, or 0 when the budget is spent. Contents are arbitrary. */
@@ -42,50 +57,91 @@ export class Slab {
     const sizeClass = classFor(bytes);
     const open = this.#open[sizeClass];
     const page = open.length > 0 ? open[open.length - 1] : this.#grow(sizeClass);
-    if (page === undefined) return 0;
-    const size = CLASS_BYTES[sizeClass];
+    return page === undefined ? 0 : this.#give(page);
+  }
+
+  /**
+   * The same; a larger slot will do when there is no page for one of the size. With few pages and many
+   * sizes most of them lie nearly empty: for blocks that there must be room for.
+   */
+  allocateAnywhere(bytes: number): number {
+    const address = this.allocate(bytes);
+    if (address !== 0) return address;
+    for (let sizeClass = classFor(bytes) + 1; sizeClass < CLASS_BYTES.length; sizeClass++) {
+      const open = this.#open[sizeClass];
+      if (open.length > 0) return this.#give(open[open.length - 1]);
+    }
+    return 0;
+  }
+
+  /** A slot of the page for a block. */
+  #give(page: SlabPage): number {
+    this.#bytesLive += page.slotBytes;
+    return this.#take(page);
+  }
+
+  /** Requires: the page has room. */
+  #take(page: SlabPage): number {
     let address = page.free.pop();
     if (address === undefined) {
       address = page.fresh;
-      page.fresh += size;
+      page.fresh += page.slotBytes;
     }
     page.live++;
-    this.#bytesLive += size;
     if (!hasRoom(page)) this.#takeFromOpen(page);
     return address;
   }
 
   /** True when `allocate` of so many bytes needs no further page. */
   hasSlot(bytes: number): boolean {
-    return this.#open[classFor(bytes)].length > 0;
+    const sizeClass = classFor(bytes);
+    if (this.#open[sizeClass].length > 0) return true;
+    return CLASS_BYTES[sizeClass] <= this.#slotBytesInSpans && this.#open[SPAN_CLASS].length > 0;
   }
 
   /** Requires: allocated here, and no reader can see it any more. */
   free(address: number): void {
-    const page = this.#pages.get(address >>> pageShift);
+    const page = this.#pageOf(address);
     invariant(page !== undefined, 'freed where it was allocated', address);
+    this.#bytesLive -= page.slotBytes;
+    this.#giveBack(page, address);
+  }
+
+  #giveBack(page: SlabPage, address: number): void {
     invariant(page.live > 0, 'freed once', address);
     page.live--;
     page.free.push(address);
-    this.#bytesLive -= CLASS_BYTES[page.sizeClass];
     if (page.openIndex < 0) this.#addToOpen(page);
     if (page.live > 0) return;
     this.#takeFromOpen(page);
-    this.#pages.delete(address >>> pageShift);
-    this.#pool.free(page.address, this.#kind);
+    const whole = this.#pages.get(page.address >>> pageShift)!;
+    if (page === whole) {
+      this.#pages.delete(page.address >>> pageShift);
+      this.#pool.free(page.address, this.#kind);
+    } else {
+      this.#spans.delete(page.address >>> SPAN_SHIFT);
+      this.#giveBack(whole, page.address);
+    }
+  }
+
+  /** The page, or the span of one, in which the block at `address` lies. */
+  #pageOf(address: number): SlabPage | undefined {
+    const page = this.#pages.get(address >>> pageShift);
+    return page?.sizeClass === SPAN_CLASS ? this.#spans.get(address >>> SPAN_SHIFT) : page;
   }
 
   /** Gives back every page, whatever is allocated. Requires: no reader can see any of it any more. */
   clear(): void {
     for (const page of this.#pages.values()) this.#pool.free(page.address, this.#kind);
     this.#pages.clear();
+    this.#spans.clear();
     for (const open of this.#open) open.length = 0;
     this.#bytesLive = 0;
   }
 
   /** Bytes of the block at `address`, as allocated. */
   sizeOf(address: number): number {
-    return CLASS_BYTES[this.#pages.get(address >>> pageShift)!.sizeClass];
+    return this.#pageOf(address)!.slotBytes;
   }
 
   get bytesLive(): number {
@@ -97,9 +153,23 @@ export class Slab {
   }
 
   #grow(sizeClass: number): SlabPage | undefined {
+    if (CLASS_BYTES[sizeClass] <= this.#slotBytesInSpans) {
+      const open = this.#open[SPAN_CLASS];
+      const page = open.length > 0 ? open[open.length - 1] : this.#lease(SPAN_CLASS, SPAN_BYTES);
+      if (page === undefined) return undefined;
+      const address = this.#take(page);
+      const span = makePage(address, SPAN_BYTES, sizeClass, CLASS_BYTES[sizeClass]);
+      this.#spans.set(address >>> SPAN_SHIFT, span);
+      this.#addToOpen(span);
+      return span;
+    }
+    return this.#lease(sizeClass, CLASS_BYTES[sizeClass]);
+  }
+
+  #lease(sizeClass: number, slotBytes: number): SlabPage | undefined {
     const address = this.#pool.lease(this.#kind);
     if (address === 0) return undefined;
-    const page = { address, sizeClass, live: 0, free: [], fresh: address, openIndex: -1 };
+    const page = makePage(address, pageBytes, sizeClass, slotBytes);
     this.#pages.set(address >>> pageShift, page);
     this.#addToOpen(page);
     return page;
@@ -120,9 +190,13 @@ export class Slab {
   }
 }
 
+function makePage(address: number, bytes: number, sizeClass: number, slotBytes: number): SlabPage {
+  const end = address + bytes;
+  return { address, end, sizeClass, slotBytes, live: 0, free: [], fresh: address, openIndex: -1 };
+}
+
 function hasRoom(page: SlabPage): boolean {
-  const size = CLASS_BYTES[page.sizeClass];
-  return page.free.length > 0 || page.fresh + size <= page.address + pageBytes;
+  return page.free.length > 0 || page.fresh + page.slotBytes <= page.end;
 }
 
 function makeClasses(): number[] {

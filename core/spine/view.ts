@@ -1,6 +1,7 @@
 /**
  * The view: an immutable description of where everything lies, in shared memory, published by the
- * keeper through one word. Blocks are shared between views and never change once a view names them.
+ * keeper through one word. Blocks are shared between views and never change once a view names them,
+ * but for the index and filter of a part, which go when views need the room.
  * All fields are u32 words; offsets and times take two, low then high. Newest first wherever order
  * has meaning for a reader. Built on the keeper's thread, read on every thread between enter and leave.
  *
@@ -23,6 +24,7 @@ import { invariant } from '../base/assert.ts';
 import { compareAt } from '../base/bytes.ts';
 import { fromWords, highWord, lowWord } from '../shared/arena.ts';
 import type { Arena } from '../shared/arena.ts';
+import { loadLink, storeLink } from '../shared/link.ts';
 import type { PartInfo } from './part-format.ts';
 
 export const VIEW_MAGIC = 0x5749_6d54;
@@ -215,6 +217,13 @@ export function writePart(
   u32[at + PART_KIND_WORD] = part.kind;
   u8.set(part.keyLo, address + KEYS_WORD * 4);
   u8.set(part.keyHi, address + KEYS_WORD * 4 + part.keyLo.length);
+}
+
+/** Takes tables from a part that a view names, or leaves them: readers load each address once. */
+export function setTables(arena: Arena, address: number, index: number, filter: number): void {
+  const at = address >>> 2;
+  storeLink(arena.i32, at + INDEX_WORD, index | 0);
+  storeLink(arena.i32, at + FILTER_WORD, filter | 0);
 }
 
 // ------------------------------------------------------------------ reading
@@ -417,9 +426,9 @@ export class ViewReader {
     return getWide(this.#u32, (part >>> 2) + MAX_TIME_WORD);
   }
 
-  /** Address of the part's index, 0 = not in memory. */
+  /** Address of the part's index, 0 = not in memory. It may go at any time: ask once. */
   index(part: number): number {
-    return this.#u32[(part >>> 2) + INDEX_WORD];
+    return loadLink(this.#i32, (part >>> 2) + INDEX_WORD) >>> 0;
   }
 
   indexOffset(part: number): number {
@@ -430,8 +439,8 @@ export class ViewReader {
     return this.#u32[(part >>> 2) + INDEX_BYTES_WORD];
   }
 
-  /** Address of the part's filter, 0 = none in memory. */
+  /** Address of the part's filter, 0 = none in memory. It may go at any time: ask once. */
   filter(part: number): number {
-    return this.#u32[(part >>> 2) + FILTER_WORD];
+    return loadLink(this.#i32, (part >>> 2) + FILTER_WORD) >>> 0;
   }
 }

@@ -14,10 +14,17 @@ function makePool(pages: number, limit: number): BufferPool {
   return pool;
 }
 
-test('live blocks never overlap, never cross a page, and all pages come back', () => {
+for (const hasSpans of [false, true]) {
+  const how = hasSpans ? ', small ones in spans' : '';
+  test(`live blocks never overlap, never cross a page, and all pages come back${how}`, () => {
+    churn(hasSpans);
+  });
+}
+
+function churn(hasSpans: boolean): void {
   const random = new Prng(7);
   const pool = makePool(24, 16);
-  const slab = new Slab(pool, KIND_CACHE);
+  const slab = new Slab(pool, KIND_CACHE, hasSpans);
   const live = new Map<number, number>();
   let refused = 0;
   for (let step = 0; step < 20_000; step++) {
@@ -48,6 +55,39 @@ test('live blocks never overlap, never cross a page, and all pages come back', (
   assert.equal(slab.bytesLive, 0);
   assert.equal(slab.pages, 0);
   assert.equal(pool.usedPages(KIND_CACHE), 0);
+}
+
+test('blocks of many small sizes share a page where there are spans', () => {
+  const pool = makePool(4, 4);
+  const slab = new Slab(pool, KIND_CACHE, true);
+  const addresses: number[] = [];
+  for (let bytes = 64; bytes <= 2_048; bytes *= 2) addresses.push(slab.allocate(bytes));
+  assert.ok(!addresses.includes(0), 'there is room for all');
+  assert.equal(slab.pages, 1);
+  assert.equal(slab.hasSlot(3_000), true);
+  assert.equal(slab.hasSlot(5_000), false, 'a larger block needs a page of its own');
+  assert.equal(new Set(addresses.map((address) => address >>> 14)).size, addresses.length);
+  for (const address of addresses) slab.free(address);
+  assert.equal(slab.pages, 0);
+});
+
+test('what must have room takes a larger slot when there is no page for its own', () => {
+  const pool = makePool(2, 2);
+  const slab = new Slab(pool, KIND_CACHE);
+  const small = slab.allocate(64);
+  const large = slab.allocate(40_000);
+  assert.equal(slab.allocate(1_000), 0, 'both pages are of other sizes');
+  const lent = slab.allocateAnywhere(1_000);
+  assert.equal(lent >>> pageShift, large >>> pageShift);
+  assert.ok(Math.abs(lent - large) >= 40_000, 'the blocks are disjoint');
+  let slots = 2;
+  while (slab.allocateAnywhere(1_000) !== 0) slots++;
+  assert.equal(slots, Math.floor(pageBytes / slab.sizeOf(large)), 'the larger page is full');
+  assert.equal(slab.sizeOf(lent), slab.sizeOf(large));
+  slab.free(lent);
+  assert.equal(slab.allocateAnywhere(1_000), lent);
+  slab.free(small);
+  assert.notEqual(slab.allocate(1_000), 0, 'a page that is empty serves any size');
 });
 
 test('a cleared slab has given back every page and can be used again', () => {

@@ -48,6 +48,8 @@ export type Settings = {
   readonly acts: ActWeights;
   /** Pages that the cache may have at most; undefined: as the engine says. */
   readonly cachePages: number | undefined;
+  /** Pages that views, indexes and filters may have at most; undefined: as the engine says. */
+  readonly viewPages: number | undefined;
   /** Ticks that an incarnation of the engine lives, at the most. */
   readonly lifeTicksMax: number;
   readonly crashModes: readonly CrashMode[];
@@ -192,5 +194,6 @@ export function drawSettings(prng: Prng): Settings {
     clockStepMs: prng.pick([0.05, 1, 1, 20, 200]),
     moodTicks: prng.pick([50, 400, 3_000]),
     tinyRings: prng.pick([0, 0, 2, 4, 16]),
+    viewPages: prng.pick([undefined, undefined, undefined, undefined, 10, 16]),
   };
 }

@@ -8,7 +8,7 @@ import { invariant } from '../../core/base/assert.ts';
 import { Bell } from '../../core/shared/bell.ts';
 import { LINE_BYTES } from '../../core/shared/arena.ts';
 import type { Arena } from '../../core/shared/arena.ts';
-import { KIND_CACHE } from '../../core/shared/buffer-pool.ts';
+import { KIND_CACHE, KIND_VIEW } from '../../core/shared/buffer-pool.ts';
 import {
   Control,
   STATE_CLOSED,
@@ -217,6 +217,9 @@ export class World {
     for (let i = 1; i < settings.clients; i++) this.#control.claimClient();
     if (settings.cachePages !== undefined) {
       this.context.pool.setLimitPages(KIND_CACHE, settings.cachePages);
+    }
+    if (settings.viewPages !== undefined) {
+      this.context.pool.setLimitPages(KIND_VIEW, settings.viewPages);
     }
     const background = this.context.threadBells[1];
     this.pool = new SimPool(
