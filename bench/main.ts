@@ -4,13 +4,15 @@
  * the raw outcomes (JSON) and a picture. Started by `npm run bench [-- options]`:
  *
  *   --quick            tiny sizes, one configuration each: shows that everything runs, measures nothing
- *   --only=a,b         cases whose name begins so (durable, load-lazy, point, scan, open, ring)
+ *   --only=a,b         cases whose name begins so (durable, load-lazy, sustained, point, scan, open,
+ *                      as-of, ring)
  *   --engines=a,b      these engines only
  *   --rounds=n         instead of the plan's number
  *   --sweep=all|first  all configurations of each engine, or its first
  *   --data=path        where the stores go; default .tidemark-bench in the checkout
  *   --out=path         where the results go; default bench/results (quick: nowhere)
  *   --seed=n
+ *   --rows=n           rows of the loads, of sustained and as-of; results go nowhere without --out
  *
  * The first round tries every configuration; later rounds repeat those that came within 30% of the
  * engine's best. Configurations that do not count are tried once.
@@ -27,11 +29,13 @@ import { pictureOf } from './picture.ts';
 import { casesOf, FULL, perSecond, QUICK, type Case, type LimitName } from './plan.ts';
 import { detailsOf, lineOf, short, tableOf, type Line, type Sweep } from './report.ts';
 import { Runner } from './runner.ts';
-import type { Configuration, Contender, EngineName, Outcome, Task } from './task.ts';
+import type { Configuration, Contender, EngineName, Outcome, SuiteName, Task } from './task.ts';
 
 const PROMISING_SHARE = 0.7;
 const PREPARE_IN_FLIGHT = 64;
 const REPORT_FORMAT = 1;
+/** Suites that write their own rows, so that --rows may say how many. */
+const SIZED_SUITES: ReadonlySet<SuiteName> = new Set(['load', 'sustained', 'as-of']);
 
 const { values: options } = parseArgs({
   options: {
@@ -43,6 +47,7 @@ const { values: options } = parseArgs({
     data: { type: 'string' },
     out: { type: 'string' },
     seed: { type: 'string', default: '1' },
+    rows: { type: 'string' },
   },
 });
 
@@ -57,7 +62,7 @@ const dataRoot = resolve(root, options.data ?? '.tidemark-bench');
 const outDirectory =
   options.out !== undefined
     ? resolve(options.out)
-    : quick
+    : quick || options.rows !== undefined
       ? undefined
       : join(root, 'bench', 'results');
 
@@ -116,6 +121,7 @@ function taskOf(
     warmSeconds: subject.warmSeconds,
     seconds: subject.seconds,
     openCount: sizes.openCount,
+    restSeconds: subject.restSeconds,
   };
 }
 
@@ -310,7 +316,8 @@ function captionOf({ environment, startedAt }: Report): string {
 function textOf({ engines, lines }: Report): string {
   const present = engines.filter(({ version }) => version !== undefined).map(({ name }) => name);
   const tables: [Contender[], Line[]][] = [
-    [present, lines.filter((line) => line.case !== 'ring')],
+    [present, lines.filter((line) => !['ring', 'as-of'].includes(line.case))],
+    [['as-of', 'now'], lines.filter((line) => line.case === 'as-of')],
     [['ring', 'message-port'], lines.filter((line) => line.case === 'ring')],
   ];
   const printed = tables
@@ -357,7 +364,12 @@ try {
   const rounds = options.rounds === undefined ? undefined : Number(options.rounds);
   const cases = casesOf(sizes, quick)
     .filter(({ name }) => only.length === 0 || only.some((start) => name.startsWith(start)))
-    .map((subject) => (rounds === undefined ? subject : { ...subject, rounds }));
+    .map((subject) => (rounds === undefined ? subject : { ...subject, rounds }))
+    .map((subject) =>
+      options.rows === undefined || !SIZED_SUITES.has(subject.suite)
+        ? subject
+        : { ...subject, rowCount: Number(options.rows) },
+    );
 
   const results: CaseResult[] = [];
   const lines: Line[] = [];

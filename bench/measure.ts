@@ -162,7 +162,8 @@ const QUIET_PERIOD_MS = 50;
 const QUIET_CPU_SHARE = 0.04;
 const QUIET_MS_MAX = 300_000;
 
-function writtenBytes(): number {
+/** Bytes this process has dirtied of files, or written past the page cache: what the kernel counted. */
+export function writtenBytes(): number {
   try {
     return Number(/^write_bytes: (\d+)/m.exec(readFileSync('/proc/self/io', 'utf8'))?.[1] ?? 0);
   } catch {

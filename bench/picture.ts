@@ -16,6 +16,8 @@ const TOP = 56;
 const COLORS: ReadonlyMap<Contender, string> = new Map([
   ['tidemark', '#0b7285'],
   ['ring', '#0b7285'],
+  ['as-of', '#0b7285'],
+  ['now', '#868e96'],
   ['classic-level', '#868e96'],
   ['message-port', '#868e96'],
   ['lmdb', '#adb5bd'],
@@ -29,13 +31,14 @@ export function pictureOf(all: readonly Line[], caption: string): string {
   const parts: string[] = [];
   let y = TOP;
   for (const line of lines) {
-    const scale = Math.max(...line.standings.map(({ value }) => value.median), Number.MIN_VALUE);
-    const middle = y + (line.standings.length * BAR_HEIGHT) / 2;
+    const standings = line.standings.filter(({ value }) => Number.isFinite(value.median));
+    const scale = Math.max(...standings.map(({ value }) => value.median), Number.MIN_VALUE);
+    const middle = y + (standings.length * BAR_HEIGHT) / 2;
     parts.push(
       text(LEFT - 12, middle - 2, 'end', 'title', line.title),
       text(LEFT - 12, middle + 11, 'end', 'note', figureNote(line)),
     );
-    for (const { contender, value } of line.standings) {
+    for (const { contender, value } of standings) {
       const width = Math.max(1, (Math.max(0, value.median) / scale) * (WIDTH - LEFT - RIGHT));
       parts.push(
         `<rect x="${LEFT}" y="${y + 1}" width="${width.toFixed(1)}" height="${BAR_HEIGHT - 2}" fill="${COLORS.get(contender) ?? '#ccc'}"/>`,

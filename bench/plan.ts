@@ -11,6 +11,10 @@ export interface Sizes {
   readonly loadRows: number;
   /** The length of the silence that counts as quiet. */
   readonly quietSeconds: number;
+  readonly sustainedRows: number;
+  /** What an engine does when left alone is awaited: the idle merge comes after 30 s. */
+  readonly restSeconds: number;
+  readonly asOfRows: number;
   readonly readRows: number;
   readonly readSeconds: number;
   readonly openCount: number;
@@ -25,6 +29,9 @@ export const FULL: Sizes = {
   warmSeconds: 1,
   loadRows: 3_000_000, // 348 MB of keys and values: 20 memtables of 16 MiB
   quietSeconds: 1,
+  sustainedRows: 10_000_000,
+  restSeconds: 45,
+  asOfRows: 1_000_000,
   readRows: 1_000_000,
   readSeconds: 5,
   openCount: 20,
@@ -39,6 +46,9 @@ export const QUICK: Sizes = {
   warmSeconds: 0.05,
   loadRows: 4000,
   quietSeconds: 0.1,
+  sustainedRows: 4000,
+  restSeconds: 0,
+  asOfRows: 4000,
   readRows: 4000,
   readSeconds: 0.1,
   openCount: 2,
@@ -67,12 +77,14 @@ export interface Reach {
 
 export interface Figure {
   readonly name: string;
-  readonly unit: '/s' | 'ms' | 'MiB';
+  readonly unit: '/s' | 'ms' | 'MiB' | 'runs' | 'x';
   readonly better: 'higher' | 'lower';
   readonly of: (outcome: Outcome) => number;
   /** The same per processor second, where that means something. */
   readonly perCpuSecond?: (outcome: Outcome) => number;
   readonly reach?: Reach;
+  /** The one peer it is compared with, instead of the best. */
+  readonly against?: Contender;
 }
 
 export interface Case {
@@ -87,6 +99,7 @@ export interface Case {
   readonly rowCount: number;
   readonly warmSeconds: number;
   readonly seconds: number;
+  readonly restSeconds: number;
   readonly rounds: number;
   /** Contenders that are no engines, ours first; empty: the engines. */
   readonly primitives: readonly Contender[];
@@ -116,7 +129,20 @@ function rate(name: string, reach?: Reach): Figure {
   };
 }
 
+/** A figure that the suite has taken itself; less is better. */
+function own(
+  name: string,
+  unit: Figure['unit'],
+  key: string,
+  rest: Pick<Figure, 'reach' | 'against'>,
+): Figure {
+  // Over JSON a figure that could not be taken is null.
+  return { name, unit, better: 'lower', of: ({ figures }) => figures[key] ?? Number.NaN, ...rest };
+}
+
 const MIB = 2 ** 20;
+/** The mark from which flushes are delayed (limits.ts runsSoft). */
+const RUNS_SOFT = 24;
 
 export const HEAP_FIGURE = 'growth of the heap';
 
@@ -139,6 +165,7 @@ export function casesOf(sizes: Sizes, quick: boolean): readonly Case[] {
     rowCount: sizes.readRows,
     warmSeconds: sizes.warmSeconds,
     seconds: sizes.readSeconds,
+    restSeconds: 0,
     rounds: sizes.rounds,
     primitives: [],
     prepared: false,
@@ -203,6 +230,61 @@ export function casesOf(sizes: Sizes, quick: boolean): readonly Case[] {
     ],
   }));
 
+  const sustained: Case = {
+    ...base,
+    name: 'sustained',
+    title: 'sustained random upserts, class lazy',
+    suite: 'sustained',
+    durability: 'lazy',
+    classed: true,
+    inFlight: LOAD_IN_FLIGHT,
+    rowCount: sizes.sustainedRows,
+    seconds: sizes.quietSeconds,
+    restSeconds: sizes.restSeconds,
+    rounds: 1,
+    figures: [
+      rate('rows, to quiet', { ratio: 2.5 }),
+      {
+        name: 'rows, to the last acknowledgement',
+        unit: '/s',
+        better: 'higher',
+        of: (outcome) => outcome.operations / outcome.figures['acknowledgedSeconds'],
+        perCpuSecond: (outcome) => outcome.operations / outcome.figures['acknowledgedCpuSeconds'],
+      },
+      own('longest pause between acknowledgements', 'ms', 'longestPauseMs', {
+        reach: { ratio: 0.2 },
+        against: 'classic-level',
+      }),
+      own('bytes written per byte given', 'x', 'writtenPerGivenRatio', {
+        reach: { ratio: 1 },
+        against: 'classic-level',
+      }),
+      own('parts written, of the model', 'x', 'partsOfModelRatio', { reach: { absolute: 1.2 } }),
+      own('live runs p99', 'runs', 'liveRunsP99Count', { reach: { absolute: RUNS_SOFT } }),
+      {
+        ...own('rate of the last tenth of the rows to the first', 'x', 'lastToFirstRatio', {
+          reach: { absolute: 0.7 },
+        }),
+        better: 'higher',
+      },
+      own('parts on disk per live byte, at rest', 'x', 'partsPerLiveRatio', {
+        reach: { absolute: 1.15 },
+      }),
+      own('disk per live byte, at rest', 'x', 'diskPerLiveRatio', {}),
+    ],
+  };
+
+  const pasts: Case = {
+    ...base,
+    name: 'as-of',
+    title: 'point reads of the past against reads of now',
+    suite: 'as-of',
+    rowCount: sizes.asOfRows,
+    rounds: Math.min(3, sizes.rounds),
+    primitives: ['as-of', 'now'],
+    figures: [rate('reads', { ratio: 0.5 })],
+  };
+
   const reads: Case[] = [
     {
       ...base,
@@ -259,7 +341,7 @@ export function casesOf(sizes: Sizes, quick: boolean): readonly Case[] {
     figures: [rate('messages', { ratio: 10 })],
   };
 
-  const all = [...durable, ...loads, ...reads, ring];
+  const all = [...durable, ...loads, sustained, ...reads, pasts, ring];
   const similar = new Set(['durable-16', 'durable-4096', 'load-synced', 'load-never']);
   return quick ? all.filter(({ name }) => !similar.has(name)) : all;
 }

@@ -125,7 +125,10 @@ export function lineOf(
   const ourBest = bests.find(({ contender }) => contender === ours);
   const peerBest = bestSweep(
     figure,
-    bests.filter(({ contender }) => contender !== ours),
+    bests.filter(
+      ({ contender }) =>
+        contender !== ours && (figure.against === undefined || contender === figure.against),
+    ),
   );
   const reach = figure.reach;
 

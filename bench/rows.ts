@@ -60,6 +60,42 @@ export class Rows {
 }
 
 /**
+ * Upserts over `keyCount` keys in random order: operation n writes a key drawn from its number, with a
+ * value of its own. As many operations as keys leave 63 % of the keys, written 1.6 times each.
+ */
+export class Upserts extends Rows {
+  readonly keyCount: number;
+
+  constructor(seed: number, keyCount: number) {
+    super(seed);
+    this.keyCount = keyCount;
+  }
+
+  override keyInto(operation: number, target: Buffer): void {
+    super.keyInto(this.keyOf(operation), target);
+  }
+
+  keyOf(operation: number): number {
+    return scramble((operation ^ this.seed) + 0x6c8e9cf5) % this.keyCount;
+  }
+
+  /** How many keys the first `count` operations leave, and the digest of what they hold. */
+  expected(count: number): { digest: string; keys: number } {
+    const newest = new Int32Array(this.keyCount).fill(-1);
+    for (let operation = 0; operation < count; operation++)
+      newest[this.keyOf(operation)] = operation;
+    const digest = new Digest();
+    const key = Buffer.alloc(KEY_BYTES);
+    for (const operation of newest) {
+      if (operation < 0) continue;
+      this.keyInto(operation, key);
+      digest.add(key, this.value(operation));
+    }
+    return { digest: digest.toString(), keys: digest.count };
+  }
+}
+
+/**
  * What a store holds, in one line: how many rows, and the sum of their checksums. A sum does not
  * depend on the order, so the expected digest needs no sorting; the scan checks the order itself.
  */

@@ -5,15 +5,18 @@
  */
 import { DRIVERS } from './engines/all.ts';
 import type { Driver } from './engines/engine.ts';
+import { asOf } from './suites/as-of.ts';
 import { durable } from './suites/durable.ts';
 import { limit } from './suites/limit.ts';
 import { load, prepare } from './suites/load.ts';
 import { openings, points, scan } from './suites/reads.ts';
 import { ring } from './suites/ring.ts';
+import { sustained } from './suites/sustained.ts';
 import type { Outcome, SuiteName, Task } from './task.ts';
 
-/** Of the machine or of a primitive: no engine takes part. */
+/** Of the machine, of a primitive, or of ours in several ways: no engine is chosen. */
 const PRIMITIVE_SUITES: Partial<Record<SuiteName, (task: Task) => Outcome | Promise<Outcome>>> = {
+  'as-of': asOf,
   limit,
   ring,
 };
@@ -22,6 +25,7 @@ const ENGINE_SUITES: Partial<Record<SuiteName, (task: Task, driver: Driver) => P
   {
     durable,
     load,
+    sustained,
     prepare,
     'point-all': points,
     'point-hot': points,

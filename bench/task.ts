@@ -14,10 +14,20 @@ export type DurabilityClass = 'synced' | 'lazy' | 'never';
 export type EngineName = 'tidemark' | 'classic-level' | 'lmdb' | 'better-sqlite3';
 
 /** A case with no engine in it measures the machine or a primitive; its contender says which. */
-export type Contender = EngineName | 'bare-loop' | 'ring' | 'message-port';
+export type Contender = EngineName | 'bare-loop' | 'ring' | 'message-port' | 'as-of' | 'now';
 
 export type SuiteName =
-  'limit' | 'durable' | 'load' | 'prepare' | 'point-all' | 'point-hot' | 'scan' | 'open' | 'ring';
+  | 'limit'
+  | 'durable'
+  | 'load'
+  | 'sustained'
+  | 'prepare'
+  | 'point-all'
+  | 'point-hot'
+  | 'scan'
+  | 'open'
+  | 'as-of'
+  | 'ring';
 
 /** One way of using one engine; the sweep tries several and keeps all their figures. */
 export interface Configuration {
@@ -50,6 +60,8 @@ export interface Task {
   readonly warmSeconds: number;
   readonly seconds: number;
   readonly openCount: number;
+  /** After the load is quiet, so long is given to what an engine does when it is left alone. */
+  readonly restSeconds: number;
 }
 
 export interface Outcome {

@@ -58,6 +58,8 @@ function configurations(suite: SuiteName): readonly Configuration[] {
   const bySuite: Partial<Record<SuiteName, readonly Configuration[]>> = {
     durable: writes,
     load: writes,
+    // One that keeps rows in order, one that appends them: over many rows either may win.
+    sustained: [writes[0], named('checkpoint at 64 MiB', { checkpointPages: 16_384 })],
     prepare: plain,
     open: plain,
     'point-all': reads,

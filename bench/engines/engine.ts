@@ -29,6 +29,8 @@ export interface Engine {
   get(key: Buffer): Uint8Array | undefined;
   /** All rows in key order. The bytes are valid until the visitor returns. */
   scan(visit: (key: Uint8Array, value: Uint8Array) => void): Promise<void>;
+  /** Sorted runs that a read of one collection may have to visit, where the engine tells. */
+  liveRuns?(): number;
   close(): Promise<unknown>;
   /** Figures only this engine can give (what its own counters say); merged into the outcome. */
   figures(): Record<string, number>;

@@ -81,6 +81,10 @@ function configurations(suite: SuiteName, durability: DurabilityClass): readonly
   const bySuite: Partial<Record<SuiteName, readonly Configuration[]>> = {
     durable,
     load,
+    sustained: [
+      named('puts of one turn, write map', { writeMap: true }),
+      named('puts of one turn', {}),
+    ],
     prepare: plain,
     open: plain,
     scan: plain,

@@ -98,6 +98,10 @@ class TidemarkEngine implements Engine {
     return Promise.resolve();
   }
 
+  liveRuns(): number {
+    return Math.max(...this.#handle.stats().collections.map(({ runs }) => runs.length));
+  }
+
   close(): Promise<unknown> {
     return this.#handle.close();
   }

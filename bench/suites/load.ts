@@ -16,13 +16,20 @@ import { expectedDigest, Rows } from '../rows.ts';
 import type { Outcome, Task } from '../task.ts';
 import { digestOf } from './loop.ts';
 
-async function writeAll(engine: Engine, rows: Rows, task: Task): Promise<void> {
+/** Writes the task's rows; `onAcknowledged` is called for each batch that is, in order or not. */
+export async function writeAll(
+  engine: Engine,
+  rows: Rows,
+  task: Task,
+  onAcknowledged: (count: number) => void = () => {},
+): Promise<void> {
   const own = task.configuration.options['inFlight'];
   const inFlight = typeof own === 'number' ? own : task.inFlight;
   let outstanding = 0;
   let wake: (() => void) | undefined;
   let failure: unknown;
-  const settled = (): void => {
+  const settled = (count: number): void => {
+    if (count > 0) onAcknowledged(count);
     outstanding--;
     wake?.();
     wake = undefined;
@@ -40,16 +47,20 @@ async function writeAll(engine: Engine, rows: Rows, task: Task): Promise<void> {
     await room(inFlight - 1);
     outstanding++;
     const count = Math.min(task.batchRows, task.rowCount - from);
-    engine.writeBatch(rows, from, count).then(settled, (error: unknown) => {
-      failure ??= error;
-      settled();
-    });
+    engine.writeBatch(rows, from, count).then(
+      () => settled(count),
+      (error: unknown) => {
+        failure ??= error;
+        settled(0);
+      },
+    );
     await turn();
   }
   await room(0);
 }
 
-function bytesIn(directory: string): number {
+/** What the files below take of the disk. */
+export function bytesIn(directory: string): number {
   let bytes = 0;
   for (const entry of readdirSync(directory, { withFileTypes: true, recursive: true })) {
     if (entry.isFile()) bytes += statSync(join(entry.parentPath, entry.name)).blocks * 512;

@@ -15,7 +15,7 @@ import { digestOf } from './loop.ts';
 
 const HOT_ROWS = 10_000;
 /** Reads per sample: enough that taking the time of a sample costs nothing beside it. */
-const GROUP_READS = 1000;
+export const GROUP_READS = 1000;
 
 export async function points(task: Task, driver: Driver): Promise<Outcome> {
   const rows = new Rows(task.seed);
@@ -38,11 +38,31 @@ export async function points(task: Task, driver: Driver): Promise<Outcome> {
   }
 
   const keys = Array.from({ length: GROUP_READS }, () => Buffer.alloc(KEY_BYTES));
-  const choose = (): void => {
-    for (const key of keys) rows.keyInto((next() % chosenCount) * stride, key);
+  const timed = await timedReads(
+    task,
+    () => {
+      for (const key of keys) rows.keyInto((next() % chosenCount) * stride, key);
+    },
+    () => engine.readMany(keys),
+  );
+  const figures = engine.figures();
+  await engine.close();
+  return {
+    ...timed,
+    figures: { ...figures, ...timed.figures },
+    digest: digest.toString(),
+    digestExpected: expected.toString(),
   };
+}
+
+/** Times `read`, which reads a group that `choose` has chosen, for at least the asked time. */
+export async function timedReads(
+  task: Task,
+  choose: () => void,
+  read: () => number | Promise<number>,
+): Promise<Omit<Outcome, 'digest' | 'digestExpected'>> {
   choose();
-  const trial = engine.readMany(keys);
+  const trial = read();
   await trial;
   let cpuSeconds = 0;
   let cpuAtStart = 0;
@@ -54,7 +74,7 @@ export async function points(task: Task, driver: Driver): Promise<Outcome> {
     warmupIterations: 1,
     throws: true,
   });
-  bench.add('reads', () => engine.readMany(keys), {
+  bench.add('reads', read, {
     async: trial instanceof Promise,
     beforeAll() {
       cpuSeconds = 0;
@@ -73,21 +93,16 @@ export async function points(task: Task, driver: Driver): Promise<Outcome> {
   await bench.run();
   const result = bench.tasks[0].result;
   if (result.state !== 'completed') throw new Error(`tinybench ended ${result.state}`);
-  const figures = engine.figures();
-  await engine.close();
   return {
     operations: groups * GROUP_READS,
     seconds: (result.latency.mean * groups) / 1000,
     cpuSeconds,
     figures: {
-      ...figures,
       // Milliseconds per group of 1,000 reads are microseconds per read.
       readP50Us: result.latency.p50,
       readP99OfGroupsUs: result.latency.p99,
       groupCount: groups,
     },
-    digest: digest.toString(),
-    digestExpected: expected.toString(),
   };
 }
 
