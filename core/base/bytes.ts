@@ -5,6 +5,11 @@
 
 export const NO_BYTES: Uint8Array = new Uint8Array(0);
 
+/** The same bytes as a DataView. */
+export function viewOf(bytes: Uint8Array): DataView {
+  return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}
+
 /** -1, 0 or 1 by unsigned bytes; a prefix sorts first. */
 export function compareAt(
   a: Uint8Array,

@@ -14,7 +14,7 @@
  * What is wrong is TIDEMARK_CORRUPT with finding FORMAT; an unknown kind or flag, which a newer
  * version may have written, TIDEMARK_UNSUPPORTED_FORMAT. `detail.at` is the place in the payload.
  */
-import { getF64, getU16, getU32 } from '../base/bytes.ts';
+import { getF64, getU16, getU32, viewOf } from '../base/bytes.ts';
 import { TidemarkError, corrupt } from '../base/errors.ts';
 import { keyBytesMax, valueBytesMax } from '../base/limits.ts';
 import {
@@ -45,25 +45,29 @@ export const ATTACH_PART_BYTES: number = ATTACH_PART_ZERO_OFFSET + 4;
 
 const ALIGN = 8;
 
-/** Throws unless bytes[offset, offset + length) are exactly `txCount` well-formed transactions. */
+/**
+ * Throws unless bytes[offset, offset + length) are exactly `txCount` well-formed transactions. Who does
+ * this for every record of a log brings the view of `bytes` along: one load instead of four.
+ */
 export function validatePayload(
   bytes: Uint8Array,
   offset: number,
   length: number,
   txCount: number,
+  view: DataView = viewOf(bytes),
 ): void {
   const end = offset + length;
   let at = offset;
   for (let t = 0; t < txCount; t++) {
     if (end - at < TX_HEADER_BYTES) throw malformed('a transaction is cut off', at - offset);
-    const txBytes = getU32(bytes, at + TX_BYTES_OFFSET);
-    const count = getU32(bytes, at + TX_COUNT_OFFSET);
+    const txBytes = view.getUint32(at + TX_BYTES_OFFSET, true);
+    const count = view.getUint32(at + TX_COUNT_OFFSET, true);
     if (txBytes < TX_HEADER_BYTES || txBytes % ALIGN !== 0 || txBytes > end - at) {
       throw malformed('a transaction does not fit its record', at - offset);
     }
     const txEnd = at + txBytes;
     let op = at + TX_HEADER_BYTES;
-    for (let o = 0; o < count; o++) op = validateOperation(bytes, op, txEnd, offset);
+    for (let o = 0; o < count; o++) op = validateOperation(bytes, view, op, txEnd, offset);
     if (op !== txEnd) throw malformed('operations do not fill their transaction', op - offset);
     at = txEnd;
   }
@@ -71,19 +75,25 @@ export function validatePayload(
 }
 
 /** Checks the operation at bytes[at] and returns where it ends. */
-function validateOperation(bytes: Uint8Array, at: number, txEnd: number, base: number): number {
+function validateOperation(
+  bytes: Uint8Array,
+  view: DataView,
+  at: number,
+  txEnd: number,
+  base: number,
+): number {
   if (txEnd - at < OP_HEADER_BYTES) throw malformed('an operation is cut off', at - base);
   const kind = bytes[at + OP_KIND_OFFSET];
   const flags = bytes[at + OP_FLAGS_OFFSET];
   if (kind === 0) throw malformed('an operation has kind 0', at - base);
   if (kind > OP_ATTACH) throw unsupported('kind', kind, at - base);
   if (flags !== 0) throw unsupported('flags', flags, at - base);
-  if (getU32(bytes, at + OP_ZERO_OFFSET) !== 0) {
+  if (view.getUint32(at + OP_ZERO_OFFSET, true) !== 0) {
     throw malformed('reserved bytes of an operation are not zero', at - base);
   }
   const keyAt = at + keyOffsetOf(kind);
-  const keyBytes = getU16(bytes, at + OP_KEY_BYTES_OFFSET);
-  const valueBytes = getU32(bytes, at + OP_VALUE_BYTES_OFFSET);
+  const keyBytes = view.getUint16(at + OP_KEY_BYTES_OFFSET, true);
+  const valueBytes = view.getUint32(at + OP_VALUE_BYTES_OFFSET, true);
   if (valueBytes > valueBytesMax) throw malformed('a value is over its limit', at - base);
   const valueEnd = keyAt + keyBytes + valueBytes;
   // Sizes are multiples of 8 from the transaction's start, whatever that is aligned to in memory.

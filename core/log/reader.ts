@@ -4,7 +4,7 @@
  * Called by recovery, feeds and tools, the latter below the frontier that is theirs; each move makes at
  * most one storage call. What lies compressed is read through the same classes (segment-source.ts).
  */
-import { alignUp, getU32 } from '../base/bytes.ts';
+import { alignUp, getU32, viewOf } from '../base/bytes.ts';
 import { crc32 } from '../base/crc32.ts';
 import { TidemarkError, corrupt } from '../base/errors.ts';
 import { KiB, MiB, commitBytesMax } from '../base/limits.ts';
@@ -76,6 +76,7 @@ export class SegmentReader {
   readonly header: RecordHeader = new RecordHeader();
   /** Window onto the file. Valid until the next move, like all fields. */
   bytes: Uint8Array;
+  view: DataView;
   payloadOffset = 0;
   /** Where the record read, or what stopped the reader, stands. */
   position: number;
@@ -104,6 +105,7 @@ export class SegmentReader {
     this.#end = end;
     // It grows when a record needs more, and never beyond what is there to be read.
     this.bytes = new Uint8Array(Math.max(RECORD_HEADER_BYTES, Math.min(readBytes, end - from)));
+    this.view = viewOf(this.bytes);
   }
 
   /** End of what has passed its checksums. */
@@ -150,7 +152,10 @@ export class SegmentReader {
 
   /** Requires: the window does not hold `bytes` from the position on. */
   #load(bytes: number): number {
-    if (bytes > this.bytes.length) this.bytes = new Uint8Array(alignUp(bytes, 64 * KiB));
+    if (bytes > this.bytes.length) {
+      this.bytes = new Uint8Array(alignUp(bytes, 64 * KiB));
+      this.view = viewOf(this.bytes);
+    }
     const wanted = Math.min(this.bytes.length, this.#end - this.position);
     // Should it be overwritten only in part: what it held is not asked for again.
     this.#windowBytes = 0;
@@ -167,10 +172,9 @@ export class SegmentReader {
 /** A sound header was written as it stands: what is odd in it is a newer version's, or a defect. */
 export function checkRecord(header: RecordHeader): void {
   const { kind, flags, payloadLen, txCount } = header;
-  const where = { file: segmentPath(header.seq), seq: header.seq, position: header.position };
-  if ((flags & ~RECORD_FLAG_FIRST) !== 0) throw unsupported('flags', flags, where);
+  if ((flags & ~RECORD_FLAG_FIRST) !== 0) throw unsupported('flags', flags, header);
   const commit = kind === RECORD_COMMIT;
-  if (kind > RECORD_CLEAN && kind < RECORD_SKIPPABLE_MIN) throw unsupported('kind', kind, where);
+  if (kind > RECORD_CLEAN && kind < RECORD_SKIPPABLE_MIN) throw unsupported('kind', kind, header);
   const ends = kind === RECORD_SEAL || kind === RECORD_CLEAN;
   const sound =
     kind !== 0 &&
@@ -181,19 +185,23 @@ export function checkRecord(header: RecordHeader): void {
     header.minTxOffset + txCount <= OFFSET_MAX &&
     header.committedAtMs <= OFFSET_MAX;
   if (sound) return;
-  throw corrupt('FORMAT', `a record of ${where.file} at ${where.position} contradicts itself`, {
-    ...where,
+  const { file, seq, position } = placeOf(header);
+  throw corrupt('FORMAT', `a record of ${file} at ${position} contradicts itself`, {
+    file,
+    seq,
+    position,
     kind,
     payloadLen,
     txCount,
   });
 }
 
-function unsupported(
-  field: string,
-  got: number,
-  where: { file: string; seq: number; position: number },
-): TidemarkError {
+function placeOf({ seq, position }: RecordHeader): { file: string; seq: number; position: number } {
+  return { file: segmentPath(seq), seq, position };
+}
+
+function unsupported(field: string, got: number, header: RecordHeader): TidemarkError {
+  const where = placeOf(header);
   return new TidemarkError(
     'TIDEMARK_UNSUPPORTED_FORMAT',
     `a record of ${where.file} at ${where.position} has ${field} ${got}, which this version does not know`,

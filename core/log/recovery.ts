@@ -87,7 +87,7 @@ import {
 } from './segment.ts';
 import type { SegmentHeader } from './segment.ts';
 import { openPacked } from './segment-source.ts';
-import { admit, check, cursorAt, cursorAtBase } from './verify.ts';
+import { admit, check, copyCursor, cursorAt, cursorAtBase } from './verify.ts';
 import type { Cursor } from './verify.ts';
 import { ACCEPTED, LogWriter } from './writer.ts';
 import type { LogOptions, LogPosition, LogResume } from './writer.ts';
@@ -185,6 +185,7 @@ export class LogRecovery {
   /** Offsets below were durable: the highest witness so far. */
   #proven: number;
   #fed: Cursor;
+  #offered: Cursor;
 
   constructor(storage: Storage, facts: LogFacts, options: RecoveryOptions, feed: RecordFeed) {
     this.#storage = storage;
@@ -196,6 +197,7 @@ export class LogRecovery {
       options.readBytes ?? Math.min(readBytesDefault, Math.max(64 * KiB, options.segmentBytes));
     this.#proven = Math.max(facts.witness, facts.start?.upper ?? 0);
     this.#fed = { next: 0, chain: 0, epoch: 0, atMs: 0, seq: 0, commitEnd: SEGMENT_BLOCK_BYTES };
+    this.#offered = { ...this.#fed };
     this.#machine = this.#run();
   }
 
@@ -356,7 +358,8 @@ export class LogRecovery {
       }
       admit(reader.header, cursor);
       check(reader, cursor);
-      if (reader.header.kind === RECORD_COMMIT) yield* this.#offer(reader, cursor);
+      if (reader.header.kind !== RECORD_COMMIT) continue;
+      while (!this.#offer(reader, cursor)) yield;
     }
     if (cursor.next !== successor.baseOffset) {
       throw corrupt(
@@ -400,18 +403,21 @@ export class LogRecovery {
     return new FileBytes(this.#storage, fd);
   }
 
-  /** Feeds the commit the reader stands on, which `cursor` counts in already; waits for room. */
-  *#offer(reader: SegmentReader, cursor: Cursor): Machine {
+  /** Feeds the commit the reader stands on, which `cursor` counts in already. False: no room, try again. */
+  #offer(reader: SegmentReader, cursor: Cursor): boolean {
     const { header } = reader;
+    // What is being offered shows in `mark` while it is; the two change places, for this is done per record.
     const before = this.#fed;
-    const after = { ...cursor };
-    for (;;) {
-      this.#fed = after;
-      if (this.#feed(header, reader.bytes, reader.payloadOffset, header.payloadLen)) return;
-      this.#fed = before;
-      this.waiting = true;
-      yield;
+    this.#fed = this.#offered;
+    copyCursor(cursor, this.#fed);
+    if (this.#feed(header, reader.bytes, reader.payloadOffset, header.payloadLen)) {
+      this.#offered = before;
+      return true;
     }
+    this.#offered = this.#fed;
+    this.#fed = before;
+    this.waiting = true;
+    return false;
   }
 
   // ---------------------------------------------------------------- the last segment
@@ -651,7 +657,8 @@ export class LogRecovery {
         throw this.#damaged(seq, reader.position, found, cursor.next, { witness: upper });
       }
       admit(reader.header, cursor);
-      if (reader.header.kind === RECORD_COMMIT) yield* this.#offer(reader, cursor);
+      if (reader.header.kind !== RECORD_COMMIT) continue;
+      while (!this.#offer(reader, cursor)) yield;
     }
     return { reader, cursor };
   }
@@ -761,7 +768,8 @@ export class LogRecovery {
         throw this.#damaged(seq, copies.position, found, cursor.next, { witness: this.next });
       }
       admit(copies.header, cursor);
-      if (copies.header.kind === RECORD_COMMIT) yield* this.#offer(copies, cursor);
+      if (copies.header.kind !== RECORD_COMMIT) continue;
+      while (!this.#offer(copies, cursor)) yield;
     }
     this.#fed.epoch = this.epoch;
 

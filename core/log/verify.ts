@@ -46,6 +46,15 @@ export function cursorAt(start: LogPosition): Cursor {
   };
 }
 
+export function copyCursor(source: Cursor, target: Cursor): void {
+  target.next = source.next;
+  target.chain = source.chain;
+  target.epoch = source.epoch;
+  target.atMs = source.atMs;
+  target.seq = source.seq;
+  target.commitEnd = source.commitEnd;
+}
+
 /** Checks that a sound record is the one that comes next, and moves the cursor past it. */
 export function admit(header: RecordHeader, cursor: Cursor): void {
   const { minTxOffset, epoch, committedAtMs } = header;
@@ -72,7 +81,8 @@ export function check(reader: SegmentReader, cursor: Cursor): void {
   const { kind, seq, position } = header;
   if (kind === RECORD_COMMIT) {
     try {
-      validatePayload(reader.bytes, reader.payloadOffset, header.payloadLen, header.txCount);
+      const { bytes, payloadOffset, view } = reader;
+      validatePayload(bytes, payloadOffset, header.payloadLen, header.txCount, view);
     } catch (error) {
       if (!(error instanceof TidemarkError)) throw error;
       const where = { offset: header.minTxOffset, seq, position };
