@@ -5,6 +5,7 @@
  * disk without holding the thread. Belongs to its chunk; used by feeds, on their thread.
  */
 import { NO_BYTES, compareAt, compareBytes, equalAt } from '../core/base/bytes.ts';
+import { KiB, MiB } from '../core/base/limits.ts';
 import { OP_DELETE, OP_DELETE_RANGE, OP_PUT, OP_UPDATE } from '../core/base/update.ts';
 import type { LogChunk } from '../core/log/follower.ts';
 import { PayloadWalker } from '../core/log/payload.ts';
@@ -13,6 +14,8 @@ import { decodeLent } from './encodings.ts';
 import type { Codec } from './encodings.ts';
 import type { FeedCounts } from './feed-hub.ts';
 import type { ByteRange } from './key-range.ts';
+import { OldReads } from './old-rows.ts';
+import type { AskedRows } from './old-rows.ts';
 import { ROW_ABSENT, ROW_ON_DISK } from './reader.ts';
 
 /** A row that came (diff above 0) or went (below 0). Shared by all who follow on this thread: not to be changed. */
@@ -25,18 +28,26 @@ const OLD_THERE = 2;
 const OLD_SAME = 3;
 const OLD_PENDING = 4;
 
-/** Old rows asked of the disk at once. */
-const DISK_READS_MAX = 32;
+/** Bytes of old rows that are read at once; those of one transaction are, whatever their size. */
+const OLD_BYTES_PER_LOAD: number = 2 * MiB;
+/** Old rows are kept for other followers up to this, beyond the log's own bytes. */
+const OLD_BYTES_KEPT_MAX: number = 4 * MiB;
+const SLAB_BYTES: number = 16 * KiB;
+const NO_SLAB: Buffer = Buffer.alloc(0);
+/** A short copy is cheaper byte by byte than by a view. */
+const LOOP_BYTES_MAX = 128;
+/** Changes that are looked up without a turn. */
+const CHANGES_PER_VISIT = 512;
 /** Operations of a transaction among which a key is looked for one by one. */
 const SCAN_MAX = 8;
 
-export class ChunkChanges {
+export class ChunkChanges implements AskedRows {
   readonly collection: number;
   /** By transaction: the ranges that it removed, whose rows are not among its changes. */
   readonly #ranges: Map<number, ByteRange[]> = new Map();
   readonly #client: Client;
   readonly #counts: FeedCounts;
-  readonly #bytes: Buffer;
+  readonly bytes: Buffer;
   /** Per transaction: its offset, and its first change. */
   readonly offsets: number[] = [];
   readonly #firsts: number[] = [];
@@ -46,9 +57,20 @@ export class ChunkChanges {
   readonly #values: number[] = [];
   readonly #ends: number[] = [];
   readonly #diffs: number[] = [];
-  /** Per change: OLD_*, and the old value. */
+  /** Per change: OLD_*, and where the old value lies. */
   readonly #old: Uint8Array;
-  readonly #oldValues: (Buffer | undefined)[] = [];
+  readonly #oldSlabs: (Buffer | undefined)[] = [];
+  readonly #oldStarts: number[] = [];
+  readonly #oldEnds: number[] = [];
+  #slab: Buffer = NO_SLAB;
+  #slabUsed = 0;
+  /** Bytes of all old values that are kept. */
+  oldBytes = 0;
+  /** Of the load under way: how much may still be kept, and the changes that are needed in any case. */
+  #oldBytesLeft = 0;
+  #firstEnd = 0;
+  /** Below this transaction the last `loadOld` found all that it asked for. */
+  oldUpper = 0;
   /** Old rows that are on their way from the disk. */
   #pending: Promise<void> | undefined;
   /** Decoded with these codecs, those of who asked first. */
@@ -60,7 +82,7 @@ export class ChunkChanges {
   constructor(client: Client, counts: FeedCounts, log: LogChunk, collection: number) {
     this.#client = client;
     this.#counts = counts;
-    this.#bytes = log.bytes;
+    this.bytes = log.bytes;
     this.collection = collection;
     const walker = new PayloadWalker();
     for (let r = 0; r < log.records; r++) {
@@ -96,10 +118,10 @@ export class ChunkChanges {
         }
       } else {
         byKey ??= this.#nameAll(first);
-        at = byKey.get(this.#bytes.toString('latin1', key, nameEnd)) ?? -1;
+        at = byKey.get(this.bytes.toString('latin1', key, nameEnd)) ?? -1;
       }
       if (at < 0) {
-        byKey?.set(this.#bytes.toString('latin1', key, nameEnd), known);
+        byKey?.set(this.bytes.toString('latin1', key, nameEnd), known);
         this.#kinds.push(kind);
         this.#keys.push(key);
         this.#values.push(value);
@@ -124,7 +146,7 @@ export class ChunkChanges {
 
   /** The range is removed with what the transaction wrote there before, from change `first` on. */
   #addRange({ keyOffset, keyBytes, valueOffset, valueBytes }: PayloadWalker, first: number): void {
-    const bytes = this.#bytes;
+    const bytes = this.bytes;
     const range: ByteRange = {
       lower: bytes.subarray(keyOffset, keyOffset + keyBytes),
       upper: bytes.subarray(valueOffset, valueOffset + valueBytes),
@@ -168,7 +190,7 @@ export class ChunkChanges {
   namesOf(t: number): Set<string> {
     const names = new Set<string>();
     for (let i = this.#firsts[t]; i < this.#firsts[t + 1]; i++) {
-      names.add(this.#bytes.toString('latin1', this.#keys[i], this.#values[i]));
+      names.add(this.bytes.toString('latin1', this.#keys[i], this.#values[i]));
     }
     return names;
   }
@@ -178,14 +200,14 @@ export class ChunkChanges {
     const own = this.#keys[i];
     const ownEnd = kind === OP_UPDATE ? this.#ends[i] : this.#values[i];
     if (this.#values[i] - own !== value - key) return false;
-    return equalAt(this.#bytes, own, ownEnd - own, this.#bytes, key, nameEnd - key);
+    return equalAt(this.bytes, own, ownEnd - own, this.bytes, key, nameEnd - key);
   }
 
   #nameAll(first: number): Map<string, number> {
     const byKey = new Map<string, number>();
     for (let i = first; i < this.#kinds.length; i++) {
       const end = this.#kinds[i] === OP_UPDATE ? this.#ends[i] : this.#values[i];
-      byKey.set(this.#bytes.toString('latin1', this.#keys[i], end), i);
+      byKey.set(this.bytes.toString('latin1', this.#keys[i], end), i);
     }
     return byKey;
   }
@@ -218,7 +240,7 @@ export class ChunkChanges {
     const last = this.transactionAt(to);
     for (let i = this.#firsts[this.transactionAt(from)]; i < this.#firsts[last]; i++) {
       if (!this.#isWithin(i, range)) continue;
-      const name = this.#bytes.toString('latin1', this.#keys[i], this.#values[i]);
+      const name = this.bytes.toString('latin1', this.#keys[i], this.#values[i]);
       if (keys.has(name)) continue;
       const key = Buffer.from(name, 'latin1');
       keys.set(name, key);
@@ -229,7 +251,7 @@ export class ChunkChanges {
 
   #isWithin(i: number, range: ByteRange | undefined): boolean {
     if (range === undefined) return true;
-    const bytes = this.#bytes;
+    const bytes = this.bytes;
     const at = this.#keys[i];
     const length = this.#values[i] - at;
     if (compareAt(bytes, at, length, range.lower, 0, range.lower.length) < 0) return false;
@@ -239,32 +261,27 @@ export class ChunkChanges {
   // ---------------------------------------------------------------- what was there before
 
   /**
-   * Looks up the old rows of transactions [from, to) in the range; undefined when they are all known now,
-   * else a promise, after which to ask again. Requires: their times are held.
+   * Looks up the old rows of transactions [from, to) in the range; undefined when those of the first are
+   * known now, and `oldUpper` says of which others; else a promise, after which to ask again. Requires:
+   * from < to, and their times are held.
    */
   loadOld(from: number, to: number, range: ByteRange | undefined): Promise<void> | undefined {
-    let missing: number[] | undefined;
-    let isPending = false;
-    for (let t = from; t < to; t++) {
-      for (let i = this.#firsts[t]; i < this.#firsts[t + 1]; i++) {
-        if (this.#old[i] === OLD_PENDING) isPending = true;
-        if (this.#old[i] !== OLD_UNREAD || !this.#isWithin(i, range)) continue;
-        if (this.#kinds[i] === OP_UPDATE || this.offsets[t] === 0) {
-          this.#old[i] = OLD_ABSENT;
-          continue;
-        }
-        this.#counts.oldRowsRead++;
-        if (this.#readFromMemory(i, this.offsets[t] - 1)) continue;
-        this.#old[i] = OLD_PENDING;
-        missing ??= [];
-        missing.push(i, this.offsets[t] - 1);
-      }
+    this.oldUpper = this.#knownUpper(from, to, range);
+    if (this.oldUpper > from) return undefined;
+    const reads = new OldReads(this.#client, this.collection);
+    this.#oldBytesLeft = OLD_BYTES_PER_LOAD;
+    this.#firstEnd = this.#firsts[from + 1];
+    try {
+      this.oldUpper = this.#look(from, to, range, reads);
+    } catch (error) {
+      this.#giveUp(reads);
+      throw error;
     }
-    if (missing !== undefined) {
+    if (reads.count > 0) {
       const before = this.#pending;
-      const reads = this.#readFromDisk(missing);
+      const own = this.#readAhead(reads, from, to, range);
       const all: Promise<void> =
-        before === undefined ? reads : Promise.all([before, reads]).then(() => undefined);
+        before === undefined ? own : Promise.all([before, own]).then(() => undefined);
       this.#pending = all;
       const done = (): void => {
         if (this.#pending === all) this.#pending = undefined;
@@ -273,31 +290,139 @@ export class ChunkChanges {
       return all;
     }
     // What others asked for may fail for reasons of theirs: who still misses something asks himself.
-    return isPending ? this.#pending?.catch(() => {}) : undefined;
+    return this.oldUpper === from ? this.#pending?.catch(() => {}) : undefined;
   }
 
-  /** False: only the disk knows. */
-  #readFromMemory(i: number, T: number): boolean {
+  /** The first of transactions [from, to) of which something is not known; `to` when all is. */
+  #knownUpper(from: number, to: number, range: ByteRange | undefined): number {
+    for (let t = from; t < to; t++) {
+      for (let i = this.#firsts[t]; i < this.#firsts[t + 1]; i++) {
+        const state = this.#old[i];
+        if (state === OLD_PENDING) return t;
+        if (state === OLD_UNREAD && this.#isWithin(i, range)) return t;
+      }
+    }
+    return to;
+  }
+
+  /**
+   * Asks memory for the old rows of transactions [from, to), and notes what only the disk knows. Returns
+   * below which transaction they are all known or noted.
+   */
+  #look(from: number, to: number, range: ByteRange | undefined, reads: OldReads): number {
     const client = this.#client;
-    const { reader } = client;
-    const start = this.#keys[i];
-    const length = this.#values[i] - start;
-    const key = this.#bytes.subarray(start, start + length);
-    client.hold(T);
+    let known = -1;
+    let entered = -1;
+    const noted = reads.count;
     try {
-      const block = reader.enter(this.collection, T);
-      try {
-        const found = reader.find(this.collection, block, key, length, true);
-        if (found === ROW_ON_DISK) return false;
-        if (found === ROW_ABSENT) this.#old[i] = OLD_ABSENT;
-        else this.#setOld(i, reader.valueBytes, reader.valueStart, reader.valueEnd);
-        return true;
-      } finally {
-        reader.leave();
+      for (let t = from; t < to; t++) {
+        if (t > from && this.#oldBytesLeft <= 0) return known < 0 ? t : known;
+        const T = this.offsets[t] - 1;
+        for (let i = this.#firsts[t]; i < this.#firsts[t + 1]; i++) {
+          const state = this.#old[i];
+          if (state !== OLD_UNREAD) {
+            if (state === OLD_PENDING && known < 0) known = t;
+            continue;
+          }
+          if (!this.#isWithin(i, range)) continue;
+          if (this.#kinds[i] === OP_UPDATE || T < 0) {
+            this.#old[i] = OLD_ABSENT;
+            continue;
+          }
+          if (entered < 0) {
+            client.hold(T);
+            entered = T;
+            try {
+              client.feeds.old.enter(this.collection, T);
+            } catch (error) {
+              client.release(T);
+              entered = -1;
+              throw error;
+            }
+          }
+          this.#lookAt(i, T, reads);
+        }
       }
     } finally {
+      if (entered >= 0) {
+        if (reads.count > noted) reads.pin();
+        client.feeds.old.leave();
+        client.release(entered);
+      }
+    }
+    return known < 0 ? to : known;
+  }
+
+  #lookAt(i: number, T: number, reads: OldReads): void {
+    const { old } = this.#client.feeds;
+    this.#counts.oldRowsRead++;
+    const start = this.#keys[i];
+    const outcome = old.find(this.bytes, start, this.#values[i] - start, T, reads);
+    if (outcome === ROW_ON_DISK) {
+      this.#old[i] = OLD_PENDING;
+      reads.add(this, i, T, old.hidden);
+    } else if (outcome === ROW_ABSENT) this.#old[i] = OLD_ABSENT;
+    else this.#setOld(i, old.valueBytes, old.valueStart, old.valueEnd);
+  }
+
+  /** Since the disk has to be asked: for the whole piece at once. */
+  async #readAhead(
+    reads: OldReads,
+    from: number,
+    to: number,
+    range: ByteRange | undefined,
+  ): Promise<void> {
+    const client = this.#client;
+    const T = Math.max(0, this.offsets[from] - 1);
+    client.hold(T);
+    try {
+      for (let at = to; at < this.transactions && this.#oldBytesLeft > 0;) {
+        await client.turn();
+        client.assertUsable();
+        const upper = this.#endOfVisit(at, CHANGES_PER_VISIT);
+        this.#look(at, upper, range, reads);
+        at = upper;
+      }
+      this.#counts.oldRowsFromDisk += reads.count;
+      await reads.run();
+    } finally {
+      this.#giveUp(reads);
       client.release(T);
     }
+  }
+
+  /** What was noted and not answered is asked again by who wants it. */
+  #giveUp(reads: OldReads): void {
+    reads.close();
+    reads.eachRow((i) => {
+      if (this.#old[i] === OLD_PENDING) this.#old[i] = OLD_UNREAD;
+    });
+  }
+
+  /** The transaction after `t` and so many changes. */
+  #endOfVisit(t: number, changes: number): number {
+    const first = this.#firsts[t];
+    let to = t + 1;
+    while (to < this.transactions && this.#firsts[to] - first < changes) to++;
+    return to;
+  }
+
+  // Who asks the disk for rows (old-rows.ts) is told their keys, and tells what was there.
+
+  keyAt(i: number): number {
+    return this.#keys[i];
+  }
+
+  keyEndAt(i: number): number {
+    return this.#values[i];
+  }
+
+  answer(i: number, bytes: Uint8Array | undefined, start: number, end: number): void {
+    if (this.#old[i] !== OLD_PENDING) return;
+    // Enough for now: what the first transaction does not need is read when its turn comes.
+    if (this.#oldBytesLeft <= 0 && i >= this.#firstEnd) this.#old[i] = OLD_UNREAD;
+    else if (bytes === undefined) this.#old[i] = OLD_ABSENT;
+    else this.#setOld(i, bytes, start, end);
   }
 
   #setOld(i: number, bytes: Uint8Array, start: number, end: number): void {
@@ -305,53 +430,50 @@ export class ChunkChanges {
     const length = this.#ends[i] - value;
     if (
       this.#kinds[i] === OP_PUT &&
-      equalAt(bytes, start, end - start, this.#bytes, value, length)
+      equalAt(bytes, start, end - start, this.bytes, value, length)
     ) {
       this.#old[i] = OLD_SAME;
       return;
     }
-    const copy = Buffer.allocUnsafe(end - start);
-    copy.set(bytes.subarray(start, end));
-    this.#oldValues[i] = copy;
+    const bytesOld = end - start;
+    this.#oldBytesLeft -= bytesOld;
+    this.oldBytes += bytesOld;
+    this.#keepOld(i, bytes, start, bytesOld);
     this.#old[i] = OLD_THERE;
   }
 
-  async #readFromDisk(missing: readonly number[]): Promise<void> {
-    const client = this.#client;
-    let next = 0;
-    const read = async (): Promise<void> => {
-      while (next < missing.length) {
-        const i = missing[next];
-        const T = missing[next + 1];
-        next += 2;
-        // The arena may be another engine's by now.
-        client.assertUsable();
-        const key = this.#bytes.subarray(this.#keys[i], this.#values[i]);
-        client.hold(T);
-        try {
-          this.#counts.oldRowsFromDisk++;
-          const found = await client.reader.findLater(
-            this.collection,
-            key,
-            T,
-            (time) => client.hold(time),
-            (time) => client.release(time),
-          );
-          if (found.outcome === ROW_ABSENT) this.#old[i] = OLD_ABSENT;
-          else this.#setOld(i, found.value, found.start, found.end);
-        } finally {
-          client.release(T);
-        }
-      }
-    };
-    try {
-      await Promise.all(Array.from({ length: DISK_READS_MAX }, read));
-    } catch (error) {
-      for (let m = 0; m < missing.length; m += 2) {
-        if (this.#old[missing[m]] === OLD_PENDING) this.#old[missing[m]] = OLD_UNREAD;
-      }
-      throw error;
+  /** Copies an old value behind the last one. */
+  #keepOld(i: number, bytes: Uint8Array, start: number, length: number): void {
+    let slab = this.#slab;
+    if (length > slab.length - this.#slabUsed) {
+      slab = Buffer.allocUnsafe(Math.max(length, SLAB_BYTES));
+      this.#slab = slab;
+      this.#slabUsed = 0;
     }
+    const at = this.#slabUsed;
+    if (length <= LOOP_BYTES_MAX) {
+      for (let b = 0; b < length; b++) slab[at + b] = bytes[start + b];
+    } else {
+      slab.set(bytes.subarray(start, start + length), at);
+    }
+    this.#slabUsed = at + length;
+    this.#oldSlabs[i] = slab;
+    this.#oldStarts[i] = at;
+    this.#oldEnds[i] = at + length;
+  }
+
+  /** Forgets the old rows of transactions below `t`, when they are more than may be kept for others. */
+  trim(t: number): void {
+    if (this.oldBytes <= OLD_BYTES_KEPT_MAX) return;
+    for (let i = 0; i < this.#firsts[t]; i++) {
+      if (this.#old[i] !== OLD_THERE) continue;
+      this.#old[i] = OLD_UNREAD;
+      this.oldBytes -= this.#oldEnds[i] - this.#oldStarts[i];
+      this.#oldSlabs[i] = undefined;
+      this.#before[i] = undefined;
+    }
+    this.#slab = NO_SLAB;
+    this.#slabUsed = 0;
   }
 
   // ---------------------------------------------------------------- updates
@@ -379,7 +501,7 @@ export class ChunkChanges {
       this.#decode(i, old, keys, values);
       if (state === OLD_THERE) {
         updates.push(this.#before[i]!);
-        bytes += this.#values[i] - this.#keys[i] + this.#oldValues[i]!.length;
+        bytes += this.#values[i] - this.#keys[i] + this.#oldEnds[i] - this.#oldStarts[i];
       }
       // Without its old row a deletion is told by its key alone.
       if (kind !== OP_DELETE || !old) {
@@ -397,17 +519,17 @@ export class ChunkChanges {
       this.#before.length = 0;
       this.#after.length = 0;
     }
-    const oldValue = old ? this.#oldValues[i] : undefined;
-    const isBefore = oldValue !== undefined && this.#before[i] === undefined;
+    const slab = old ? this.#oldSlabs[i] : undefined;
+    const isBefore = slab !== undefined && this.#before[i] === undefined;
     const isAfter = this.#after[i] === undefined;
     if (!isBefore && !isAfter) return;
     this.#counts.changesDecoded++;
-    const bytes = this.#bytes;
+    const bytes = this.bytes;
     const value = this.#values[i];
     const key =
       this.#after[i]?.key ?? this.#before[i]?.key ?? decodeLent(keys, bytes, this.#keys[i], value);
     if (isBefore) {
-      const decoded = decodeLent(values, oldValue, 0, oldValue.length);
+      const decoded = decodeLent(values, slab, this.#oldStarts[i], this.#oldEnds[i]);
       this.#before[i] = { key, value: decoded, diff: -1 };
     }
     if (!isAfter) return;

@@ -11,6 +11,7 @@ import { PayloadWalker } from '../core/log/payload.ts';
 import type { Storage } from '../core/storage/storage.ts';
 import type { Client } from './client.ts';
 import { ChunkChanges } from './feed-changes.ts';
+import { OldRows } from './old-rows.ts';
 import { FRONTIER_LOGGED } from './waiter.ts';
 import type { Waiter } from './waiter.ts';
 
@@ -51,8 +52,11 @@ export class HubChunk {
     this.touched = touchedBy(log);
   }
 
+  /** What it costs to keep; grows with the old rows that are looked up. */
   get bytes(): number {
-    return this.log.bytes.length + CHUNK_COST_BYTES;
+    let bytes = this.log.bytes.length + CHUNK_COST_BYTES;
+    for (const changes of this.#changes.values()) bytes += changes.oldBytes;
+    return bytes;
   }
 
   /** What it changed in a collection; undefined: nothing. */
@@ -89,6 +93,8 @@ export interface Waiting {
 
 export class FeedHub implements FollowSource {
   readonly client: Client;
+  /** Looks up what was there before. */
+  readonly old: OldRows;
   readonly counts: FeedCounts = {
     logReads: 0,
     logBytes: 0,
@@ -103,7 +109,6 @@ export class FeedHub implements FollowSource {
   readonly cursors: Set<string> = new Set();
   /** Last used last. */
   #chunks: HubChunk[] = [];
-  #keptBytes = 0;
   /** By the offset that was asked for. */
   readonly #loads: Map<number, Promise<HubChunk>> = new Map();
   readonly #followers: LogFollower[] = [];
@@ -114,6 +119,7 @@ export class FeedHub implements FollowSource {
 
   constructor(client: Client) {
     this.client = client;
+    this.old = new OldRows(client);
   }
 
   // ---------------------------------------------------------------- the log
@@ -194,11 +200,14 @@ export class FeedHub implements FollowSource {
   }
 
   #keep(chunk: HubChunk): void {
-    this.#chunks.push(chunk);
-    this.#keptBytes += chunk.bytes;
-    while (this.#keptBytes > KEPT_BYTES_MAX && this.#chunks.length > 1) {
-      this.#keptBytes -= this.#chunks.shift()!.bytes;
-    }
+    const chunks = this.#chunks;
+    chunks.push(chunk);
+    // One who follows alone comes back to none of them.
+    const most = this.running > 1 ? KEPT_BYTES_MAX : 0;
+    let bytes = 0;
+    let first = chunks.length - 1;
+    while (first > 0 && (bytes += chunks[first].bytes) < most) first--;
+    if (first > 0) chunks.splice(0, first);
   }
 
   // ---------------------------------------------------------------- waiting
@@ -262,6 +271,5 @@ export class FeedHub implements FollowSource {
     this.#wakeAll();
     for (const follower of this.#followers.splice(0)) follower.close();
     this.#chunks = [];
-    this.#keptBytes = 0;
   }
 }

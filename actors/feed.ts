@@ -421,16 +421,20 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
       const at = changes.transactionAt(this.#next);
       if (at < changes.transactions) sources.push({ target, changes, at, to: at });
     }
-    const upper = slice(sources, log.to, this.#next);
+    let upper = slice(sources, log.to, this.#next);
     if (this.#old) {
       for (const { target, changes, at, to } of sources) {
+        if (at === to) continue;
         for (;;) {
           const loading = changes.loadOld(at, to, target.range);
           if (loading === undefined) break;
           await loading;
           if (this.#ended) return;
         }
+        // Old rows of some are enough for now.
+        if (changes.oldUpper < to) upper = Math.min(upper, changes.offsets[changes.oldUpper]);
       }
+      for (const source of sources) source.to = source.changes.transactionAt(upper);
     }
     const removedAt = rangeAt(sources, this.#next);
     if (removedAt < upper) {
@@ -441,6 +445,7 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
     }
     if (sources.length === 1) this.#takeOne(sources[0]);
     else this.#takeMany(sources);
+    for (const { changes, to } of sources) changes.trim(to);
     this.#next = upper;
     this.#place = upper === log.to ? log.end : log.start;
   }

@@ -339,6 +339,30 @@ export class Reader {
     }
   }
 
+  /**
+   * What the row cache says of a key: CACHE_*; of a row `time`, and `valueStart` to `valueEnd` in the arena.
+   * Requires: entered, and the view's generations do not have the key at T.
+   */
+  lookUpCached(
+    collection: number,
+    key: Uint8Array,
+    at: number,
+    length: number,
+    hash: number,
+    T: number,
+  ): number {
+    const found = this.#cache.lookup(collection, key, at, length, hash, T);
+    if (found === CACHE_ROW) {
+      this.counters.add(CACHE_HITS, 1);
+      this.time = this.#cache.from;
+      this.valueStart = this.#cache.valueAddress;
+      this.valueEnd = this.valueStart + this.#cache.valueBytes;
+    } else if (found === CACHE_ABSENT) {
+      this.counters.add(CACHE_ABSENTS, 1);
+    }
+    return found;
+  }
+
   /** A range delete of a generation has come since the node, or, where there is none, since all below. */
   #isHidden(collection: number, key: Uint8Array, length: number, node: number): boolean {
     const time = node === 0 ? -1 : this.#generation.timeOf(node);

@@ -309,6 +309,63 @@ inBothHosts('any feed from any offset tells what a list of all transactions says
   assert.ok(feeds.length > 5 && engine.stats().log.segments.length > 3, 'it was tried');
 });
 
+inBothHosts('what the disk alone knows is read once a change, whoever asks', async (home) => {
+  await followFromDisk(home, 60);
+});
+
+inBothHosts('old rows are told whole when they are more than is read ahead', async (home) => {
+  await followFromDisk(home, 1_200_000);
+});
+
+async function followFromDisk(home: Home, valueBytesMax: number): Promise<void> {
+  const engine = await home.open();
+  const users = await usersOf(engine);
+  const prng = new Prng(11);
+  const state = new Map<string, string>();
+  const model: Row[][] = [];
+  // Of one key there are more versions than a block holds.
+  for (let n = 0; n < 4_000; n++) {
+    const key = prng.chance(0.3) ? 'hot' : `k${prng.below(700)}`;
+    const old = state.get(key);
+    const rows: Row[] = old === undefined ? [] : [{ key, value: old, diff: -1 }];
+    if (old !== undefined && prng.chance(0.2)) {
+      state.delete(key);
+      void users.delete(key);
+    } else {
+      const value = `${n}`.padEnd(n % 500 === 0 ? valueBytesMax : prng.between(10, 60), '.');
+      state.set(key, value);
+      rows.push({ key, value, diff: 1 });
+      void users.put(key, value);
+    }
+    model.push(rows);
+    if (n === 2_000) await engine.flush();
+  }
+  await engine.flush();
+  const feeds = [
+    users.changes({ after: -1 }),
+    users.changes({ after: -1, gte: 'h', lt: 'k5' }),
+    users.changes({ after: -1 }),
+  ];
+  const before = engine.stats().feeds;
+  const told = await Promise.all(feeds.map((feed) => upTo(feed, engine.upper - 1)));
+  const { oldRowsRead, oldRowsFromDisk, changes } = engine.stats().feeds;
+  for (const items of [told[0], told[2]]) {
+    assert.deepEqual(
+      items.map(({ updates }) => updates),
+      model,
+    );
+  }
+  assert.deepEqual(
+    told[1].map(({ updates }) => updates),
+    model.filter(([{ key }]) => key < 'k5'),
+  );
+  const isKept = valueBytesMax < 1_000;
+  assert.ok(oldRowsRead - before.oldRowsRead >= 4_000, 'each was read');
+  if (isKept) assert.equal(oldRowsRead - before.oldRowsRead, 4_000);
+  if (isKept) assert.equal(changes - before.changes, 4_000);
+  assert.ok(oldRowsFromDisk - before.oldRowsFromDisk > 3_000, 'it was tried');
+}
+
 function inOrder(state: ReadonlyMap<string, string>): [string, string][] {
   return [...state].toSorted(([a], [b]) => (a < b ? -1 : 1));
 }

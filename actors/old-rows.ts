@@ -1,0 +1,467 @@
+/**
+ * Rows as they were: many points of a collection, each at a time of its own. What generations, row cache
+ * and filters know of them is answered in one visit; what only the disk knows is gathered, and read block
+ * by block: each block once, in the order of the files, neighbours with one read, several reads at once.
+ * Nothing is awaited row by row. Belongs to the feeds of a client, on its thread; a visit holds the view
+ * without a turn, the reads hold descriptors alone.
+ */
+import { NO_BYTES } from '../core/base/bytes.ts';
+import { KiB } from '../core/base/limits.ts';
+import { OP_DELETE } from '../core/base/update.ts';
+import { CACHE_ABSENT, CACHE_ROW } from '../core/cache/reader.ts';
+import { keyHash } from '../core/memtable/layout.ts';
+import { GenerationReader } from '../core/memtable/reader.ts';
+import { gatherValue, isContiguous } from '../core/shared/record-pages.ts';
+import { BlockSearch, CONTINUES, FOUND, blockFault } from '../core/spine/block.ts';
+import { isPacked, unpackBlock } from '../core/spine/block-codec.ts';
+import { filterMayHold } from '../core/spine/filter.ts';
+import { blockBytes, blockOffset, findBlock } from '../core/spine/part-index.ts';
+import { badBlock } from '../core/spine/part-reader.ts';
+import { keyHash as partKeyHash } from '../core/spine/row-hash.ts';
+import { partPath } from '../core/storage/names.ts';
+import type { Client } from './client.ts';
+import { ROW_ABSENT, ROW_FOUND, ROW_ON_DISK } from './reader.ts';
+
+/** Read at once when the blocks that are wanted stand so close; one that is larger is read alone. */
+const STRETCH_BYTES_MAX: number = 256 * KiB;
+/** Bytes between two blocks that cost less than a read of their own. */
+const GAP_BYTES_MAX: number = 32 * KiB;
+const READS_AT_ONCE = 4;
+
+/** Who asked for rows: what their keys are, and who is told. */
+export interface AskedRows {
+  readonly bytes: Uint8Array;
+  keyAt(i: number): number;
+  keyEndAt(i: number): number;
+  /** `bytes` undefined: there was none. Valid until: the return. */
+  answer(i: number, bytes: Uint8Array | undefined, start: number, end: number): void;
+}
+
+/** A block that may hold some of the rows. */
+type WantedBlock = {
+  readonly fd: number;
+  readonly file: number;
+  readonly number: number;
+  readonly position: number;
+  readonly bytes: number;
+  /** Rows to be looked for in it, linked. */
+  first: number;
+};
+
+/** Neighbours: blocks [from, to) of those that are wanted. */
+type Stretch = { readonly from: number; to: number; readonly position: number; end: number };
+
+export class OldRows {
+  readonly client: Client;
+  readonly #generation: GenerationReader;
+  #scratch: Buffer = Buffer.allocUnsafe(4 * KiB);
+  /** Of the visit. */
+  #collection = 0;
+  #block = 0;
+  /** Up to here the parts hold everything: no generation need be asked. */
+  #partsUpper = 0;
+
+  /** Of the row found last. Valid until: the next look, or `leave`. */
+  valueBytes: Uint8Array = NO_BYTES;
+  valueStart = 0;
+  valueEnd = 0;
+  /** Of the row that is on disk, if it is there: a range delete hides what is older. */
+  hidden = -1;
+
+  constructor(client: Client) {
+    this.client = client;
+    this.#generation = new GenerationReader(client.context.arena);
+  }
+
+  /** Begins a visit: times from `T` on may be asked for until `leave`. Requires: `T` is held. */
+  enter(collection: number, T: number): void {
+    const { reader } = this.client;
+    const block = reader.enter(collection, T);
+    this.#collection = collection;
+    this.#block = block;
+    this.#partsUpper = block === 0 ? -1 : reader.view.upper(block);
+  }
+
+  leave(): void {
+    this.client.reader.leave();
+  }
+
+  /** What memory says of a row at T: ROW_FOUND, ROW_ABSENT, or ROW_ON_DISK, then with its blocks in `reads`. */
+  find(bytes: Uint8Array, at: number, length: number, T: number, reads: OldReads): number {
+    this.client.reader.countRead();
+    // What lies below is in parts, and newer generations say nothing of it.
+    if (T >= this.#partsUpper) {
+      const outcome = this.#findInMemory(bytes, at, length, T);
+      if (outcome !== ROW_ON_DISK) return outcome;
+    }
+    return this.#locate(bytes, at, length, T, reads) ? ROW_ON_DISK : ROW_ABSENT;
+  }
+
+  #findInMemory(bytes: Uint8Array, at: number, length: number, T: number): number {
+    const collection = this.#collection;
+    const { reader, context } = this.client;
+    const { view, hiding } = reader;
+    const hash = keyHash(bytes, at, length);
+    const generation = this.#generation;
+    let node = 0;
+    let hasRanges = false;
+    for (let i = -2; i < view.sealedCount && node === 0; i++) {
+      const header = i === -2 ? view.spare : i === -1 ? view.open : view.sealed(i);
+      if (header === 0) continue;
+      generation.attach(header);
+      node = generation.find(collection, bytes, at, length, hash, T);
+      hasRanges ||= generation.hasRanges;
+    }
+    if (hasRanges) {
+      const time = node === 0 ? -1 : generation.timeOf(node);
+      const newest = hiding.inGenerations(collection, bytes, at, length, time, T);
+      if (newest !== time) return ROW_ABSENT;
+    }
+    if (node !== 0) {
+      if (generation.kindOf(node) === OP_DELETE) return ROW_ABSENT;
+      this.#placeValue(generation.valueAddressOf(node), generation.valueBytesOf(node));
+      return ROW_FOUND;
+    }
+    if (this.#block === 0) return ROW_ABSENT;
+    switch (reader.lookUpCached(collection, bytes, at, length, hash, T)) {
+      case CACHE_ROW:
+        this.valueBytes = context.arena.u8;
+        this.valueStart = reader.valueStart;
+        this.valueEnd = reader.valueEnd;
+        return ROW_FOUND;
+      case CACHE_ABSENT:
+        return ROW_ABSENT;
+      default:
+        return ROW_ON_DISK;
+    }
+  }
+
+  #placeValue(address: number, length: number): void {
+    const { arena, pool } = this.client.context;
+    this.valueBytes = arena.u8;
+    this.valueStart = address;
+    if (!isContiguous(address, length)) {
+      if (this.#scratch.length < length) this.#scratch = Buffer.allocUnsafe(length);
+      gatherValue(arena, pool, address, length, this.#scratch, 0);
+      this.valueBytes = this.#scratch;
+      this.valueStart = 0;
+    }
+    this.valueEnd = this.valueStart + length;
+  }
+
+  /** Notes the blocks that may hold the row at T, newest first; false when there are none. */
+  #locate(bytes: Uint8Array, at: number, length: number, T: number, reads: OldReads): boolean {
+    const block = this.#block;
+    if (block === 0) return false;
+    const { reader, context } = this.client;
+    const { view, hiding } = reader;
+    const { u8 } = context.arena;
+    const hidden = hiding.inParts(block, bytes, at, length, -1, T);
+    const hash = partKeyHash(bytes, at, length);
+    const runs = view.runCount(block);
+    let isThere = false;
+    for (let r = 0; r < runs; r++) {
+      const run = view.run(block, r);
+      const parts = view.partCount(run);
+      // The versions of a key may run on into the next part.
+      for (let p = view.partAtOrAfter(run, bytes, at, length); p < parts; p++) {
+        const part = view.part(run, p);
+        if (view.beginsAfter(part, bytes, at, length)) break;
+        if (view.minTime(part) > T || view.maxTime(part) < hidden) continue;
+        const index = view.index(part);
+        const filter = view.filter(part);
+        if (index !== 0 && filter !== 0 && !filterMayHold(u8, filter, hash)) {
+          reader.countSkip();
+          continue;
+        }
+        const fd = reads.descriptorOf(view.file(part), view.fd(part));
+        const memory = index === 0 ? reads.indexOf(part, fd) : u8;
+        const number = findBlock(memory, index, bytes, at, length);
+        const position = view.offset(part) + blockOffset(memory, index, number);
+        reads.candidate(
+          fd,
+          view.file(part),
+          number,
+          position,
+          blockBytes(memory, index, number),
+          !isThere,
+        );
+        isThere = true;
+      }
+    }
+    this.hidden = hidden;
+    return isThere;
+  }
+}
+
+/** Rows of one collection that are to be looked for on the disk, and where: filled in visits, then run once. */
+export class OldReads {
+  readonly #client: Client;
+  readonly #collection: number;
+  /** Per row: who asked, for which, at what time, from when on it is not hidden, its candidates. */
+  readonly #asked: AskedRows[] = [];
+  readonly #numbers: number[] = [];
+  readonly #times: number[] = [];
+  readonly #hidden: number[] = [];
+  readonly #firsts: number[] = [];
+  /** The candidate that is looked into; the next row of the same block, -1: none. */
+  #at: Int32Array = new Int32Array(0);
+  #nextRow: Int32Array = new Int32Array(0);
+  /** Candidates, those of a row one after the other. */
+  readonly #fds: number[] = [];
+  readonly #files: number[] = [];
+  readonly #blocks: number[] = [];
+  readonly #positions: number[] = [];
+  readonly #bytes: number[] = [];
+  /** Where the candidates of the row begin that is being located. */
+  #first = 0;
+  /** Opened for these reads, by file. */
+  readonly #own: Map<number, number> = new Map();
+  /** Indexes that are not in shared memory, by part. Good for one visit: parts are told apart by address. */
+  readonly #indexes: Map<number, Uint8Array> = new Map();
+  readonly #io: number[] = [];
+  readonly #search: BlockSearch = new BlockSearch();
+  /** Rows for the next round: what they were looked for in has them not. */
+  #left: number[] = [];
+
+  constructor(client: Client, collection: number) {
+    this.#client = client;
+    this.#collection = collection;
+  }
+
+  get count(): number {
+    return this.#asked.length;
+  }
+
+  eachRow(visit: (i: number) => void): void {
+    for (const i of this.#numbers) visit(i);
+  }
+
+  // ---------------------------------------------------------------- in a visit
+
+  /** @internal */
+  descriptorOf(file: number, fd: number): number {
+    if (fd >= 0) return fd;
+    let own = this.#own.get(file);
+    if (own === undefined) {
+      own = this.#client.context.storage.open(partPath(file), 'read');
+      this.#own.set(file, own);
+    }
+    return own;
+  }
+
+  /** @internal */
+  indexOf(part: number, fd: number): Uint8Array {
+    let index = this.#indexes.get(part);
+    if (index === undefined) {
+      index = this.#client.reader.readIndex(part, fd);
+      this.#indexes.set(part, index);
+    }
+    return index;
+  }
+
+  /** @internal */
+  candidate(
+    fd: number,
+    file: number,
+    block: number,
+    position: number,
+    bytes: number,
+    isFirst: boolean,
+  ): void {
+    if (isFirst) this.#first = this.#fds.length;
+    this.#fds.push(fd);
+    this.#files.push(file);
+    this.#blocks.push(block);
+    this.#positions.push(position);
+    this.#bytes.push(bytes);
+  }
+
+  /** Takes the row that `find` has just said is on the disk. */
+  add(asked: AskedRows, i: number, T: number, hidden: number): void {
+    this.#asked.push(asked);
+    this.#numbers.push(i);
+    this.#times.push(T);
+    this.#hidden.push(hidden);
+    this.#firsts.push(this.#first);
+  }
+
+  /** At the end of a visit that added rows, before `leave`: what was seen open stays so until `run` has ended. */
+  pin(): void {
+    this.#indexes.clear();
+    this.#io.push(this.#client.reader.slot.beginIo());
+  }
+
+  // ---------------------------------------------------------------- reading
+
+  /** Answers all rows, or rejects when some could not be read. Requires: the lowest time is held. */
+  async run(): Promise<void> {
+    const rows = this.count;
+    this.#firsts.push(this.#fds.length);
+    this.#at = Int32Array.from(this.#firsts.slice(0, rows));
+    this.#nextRow = new Int32Array(rows);
+    this.#left = Array.from({ length: rows }, (_, row) => row);
+    try {
+      while (this.#left.length > 0) {
+        const blocks = this.#wanted(this.#left);
+        this.#left = [];
+        await this.#readAll(blocks);
+      }
+    } finally {
+      this.close();
+    }
+  }
+
+  /** Lets go of what is pinned. Part of `run`; for reads that are given up before. */
+  close(): void {
+    for (const io of this.#io.splice(0)) this.#client.reader.slot.endIo(io);
+    for (const fd of this.#own.values()) this.#client.context.storage.close(fd);
+    this.#own.clear();
+  }
+
+  /** The blocks in which these rows are looked for next, in the order of the files, each once. */
+  #wanted(rows: readonly number[]): WantedBlock[] {
+    const byFile = new Map<number, Map<number, WantedBlock>>();
+    const blocks: WantedBlock[] = [];
+    for (const row of rows) {
+      const at = this.#at[row];
+      const file = this.#files[at];
+      const position = this.#positions[at];
+      let byPosition = byFile.get(file);
+      if (byPosition === undefined) {
+        byPosition = new Map();
+        byFile.set(file, byPosition);
+      }
+      let block = byPosition.get(position);
+      if (block === undefined) {
+        const fd = this.#fds[at];
+        const number = this.#blocks[at];
+        block = { fd, file, number, position, bytes: this.#bytes[at], first: -1 };
+        byPosition.set(position, block);
+        blocks.push(block);
+      }
+      this.#nextRow[row] = block.first;
+      block.first = row;
+    }
+    return blocks.toSorted((a, b) => a.file - b.file || a.position - b.position);
+  }
+
+  async #readAll(blocks: readonly WantedBlock[]): Promise<void> {
+    const stretches = stretchesOf(blocks);
+    const client = this.#client;
+    const { storage } = client.context;
+    let next = 0;
+    let isFailed = false;
+    const lane = async (): Promise<void> => {
+      let buffer: Buffer | undefined;
+      while (next < stretches.length && !isFailed) {
+        const stretch = stretches[next++];
+        const bytes = stretch.end - stretch.position;
+        if (buffer === undefined || buffer.length < bytes) buffer = Buffer.allocUnsafe(bytes);
+        try {
+          const { fd } = blocks[stretch.from];
+          const n = await storage.readLater(fd, buffer, 0, bytes, stretch.position);
+          // The arena may be another engine's by now.
+          client.assertUsable();
+          this.#searchAll(blocks, stretch, buffer, n);
+        } catch (error) {
+          isFailed = true;
+          throw error;
+        }
+      }
+    };
+    const lanes = Math.min(READS_AT_ONCE, stretches.length);
+    // All have ended before descriptors are given back.
+    const ended = await Promise.allSettled(Array.from({ length: lanes }, lane));
+    for (const end of ended) if (end.status === 'rejected') throw end.reason;
+  }
+
+  #searchAll(blocks: readonly WantedBlock[], stretch: Stretch, bytes: Buffer, n: number): void {
+    const { reader } = this.#client;
+    reader.countFile(n);
+    for (let b = stretch.from; b < stretch.to; b++) {
+      const block = blocks[b];
+      const { file, number, position } = block;
+      const at = position - stretch.position;
+      const isWhole = at + block.bytes <= n;
+      const fault = isWhole ? blockFault(bytes, at, block.bytes) : 'the file ends inside it';
+      if (fault !== undefined) throw badBlock(file, number, position, fault);
+      if (!isPacked(bytes, at)) {
+        this.#searchBlock(block, bytes, at);
+        continue;
+      }
+      const plain = unpackBlock(bytes, at, block.bytes);
+      if (typeof plain === 'string') throw badBlock(file, number, position, plain);
+      this.#searchBlock(block, plain, 0);
+    }
+  }
+
+  #searchBlock(block: WantedBlock, plain: Uint8Array, at: number): void {
+    const search = this.#search;
+    for (let row = block.first; row >= 0; row = this.#nextRow[row]) {
+      const asked = this.#asked[row];
+      const i = this.#numbers[row];
+      const key = asked.keyAt(i);
+      const length = asked.keyEndAt(i) - key;
+      const found = search.search(plain, at, asked.bytes, key, length, this.#times[row]);
+      if (found === FOUND) {
+        const isThere = search.kind !== OP_DELETE && search.time >= this.#hidden[row];
+        const { valueBytes, valueOffset, valueLength } = search;
+        asked.answer(i, isThere ? valueBytes : undefined, valueOffset, valueOffset + valueLength);
+      } else if (found === CONTINUES) {
+        this.#findHeld(row);
+      } else if (++this.#at[row] < this.#firsts[row + 1]) {
+        this.#left.push(row);
+      } else {
+        asked.answer(i, undefined, 0, 0);
+      }
+    }
+  }
+
+  /** More versions than a block holds lie above: follows them the plain way. */
+  #findHeld(row: number): void {
+    const client = this.#client;
+    const { reader } = client;
+    const asked = this.#asked[row];
+    const i = this.#numbers[row];
+    const T = this.#times[row];
+    const start = asked.keyAt(i);
+    const key = asked.bytes.subarray(start, asked.keyEndAt(i));
+    client.hold(T);
+    try {
+      const block = reader.enter(this.#collection, T);
+      try {
+        const outcome = reader.find(this.#collection, block, key, key.length, false);
+        const bytes = outcome === ROW_FOUND ? reader.valueBytes : undefined;
+        asked.answer(i, bytes, reader.valueStart, reader.valueEnd);
+      } finally {
+        reader.leave();
+      }
+    } finally {
+      client.release(T);
+    }
+  }
+}
+
+/** Neighbours are read at once. */
+function stretchesOf(blocks: readonly WantedBlock[]): Stretch[] {
+  const stretches: Stretch[] = [];
+  let last: Stretch | undefined;
+  for (let b = 0; b < blocks.length; b++) {
+    const { file, position, bytes } = blocks[b];
+    const end = position + bytes;
+    if (
+      last !== undefined &&
+      blocks[last.from].file === file &&
+      position - last.end <= GAP_BYTES_MAX &&
+      end - last.position <= STRETCH_BYTES_MAX
+    ) {
+      last.to = b + 1;
+      last.end = end;
+      continue;
+    }
+    last = { from: b, to: b + 1, position, end };
+    stretches.push(last);
+  }
+  return stretches;
+}
