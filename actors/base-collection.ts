@@ -42,7 +42,7 @@ export abstract class BaseCollection<K, V> {
   /** @internal */
   protected readonly client: Client;
   /** @internal Decoding values runs no code of the caller's. */
-  protected readonly valuesAreOurs: boolean;
+  readonly valuesAreOurs: boolean;
   readonly #setHistory: (history: StoredHistory) => Promise<Receipt>;
 
   /** @internal */

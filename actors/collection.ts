@@ -538,8 +538,7 @@ function addCondition(client: Client, conditions: Conditions, condition: unknown
   if (!('key' in condition)) throw new TypeError('a condition has a key, or unchangedSince');
   const expected = offset === null ? null : checkConditionOffset('offset', offset);
   const length = client.encodeKey(keyCodec, key);
-  const own = Buffer.from(client.keyBytes.subarray(0, length));
-  conditions.addRow(id, name, key, own, expected);
+  conditions.addRow(id, name, key, client.keyBytes, length, expected);
 }
 
 /** -1 is the newest offset of a store in which nothing has happened. */

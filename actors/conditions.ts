@@ -1,14 +1,12 @@
 /**
- * The conditions of one commit: looked at in what is visible now, then laid beside the record for the
- * sequencer, which sees what has come since. The bytes are the commit's own until then, so that they
- * can be looked at again when the record had to wait. Lives on its client's thread.
+ * The conditions of one commit, in the bytes that lie beside the record for the sequencer: looked at in
+ * what is visible now, so that it need only see what has come since. Kept until the receipt, so that
+ * they can be looked at again when the record had to wait. Lives on its client's thread.
  */
-import { NO_BYTES, setU16, setU32, setU64 } from '../core/base/bytes.ts';
+import { NO_BYTES, getU16, getU32, hashAt, setU16, setU32, setU64 } from '../core/base/bytes.ts';
 import { TidemarkError } from '../core/base/errors.ts';
 import { pageBytes } from '../core/base/limits.ts';
 import {
-  CONDITIONS_BYTES_OFFSET,
-  CONDITIONS_COUNT_OFFSET,
   CONDITIONS_HEADER_BYTES,
   CONDITION_ABSENT,
   CONDITION_COLLECTION,
@@ -22,30 +20,33 @@ import {
   CONDITION_UPPER_BYTES_OFFSET,
   CONDITION_UPPER_OPEN,
   conditionBytes,
+  layConditionsHeader,
 } from '../core/memtable/conditions.ts';
 import { tooLarge } from './encodings.ts';
 import { NEWEST, ROW_FOUND } from './reader.ts';
 import type { Reader } from './reader.ts';
 
-export type Expected = {
-  readonly kind: number;
-  readonly id: number;
+/** What an error tells of a condition. */
+type Subject = {
   readonly name: string;
-  /** As the caller gave it, and encoded; of a range the lower bound. */
+  readonly isRow: boolean;
+  /** As the caller gave it, of a row. */
   readonly key: unknown;
-  readonly keyBytes: Uint8Array;
-  /** Of a range; undefined: there is none. */
-  readonly upper: Uint8Array | undefined;
-  /** Of the last change; null: the row is absent. */
+  /** Of the last change that is allowed; null: the row is absent. */
   readonly offset: number | null;
 };
 
+/** Room for a few rows with short keys. */
+const CAPACITY_BYTES = 128;
+/** Below, a loop is faster than a call. */
+const LOOP_BYTES_MAX = 96;
+
 export class Conditions {
   readonly #reader: Reader;
-  readonly #expected: Expected[] = [];
   readonly #readAt: number;
-  #size = CONDITIONS_HEADER_BYTES;
-  #bytes: Uint8Array = NO_BYTES;
+  #bytes: Buffer = Buffer.allocUnsafe(CAPACITY_BYTES);
+  #end = CONDITIONS_HEADER_BYTES;
+  readonly #subjects: Subject[] = [];
   #isTooOld = false;
 
   /** `readAt`: the one time at which all was read, so that nothing need be looked at again; -1: no such time. */
@@ -54,37 +55,67 @@ export class Conditions {
     this.#readAt = readAt;
   }
 
-  /** A row's last change is at `offset`, or the row is absent. Takes the encoded key for its own. */
+  /** A row's last change is at `offset`, or the row is absent; its key is `keyBytes[0, length)`. */
   addRow(
     id: number,
     name: string,
     key: unknown,
     keyBytes: Uint8Array,
+    length: number,
     offset: number | null,
   ): void {
-    const kind = offset === null ? CONDITION_ABSENT : CONDITION_ROW;
     // Bytes are the caller's to change; the error tells of what was asked.
     const told = key instanceof Uint8Array ? Buffer.from(key) : key;
-    this.#add({ kind, id, name, key: told, keyBytes, upper: undefined, offset });
+    const kind = offset === null ? CONDITION_ABSENT : CONDITION_ROW;
+    this.#add(kind, id, keyBytes, length, NO_BYTES, 0, this.#readAt + 1);
+    this.#subjects.push({ name, isRow: true, key: told, offset });
   }
 
-  /** Nothing in [lower, upper) changed after `readAt`, which is given. Takes the bounds for its own. */
+  /** Nothing in [lower, upper) changed after the one time; `upper` undefined: there is no bound. */
   addRange(id: number, name: string, lower: Uint8Array, upper: Uint8Array | undefined): void {
-    const kind = CONDITION_RANGE;
-    const offset = this.#readAt;
-    this.#add({ kind, id, name, key: undefined, keyBytes: lower, upper, offset });
+    const hi = upper ?? NO_BYTES;
+    const upperWord = upper === undefined ? CONDITION_UPPER_OPEN : upper.length;
+    this.#add(CONDITION_RANGE, id, lower, lower.length, hi, upperWord, this.#readAt + 1);
+    this.#subjects.push({ name, isRow: false, key: undefined, offset: this.#readAt });
   }
 
   /** Nothing in the collection changed after `offset`. */
   addCollection(id: number, name: string, offset: number): void {
-    const kind = CONDITION_COLLECTION;
-    this.#add({ kind, id, name, key: undefined, keyBytes: NO_BYTES, upper: undefined, offset });
+    this.#add(CONDITION_COLLECTION, id, NO_BYTES, 0, NO_BYTES, 0, offset + 1);
+    this.#subjects.push({ name, isRow: false, key: undefined, offset });
   }
 
-  #add(expected: Expected): void {
-    this.#size += bytesOf(expected);
-    if (this.#size > pageBytes) throw tooLarge('conditions', this.#size, pageBytes);
-    this.#expected.push(expected);
+  #add(
+    kind: number,
+    id: number,
+    keyBytes: Uint8Array,
+    length: number,
+    upper: Uint8Array,
+    upperWord: number,
+    from: number,
+  ): void {
+    const at = this.#end;
+    const end = at + conditionBytes(length, upper.length);
+    if (end > pageBytes) throw tooLarge('conditions', end, pageBytes);
+    if (end > this.#bytes.length) this.#grow(end);
+    const bytes = this.#bytes;
+    setU64(bytes, at + CONDITION_FROM_OFFSET, from);
+    setU32(bytes, at + CONDITION_COLLECTION_OFFSET, id);
+    setU16(bytes, at + CONDITION_KIND_OFFSET, kind);
+    setU16(bytes, at + CONDITION_KEY_BYTES_OFFSET, length);
+    setU32(bytes, at + CONDITION_UPPER_BYTES_OFFSET, upperWord);
+    setU32(bytes, at + CONDITION_KEY_OFFSET - 4, 0);
+    const key = at + CONDITION_KEY_OFFSET;
+    copyBytes(keyBytes, 0, length, bytes, key);
+    copyBytes(upper, 0, upper.length, bytes, key + length);
+    for (let i = key + length + upper.length; i < end; i++) bytes[i] = 0;
+    this.#end = end;
+  }
+
+  #grow(bytes: number): void {
+    const grown = Buffer.allocUnsafe(Math.max(bytes, 2 * this.#bytes.length));
+    this.#bytes.copy(grown, 0, 0, this.#end);
+    this.#bytes = grown;
   }
 
   /** All were read at one time, so that others like it may share its record. */
@@ -92,17 +123,104 @@ export class Conditions {
     return this.#readAt >= 0;
   }
 
+  /** Bytes that they take beside the record. */
   get size(): number {
-    return this.#size;
+    return this.#end;
   }
 
-  get expected(): readonly Expected[] {
-    return this.#expected;
+  get count(): number {
+    return this.#subjects.length;
   }
 
-  /** As they are laid beside the record. Requires: `check` found nothing. */
-  get bytes(): Uint8Array {
-    return this.#bytes;
+  /** Whether a row's condition is among them. */
+  hasRow(id: number, keyBytes: Uint8Array, length: number): boolean {
+    const bytes = this.#bytes;
+    for (let at = CONDITIONS_HEADER_BYTES; at < this.#end; at = this.#next(at)) {
+      if (getU16(bytes, at + CONDITION_KEY_BYTES_OFFSET) !== length) continue;
+      if (getU32(bytes, at + CONDITION_COLLECTION_OFFSET) !== id) continue;
+      if (bytes[at + CONDITION_KIND_OFFSET] > CONDITION_ABSENT) continue;
+      let i = 0;
+      while (i < length && bytes[at + CONDITION_KEY_OFFSET + i] === keyBytes[i]) i++;
+      if (i === length) return true;
+    }
+    return false;
+  }
+
+  /**
+   * Whether one of them is on what is written: rows by hashes (of key and collection), collections as a
+   * whole, and those of which a range was deleted. Another row's equal hash is taken for a hit.
+   */
+  isOn(
+    rows: ReadonlySet<number>,
+    collections: ReadonlySet<number>,
+    ranged: ReadonlySet<number>,
+  ): boolean {
+    const bytes = this.#bytes;
+    for (let at = CONDITIONS_HEADER_BYTES; at < this.#end; at = this.#next(at)) {
+      const id = getU32(bytes, at + CONDITION_COLLECTION_OFFSET);
+      if (!collections.has(id)) continue;
+      if (bytes[at + CONDITION_KIND_OFFSET] > CONDITION_ABSENT || ranged.has(id)) return true;
+      const length = getU16(bytes, at + CONDITION_KEY_BYTES_OFFSET);
+      if (rows.has(hashAt(bytes, at + CONDITION_KEY_OFFSET, length, id))) return true;
+    }
+    return false;
+  }
+
+  /**
+   * All that are on one collection, that with the most bytes of them, give way to one on the whole of it:
+   * coarser, and never wrong. Answers its id. Requires: one time at which all was read.
+   */
+  widen(): number {
+    const sizes = new Map<number, number>();
+    let largest = 0;
+    for (let at = CONDITIONS_HEADER_BYTES, next: number; at < this.#end; at = next) {
+      next = this.#next(at);
+      const id = getU32(this.#bytes, at + CONDITION_COLLECTION_OFFSET);
+      sizes.set(id, (sizes.get(id) ?? 0) + next - at);
+      if (sizes.get(id)! > (sizes.get(largest) ?? 0)) largest = id;
+    }
+    this.addCollection(largest, this.#drop(largest), this.#readAt);
+    return largest;
+  }
+
+  /** Takes out all that are on a collection; its name. */
+  #drop(id: number): string {
+    const bytes = this.#bytes;
+    let name = '';
+    let end = CONDITIONS_HEADER_BYTES;
+    let kept = 0;
+    let i = 0;
+    for (let at = CONDITIONS_HEADER_BYTES, next: number; at < this.#end; at = next, i++) {
+      next = this.#next(at);
+      const subject = this.#subjects[i];
+      if (getU32(bytes, at + CONDITION_COLLECTION_OFFSET) === id) {
+        ({ name } = subject);
+        continue;
+      }
+      bytes.copyWithin(end, at, next);
+      this.#subjects[kept++] = subject;
+      end += next - at;
+    }
+    this.#subjects.length = kept;
+    this.#end = end;
+    return name;
+  }
+
+  #next(at: number): number {
+    const keyBytes = getU16(this.#bytes, at + CONDITION_KEY_BYTES_OFFSET);
+    const upperWord = getU32(this.#bytes, at + CONDITION_UPPER_BYTES_OFFSET);
+    return at + conditionBytes(keyBytes, upperWord === CONDITION_UPPER_OPEN ? 0 : upperWord);
+  }
+
+  /** Lays them with their header. Requires: `check` found nothing. */
+  lay(target: Uint8Array, at: number): void {
+    layConditionsHeader(target, at, this.count, this.#end);
+    this.layRows(target, at + CONDITIONS_HEADER_BYTES);
+  }
+
+  /** Lays them without a header. Requires: `check` found nothing. */
+  layRows(target: Uint8Array, at: number): void {
+    copyBytes(this.#bytes, CONDITIONS_HEADER_BYTES, this.#end, target, at);
   }
 
   /** The sequencer's memory does not reach back to the time of the last look: the next check must look. */
@@ -112,13 +230,13 @@ export class Conditions {
 
   /** What is visible now breaks a condition: the error that says which. All are looked at at one time. */
   check(): TidemarkError | undefined {
+    if (this.#readAt >= 0 && !this.#isTooOld) return undefined;
     const reader = this.#reader;
-    if (this.#readAt >= 0 && !this.#isTooOld) {
-      this.#layFrom(this.#readAt + 1);
-      return undefined;
-    }
     for (;;) {
-      reader.enter(this.#expected[0].id, NEWEST);
+      reader.enter(
+        getU32(this.#bytes, CONDITIONS_HEADER_BYTES + CONDITION_COLLECTION_OFFSET),
+        NEWEST,
+      );
       try {
         // History may have moved on between the choice of the time and the view.
         if (this.#isReadable()) return this.#look();
@@ -131,8 +249,8 @@ export class Conditions {
   #isReadable(): boolean {
     const { view, T } = this.#reader;
     if (T < 0) return true;
-    for (const { id } of this.#expected) {
-      const block = view.collection(id);
+    for (let at = CONDITIONS_HEADER_BYTES; at < this.#end; at = this.#next(at)) {
+      const block = view.collection(getU32(this.#bytes, at + CONDITION_COLLECTION_OFFSET));
       if (block !== 0 && T < view.since(block)) return false;
     }
     return true;
@@ -140,69 +258,37 @@ export class Conditions {
 
   #look(): TidemarkError | undefined {
     const reader = this.#reader;
-    const bytes = this.#allocate();
-    let at = CONDITIONS_HEADER_BYTES;
-    for (let i = 0; i < this.#expected.length; i++) {
-      const expected = this.#expected[i];
-      const { kind, id, keyBytes, offset } = expected;
+    const bytes = this.#bytes;
+    let i = 0;
+    for (let at = CONDITIONS_HEADER_BYTES; at < this.#end; at = this.#next(at)) {
+      const { offset } = this.#subjects[i];
+      const id = getU32(bytes, at + CONDITION_COLLECTION_OFFSET);
       let from = reader.T + 1;
-      if (kind === CONDITION_COLLECTION || kind === CONDITION_RANGE) {
+      if (bytes[at + CONDITION_KIND_OFFSET] > CONDITION_ABSENT) {
         const newest = reader.newestChange(id);
         // What is not visible yet has its place before us all the same.
         if (newest > offset!) return this.conflict(i, newest);
         from = Math.max(from, offset! + 1);
       } else {
-        const block = reader.view.collection(id);
-        const outcome = reader.find(id, block, keyBytes, keyBytes.length, false);
+        const key = at + CONDITION_KEY_OFFSET;
+        const length = getU16(bytes, at + CONDITION_KEY_BYTES_OFFSET);
+        const keyBytes = bytes.subarray(key, key + length);
+        const outcome = reader.find(id, reader.view.collection(id), keyBytes, length, false);
         const found = outcome === ROW_FOUND ? reader.time : null;
         if (found !== offset) return this.conflict(i, found);
       }
       setU64(bytes, at + CONDITION_FROM_OFFSET, from);
-      at += bytesOf(expected);
+      i++;
     }
     return undefined;
   }
 
-  #layFrom(from: number): void {
-    const bytes = this.#allocate();
-    let at = CONDITIONS_HEADER_BYTES;
-    for (const expected of this.#expected) {
-      setU64(bytes, at + CONDITION_FROM_OFFSET, from);
-      at += bytesOf(expected);
-    }
-  }
-
-  /** Everything but the times, once. */
-  #allocate(): Uint8Array {
-    if (this.#bytes.length > 0) return this.#bytes;
-    const bytes = new Uint8Array(this.#size);
-    setU32(bytes, CONDITIONS_COUNT_OFFSET, this.#expected.length);
-    setU32(bytes, CONDITIONS_BYTES_OFFSET, this.#size);
-    let at = CONDITIONS_HEADER_BYTES;
-    for (const expected of this.#expected) {
-      const { kind, id, keyBytes, upper } = expected;
-      setU32(bytes, at + CONDITION_COLLECTION_OFFSET, id);
-      setU16(bytes, at + CONDITION_KIND_OFFSET, kind);
-      setU16(bytes, at + CONDITION_KEY_BYTES_OFFSET, keyBytes.length);
-      const isOpen = kind === CONDITION_RANGE && upper === undefined;
-      const upperBytes = isOpen ? CONDITION_UPPER_OPEN : (upper?.length ?? 0);
-      setU32(bytes, at + CONDITION_UPPER_BYTES_OFFSET, upperBytes);
-      bytes.set(keyBytes, at + CONDITION_KEY_OFFSET);
-      if (upper !== undefined) bytes.set(upper, at + CONDITION_KEY_OFFSET + keyBytes.length);
-      at += bytesOf(expected);
-    }
-    this.#bytes = bytes;
-    return bytes;
-  }
-
   /** The error for a broken condition; `offset` is that of the change, null when the row is absent. */
   conflict(index: number, offset: number | null): TidemarkError {
-    const { kind, name, key } = this.#expected[index];
+    const { name, isRow, key, offset: expected } = this.#subjects[index];
     const found = offset === null ? 'the row is absent' : `the last change is at ${offset}`;
-    const expected = this.#expected[index].offset;
-    const isRow = kind === CONDITION_ROW || kind === CONDITION_ABSENT;
-    const wish = !isRow ? `nothing after ${expected}` : `${expected}`;
-    const was = kind === CONDITION_ABSENT ? 'no row' : wish;
+    const wish = isRow ? `${expected}` : `nothing after ${expected}`;
+    const was = expected === null ? 'no row' : wish;
     return new TidemarkError(
       'TIDEMARK_CONFLICT',
       `a condition on ${name} does not hold: ${was} was expected, and ${found}`,
@@ -211,6 +297,16 @@ export class Conditions {
   }
 }
 
-function bytesOf({ keyBytes, upper }: Expected): number {
-  return conditionBytes(keyBytes.length, upper?.length ?? 0);
+function copyBytes(
+  from: Uint8Array,
+  start: number,
+  end: number,
+  target: Uint8Array,
+  at: number,
+): void {
+  if (end - start <= LOOP_BYTES_MAX) {
+    for (let i = start, j = at; i < end; i++, j++) target[j] = from[i];
+  } else {
+    target.set(start === 0 && end === from.length ? from : from.subarray(start, end), at);
+  }
 }

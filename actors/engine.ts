@@ -68,8 +68,8 @@ import { StallWatch } from './stall-watch.ts';
 import type { Stall } from './stall-watch.ts';
 import { gatherStats } from './stats.ts';
 import type { EngineStats } from './stats.ts';
-import { transact } from './transact.ts';
-import type { ConflictLines, TransactOptions } from './transact.ts';
+import { TransactShared, transact } from './transact.ts';
+import type { TransactOptions } from './transact.ts';
 import type { TransactionScope } from './transaction-scope.ts';
 import { Transaction } from './transaction.ts';
 import { checkVerifyOptions, verifyInSlices, verifyOnThread } from './verify.ts';
@@ -186,7 +186,7 @@ export class Engine extends EventEmitter<EngineEvents> {
   readonly #run: Promise<void>;
   readonly #catalog: Collection<Buffer, unknown>;
   readonly #archive: Archive | undefined;
-  readonly #conflictLines: ConflictLines = new Map();
+  readonly #transactShared: TransactShared = new TransactShared();
   #changing: Promise<unknown> = Promise.resolve();
   readonly #backups: Map<AbortController, Promise<unknown>> = new Map();
   #closed: Promise<void> | undefined;
@@ -612,7 +612,7 @@ export class Engine extends EventEmitter<EngineEvents> {
     run: (tx: TransactionScope) => R | PromiseLike<R>,
     options?: TransactOptions,
   ): Promise<R> {
-    return transact(this.#client, this.#conflictLines, run, options);
+    return transact(this.#client, this.#transactShared, run, options);
   }
 
   /** One offset of all collections, held until closed: the newest, or `asOf`. */

@@ -4,7 +4,7 @@
  * whole before any of it takes its place. When one breaks, the record is refused, and those beside it
  * come again. Lives on its client's thread.
  */
-import { hashAt, getU16, getU32, setU32 } from '../core/base/bytes.ts';
+import { hashAt, getU16, getU32 } from '../core/base/bytes.ts';
 import { pageBytes } from '../core/base/limits.ts';
 import type { TidemarkError } from '../core/base/errors.ts';
 import {
@@ -16,13 +16,7 @@ import {
   keyOffsetOf,
   operationBytes,
 } from '../core/base/update.ts';
-import {
-  CONDITIONS_BYTES_OFFSET,
-  CONDITIONS_COUNT_OFFSET,
-  CONDITIONS_HEADER_BYTES,
-  CONDITION_COLLECTION,
-  CONDITION_RANGE,
-} from '../core/memtable/conditions.ts';
+import { CONDITIONS_HEADER_BYTES, layConditionsHeader } from '../core/memtable/conditions.ts';
 import type { Conditions } from './conditions.ts';
 import type { WriteSet } from './write-set.ts';
 
@@ -44,13 +38,7 @@ export class GroupedConditions {
   /** Whether a transaction may follow: it reads nothing that those before it write. */
   takes(conditions: Conditions): boolean {
     if (this.#size + conditions.size > GROUP_BYTES_MAX) return false;
-    for (const { kind, id, keyBytes } of conditions.expected) {
-      if (!this.#collections.has(id)) continue;
-      if (kind === CONDITION_COLLECTION || kind === CONDITION_RANGE) return false;
-      if (this.#ranged.has(id)) return false;
-      if (this.#written.has(hashAt(keyBytes, 0, keyBytes.length, id))) return false;
-    }
-    return true;
+    return !conditions.isOn(this.#written, this.#collections, this.#ranged);
   }
 
   /** `set` is what the transaction writes. */
@@ -70,20 +58,21 @@ export class GroupedConditions {
     }
   }
 
-  /** As they are laid beside the record. Requires: `check` found nothing. */
-  get bytes(): Uint8Array {
-    if (this.#members.length === 1) return this.#members[0].bytes;
-    const all = new Uint8Array(this.#size);
+  /** Bytes that they take beside the record. */
+  get size(): number {
+    return this.#size;
+  }
+
+  /** Lays them with their header. Requires: `check` found nothing. */
+  lay(target: Uint8Array, at: number): void {
     let count = 0;
-    let at = CONDITIONS_HEADER_BYTES;
-    for (const { bytes } of this.#members) {
-      count += getU32(bytes, CONDITIONS_COUNT_OFFSET);
-      all.set(bytes.subarray(CONDITIONS_HEADER_BYTES), at);
-      at += bytes.length - CONDITIONS_HEADER_BYTES;
+    let end = at + CONDITIONS_HEADER_BYTES;
+    for (const member of this.#members) {
+      member.layRows(target, end);
+      end += member.size - CONDITIONS_HEADER_BYTES;
+      count += member.count;
     }
-    setU32(all, CONDITIONS_COUNT_OFFSET, count);
-    setU32(all, CONDITIONS_BYTES_OFFSET, this.#size);
-    return all;
+    layConditionsHeader(target, at, count, this.#size);
   }
 
   onTooOld(): void {
@@ -103,9 +92,9 @@ export class GroupedConditions {
   conflict(index: number, offset: number | null): readonly Error[] {
     let first = 0;
     for (const [i, member] of this.#members.entries()) {
-      const { length } = member.expected;
-      if (index < first + length) return this.#all(i, member.conflict(index - first, offset));
-      first += length;
+      const { count } = member;
+      if (index < first + count) return this.#all(i, member.conflict(index - first, offset));
+      first += count;
     }
     return this.#members.map(() => BESIDE_CONFLICT);
   }

@@ -269,7 +269,7 @@ export class Hold {
   readonly owner: string;
   /** On the wall clock. */
   readonly sinceMs: number;
-  #held: boolean;
+  #shares = 1;
 
   /** Requires: `T` is held by the caller's word, or negative, which holds nothing. */
   constructor(client: Client, T: number, owner = 'read') {
@@ -277,18 +277,24 @@ export class Hold {
     this.T = T;
     this.owner = owner;
     this.sinceMs = client.context.clock.nowMs();
-    this.#held = true;
     if (T >= 0) client.held.add(this);
   }
 
   get held(): boolean {
-    return this.#held;
+    return this.#shares > 0;
   }
 
+  /** For one more who releases it. Requires: held. */
+  share(): this {
+    this.#shares++;
+    return this;
+  }
+
+  /** By each once; when it is not held, nothing. */
   release(): void {
-    if (!this.#held) return;
-    this.#held = false;
-    if (this.T < 0) return;
+    if (this.#shares === 0) return;
+    this.#shares--;
+    if (this.#shares > 0 || this.T < 0) return;
     this.#client.held.delete(this);
     this.#client.release(this.T);
   }

@@ -8,8 +8,11 @@
  * that lost over the same: of many that want one row, one a time tries again.
  */
 import { TidemarkError } from '../core/base/errors.ts';
+import { CATALOG_ID } from '../core/base/update.ts';
 import type { Client } from './client.ts';
 import { checkFields, checkSignal, show } from './options.ts';
+import { Hold } from './range.ts';
+import { NEWEST } from './reader.ts';
 import { TransactionScope } from './transaction-scope.ts';
 
 export interface TransactOptions {
@@ -33,36 +36,83 @@ const RETRIES_DEFAULT = 16;
 const RUNS_AT_ONCE = 3;
 const PAUSE_TURNS_MAX = 64;
 
-/** The ends of the lines that those wait in who lost over a row, by the row. One client's. */
-export type ConflictLines = Map<string, Promise<void>>;
+/** What the transacts of one client share. */
+export class TransactShared {
+  /** The ends of the lines that those wait in who lost over a row, by the row. */
+  readonly lines: Map<string, Promise<void>> = new Map();
+  #newest: Hold | undefined;
+
+  /** A share of a hold on the newest time: most that run beside each other read at the same. */
+  holdNewest(client: Client): Hold {
+    const newest = this.#newest;
+    if (newest?.held === true && newest.T === client.reader.visible() - 1) return newest.share();
+    const hold = new Hold(client, client.holdFor(CATALOG_ID, NEWEST), 'transact');
+    this.#newest = hold;
+    return hold;
+  }
+}
 
 export async function transact<R>(
   client: Client,
-  lines: ConflictLines,
+  shared: TransactShared,
   run: (tx: TransactionScope) => R | PromiseLike<R>,
   options: TransactOptions | undefined,
 ): Promise<R> {
   if (typeof run !== 'function') throw new TypeError('transact takes a function');
-  const checked = checkTransact(options);
+  const { retries, signal, durability } = checkTransact(options);
   client.assertUsable();
   let leaveLine: (() => void) | undefined;
   try {
     for (let attempt = 0; ; attempt++) {
-      checked.signal?.throwIfAborted();
-      const outcome = await attemptOnce(client, run, checked);
-      if ('value' in outcome) return outcome.value;
-      const { conflict, isOld } = outcome;
-      if (attempt >= checked.retries) throw conflict;
+      signal?.throwIfAborted();
+      let conflict: TidemarkError;
+      let isOld: boolean;
+      const scope = new TransactionScope(client, shared.holdNewest(client));
+      try {
+        // Without a wait, unless it is asked for: most functions only read memory.
+        let value: R;
+        try {
+          const given = run(scope);
+          value = isThenable(given) ? await given : given;
+        } finally {
+          scope.end();
+        }
+        signal?.throwIfAborted();
+        for (;;) {
+          try {
+            await scope.commitReads(durability);
+            return value;
+          } catch (error) {
+            if (!scope.mayComeAgain(error)) throw error;
+          }
+          await client.line.room();
+        }
+      } catch (error) {
+        // What the function threw may come from what it read, which nobody has checked: only ours is judged.
+        isOld = error === scope.lost;
+        const isLost = error !== undefined && (isOld || error === scope.conflict);
+        if (!isLost || attempt >= retries) throw error;
+        conflict = error as TidemarkError;
+      } finally {
+        scope.release();
+      }
       leaveLine?.();
-      leaveLine = isOld ? undefined : await joinLine(lines, lineOf(conflict), checked.signal);
+      leaveLine = isOld ? undefined : await joinLine(shared.lines, lineOf(conflict), signal);
       // What broke it has its place by now, if readers do not see it yet.
-      const applied = client.context.control.applied();
-      await client.frontierReached(applied, false, checked.signal);
-      if (attempt >= RUNS_AT_ONCE) await pause(client, attempt - RUNS_AT_ONCE, checked.signal);
+      await client.frontierReached(client.context.control.applied(), false, signal);
+      if (attempt >= RUNS_AT_ONCE) await pause(client, attempt - RUNS_AT_ONCE, signal);
     }
   } finally {
     leaveLine?.();
   }
+}
+
+function isThenable<R>(given: R | PromiseLike<R>): given is PromiseLike<R> {
+  return (
+    (typeof given === 'object' || typeof given === 'function') &&
+    given !== null &&
+    typeof (given as { then?: unknown }).then === 'function'
+  );
 }
 
 /**
@@ -82,41 +132,9 @@ async function pause(
   }
 }
 
-type Outcome<R> =
-  { readonly value: R } | { readonly conflict: TidemarkError; readonly isOld: boolean };
-
-async function attemptOnce<R>(
-  client: Client,
-  run: (tx: TransactionScope) => R | PromiseLike<R>,
-  { signal, durability }: Checked,
-): Promise<Outcome<R>> {
-  const scope = new TransactionScope(client);
-  try {
-    let value: R;
-    try {
-      value = await run(scope);
-    } finally {
-      scope.end();
-    }
-    signal?.throwIfAborted();
-    await scope.commitReads(durability);
-    return { value };
-  } catch (error) {
-    if (!(error instanceof TidemarkError)) throw error;
-    // What the function threw may come from what it read, which nobody has checked: only ours is judged.
-    if (error === scope.lost) return { conflict: error, isOld: true };
-    if (error.code === 'TIDEMARK_CONFLICT' && error === scope.conflict) {
-      return { conflict: error, isOld: false };
-    }
-    throw error;
-  } finally {
-    scope.release();
-  }
-}
-
 /** Waits behind those who lost over the same; answers how to leave the line, which must happen. */
 async function joinLine(
-  lines: ConflictLines,
+  lines: Map<string, Promise<void>>,
   line: string,
   signal: AbortSignal | undefined,
 ): Promise<() => void> {

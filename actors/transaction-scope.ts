@@ -20,21 +20,13 @@ import { OwnWrites } from './own-writes.ts';
 import type { OwnRow } from './own-writes.ts';
 import { Hold, RangeIterable, checkRange } from './range.ts';
 import type { CheckedRange, RangeOptions } from './range.ts';
-import { NEWEST, ROW_ABSENT } from './reader.ts';
+import { ROW_ABSENT } from './reader.ts';
 import { Transaction } from './transaction.ts';
 
 /** A range of a scope: its time is the scope's. */
 export type ScopeRangeOptions<K> = Omit<RangeOptions<K>, 'asOf' | 'snapshot'>;
 
 type Any = Collection<any, any>;
-
-type PointRead = {
-  readonly collection: Any;
-  readonly key: unknown;
-  readonly keyBytes: Buffer;
-  /** Of the row's last change; null: it was absent. */
-  readonly offset: number | null;
-};
 
 /** A range as far as it was read. */
 type RangeRead = {
@@ -48,8 +40,8 @@ type RangeRead = {
 
 /** Conditions beyond this give way to one on their whole collection: coarser, and never wrong. */
 const CONDITIONS_BYTES_MAX: number = pageBytes / 2;
-/** What a condition takes besides its keys, about. */
-const CONDITION_BYTES = 32;
+/** Rows among which the next one is looked for one by one. */
+const SCANNED_ROWS_MAX = 16;
 
 export class TransactionScope extends Transaction {
   /** The offset that reads see, itself included. */
@@ -60,19 +52,25 @@ export class TransactionScope extends Transaction {
   conflict: TidemarkError | undefined;
   readonly #client: Client;
   readonly #hold: Hold;
-  readonly #own: OwnWrites;
-  /** By collection, then key. */
-  readonly #points: Map<Any, Map<string, PointRead>> = new Map();
+  /** Once something is read that might have been written here. */
+  #own: OwnWrites | undefined;
+  /** Rows that were read. */
+  readonly #points: Conditions;
+  /** Of these by collection and key, those after the first few. */
+  #seen: Set<string> | undefined;
   readonly #ranges: RangeRead[] = [];
+  /** So much was read of these that one condition on all of a collection stands for it. */
+  readonly #whole: Set<number> = new Set();
+  #areRangesAdded = false;
   #isOver = false;
 
-  /** @internal */
-  constructor(client: Client) {
+  /** @internal Takes a share of the hold, which is given back with `release`. */
+  constructor(client: Client, hold: Hold) {
     super(client);
     this.#client = client;
-    this.#hold = new Hold(client, client.holdFor(0, NEWEST));
-    this.#own = new OwnWrites(this.set);
-    this.offset = this.#hold.T;
+    this.#hold = hold;
+    this.offset = hold.T;
+    this.#points = new Conditions(client.reader, hold.T);
   }
 
   // ---------------------------------------------------------------- points
@@ -99,32 +97,36 @@ export class TransactionScope extends Transaction {
   ): { value: V; offset: number | undefined } | undefined {
     const length = this.#encode(collection, key);
     const { keyBytes, reader } = this.#client;
-    const own = this.#own.find(collection.id, keyBytes, length);
+    const own = this.#ownRow(collection, length);
     if (own !== undefined) return ownEntry(collection, own);
-    const keyOwn = Buffer.from(keyBytes.subarray(0, length));
+    const { id, valueCodec } = collection;
     let value: Buffer;
     let offset: number;
     const block = this.#enter(collection);
     try {
-      const outcome = reader.find(collection.id, block, keyBytes, length, false);
+      const outcome = reader.find(id, block, keyBytes, length, false);
       const isAbsent = outcome === ROW_ABSENT;
-      this.#note(collection, key, keyOwn, isAbsent ? null : reader.time);
+      this.#note(collection, key, keyBytes, length, isAbsent ? null : reader.time);
       if (isAbsent) return undefined;
-      // A codec of the caller's runs with nothing held, and may keep what it is given.
-      value = Buffer.allocUnsafe(reader.valueEnd - reader.valueStart);
-      value.set(reader.valueBytes.subarray(reader.valueStart, reader.valueEnd));
       offset = reader.time;
+      const { valueBytes, valueStart, valueEnd } = reader;
+      if (collection.valuesAreOurs) {
+        return { value: decodeLent(valueCodec, valueBytes, valueStart, valueEnd), offset };
+      }
+      value = Buffer.allocUnsafe(valueEnd - valueStart);
+      value.set(valueBytes.subarray(valueStart, valueEnd));
     } finally {
       reader.leave();
     }
-    return { value: decodeLent(collection.valueCodec, value, 0, value.length), offset };
+    // A codec of the caller's runs with nothing held, and may keep what it is given.
+    return { value: decodeLent(valueCodec, value, 0, value.length), offset };
   }
 
   /** The value of a key, or undefined. Memory answers at once; the disk is read off the event loop. */
   async get<K, V>(collection: Collection<K, V>, key: NoInfer<K>): Promise<V | undefined> {
     const client = this.#client;
     const length = this.#encode(collection, key);
-    const own = this.#own.find(collection.id, client.keyBytes, length);
+    const own = this.#ownRow(collection, length);
     if (own !== undefined) return ownEntry(collection, own)?.value;
     const keyOwn = Buffer.from(client.keyBytes.subarray(0, length));
     const found = await this.#orLost(() =>
@@ -138,7 +140,7 @@ export class TransactionScope extends Transaction {
     );
     this.#assertOpen();
     const isAbsent = found.outcome === ROW_ABSENT;
-    this.#note(collection, key, keyOwn, isAbsent ? null : found.time);
+    this.#note(collection, key, keyOwn, length, isAbsent ? null : found.time);
     if (isAbsent) return undefined;
     return decodeLent(collection.valueCodec, found.value, found.start, found.end);
   }
@@ -213,9 +215,10 @@ export class TransactionScope extends Transaction {
           (key, value) => ({ key: key(), value: value() }),
         ),
     );
-    const own = this.#own.within(collection.id, range.bounds);
+    const writes = this.#ownWrites();
+    const own = writes.within(collection.id, range.bounds);
     if (range.bounds.reverse) own.reverse();
-    const hides = this.#own.hider(collection.id);
+    const hides = writes.hider(collection.id);
     const assertOpen = (): void => this.#assertOpen();
     return new ScopeIterable(read, rows, own, hides, assertOpen, make);
   }
@@ -231,6 +234,10 @@ export class TransactionScope extends Transaction {
     this.#assertOpen();
     collection.assertOf(this.#client);
     collection.assertThere();
+    // Only code without types comes to it.
+    if ((collection.kind as string) !== 'keyed') {
+      throw new TypeError(`${collection.name} is a multiset: a transact reads keyed collections`);
+    }
     this.#client.assertUsable();
     if (this.lost !== undefined) throw this.lost;
   }
@@ -265,13 +272,38 @@ export class TransactionScope extends Transaction {
     if (error instanceof TidemarkError && error.code === 'TIDEMARK_HISTORY_LOST') this.lost = error;
   }
 
-  #note(collection: Any, key: unknown, keyBytes: Buffer, offset: number | null): void {
-    let points = this.#points.get(collection);
-    if (points === undefined) {
-      points = new Map();
-      this.#points.set(collection, points);
+  #ownWrites(): OwnWrites {
+    return (this.#own ??= new OwnWrites(this.set));
+  }
+
+  /** What was written here to the row whose key was encoded last. */
+  #ownRow(collection: Any, length: number): OwnRow | undefined {
+    if (this.size === 0) return undefined;
+    return this.#ownWrites().find(collection.id, this.#client.keyBytes, length);
+  }
+
+  /** Remembers that a row was read; `offset` is that of its last change, null: it was absent. */
+  #note(
+    collection: Any,
+    key: unknown,
+    keyBytes: Uint8Array,
+    length: number,
+    offset: number | null,
+  ): void {
+    const points = this.#points;
+    const { id, name } = collection;
+    if (this.#whole.has(id)) return;
+    if (points.count < SCANNED_ROWS_MAX) {
+      if (points.hasRow(id, keyBytes, length)) return;
+    } else {
+      this.#seen ??= new Set();
+      const text = Buffer.from(keyBytes.buffer, keyBytes.byteOffset, length).toString('latin1');
+      const row = `${id} ${text}`;
+      if (this.#seen.has(row)) return;
+      this.#seen.add(row);
     }
-    points.set(keyBytes.toString('latin1'), { collection, key, keyBytes, offset });
+    points.addRow(id, name, key, keyBytes, length, offset);
+    if (points.size > CONDITIONS_BYTES_MAX) this.#whole.add(points.widen());
   }
 
   // ---------------------------------------------------------------- the end
@@ -292,86 +324,52 @@ export class TransactionScope extends Transaction {
     this.#isOver = true;
   }
 
-  /** @internal */
+  /** @internal Once. */
   release(): void {
     this.#hold.release();
   }
 
-  /** @internal Commits on condition that nothing read has changed; without writes there is nothing to commit. */
-  async commitReads(durability: 'synced' | 'buffered' | undefined): Promise<Receipt | undefined> {
+  /**
+   * @internal Commits on condition that nothing read has changed; without writes there is nothing to commit.
+   * What it throws or rejects with is for `mayComeAgain`.
+   */
+  commitReads(durability: 'synced' | 'buffered' | undefined): Promise<Receipt> | undefined {
     if (this.lost !== undefined) throw this.lost;
     const client = this.#client;
     client.assertUsable();
     if (this.size === 0) return undefined;
     const sync = checkCommit(client, durability === undefined ? undefined : { durability });
-    const conditions = this.#conditions();
-    for (;;) {
-      try {
-        return await this.telling(client.line.commitSet(this.set, sync, conditions));
-      } catch (error) {
-        if (error === BESIDE_CONFLICT) {
-          this.set.reopen();
-          continue;
-        }
-        if (!(error instanceof TidemarkError)) throw error;
-        if (error.code === 'TIDEMARK_CONFLICT') this.conflict = error;
-        // Nothing was claimed.
-        if (error.code !== 'TIDEMARK_BUSY') throw error;
-      }
-      await client.line.room();
+    return this.telling(client.line.commitSet(this.set, sync, this.#conditions()));
+  }
+
+  /** @internal Whether a commit that failed so is to be tried again as it is: nothing was claimed. */
+  mayComeAgain(error: unknown): boolean {
+    if (error === BESIDE_CONFLICT) {
+      this.set.reopen();
+      return true;
     }
+    if (!(error instanceof TidemarkError)) return false;
+    if (error.code === 'TIDEMARK_CONFLICT') this.conflict = error;
+    return error.code === 'TIDEMARK_BUSY';
   }
 
   #conditions(): Conditions | undefined {
-    if (this.#points.size === 0 && this.#ranges.length === 0) return undefined;
-    const whole = this.#tooMany();
-    const conditions = new Conditions(this.#client.reader, this.offset);
-    for (const { id, name } of whole) conditions.addCollection(id, name, this.offset);
-    let count = whole.size;
-    for (const [collection, points] of this.#points) {
-      if (whole.has(collection)) continue;
-      const { id, name } = collection;
-      for (const { key, keyBytes, offset } of points.values()) {
-        conditions.addRow(id, name, key, keyBytes, offset);
-        count++;
-      }
-    }
-    for (const read of this.#ranges) {
-      const { collection } = read;
-      if (whole.has(collection)) continue;
-      const bounds = boundsOf(read);
-      if (bounds === undefined) continue;
-      conditions.addRange(collection.id, collection.name, bounds.lower, bounds.upper);
-      count++;
-    }
-    return count === 0 ? undefined : conditions;
+    const points = this.#points;
+    if (!this.#areRangesAdded) this.#addRanges();
+    return points.count === 0 ? undefined : points;
   }
 
-  /** Collections of which so much was read that one condition stands for all. */
-  #tooMany(): Set<Any> {
-    const bytes = new Map<Any, number>();
-    let total = 0;
-    const add = (collection: Any, n: number): void => {
-      bytes.set(collection, (bytes.get(collection) ?? 0) + n);
-      total += n;
-    };
-    for (const [collection, points] of this.#points) {
-      for (const { keyBytes } of points.values())
-        add(collection, CONDITION_BYTES + keyBytes.length);
+  /** How far they were read is known at the end. */
+  #addRanges(): void {
+    const points = this.#points;
+    this.#areRangesAdded = true;
+    for (const read of this.#ranges) {
+      const { id, name } = read.collection;
+      const bounds = boundsOf(read);
+      if (bounds === undefined || this.#whole.has(id)) continue;
+      points.addRange(id, name, bounds.lower, bounds.upper);
+      if (points.size > CONDITIONS_BYTES_MAX) this.#whole.add(points.widen());
     }
-    for (const { collection, range, reached } of this.#ranges) {
-      const { lower, upper } = range.bounds;
-      const most = Math.max(lower.length, reached?.length ?? 0) + upper.length + 1;
-      add(collection, CONDITION_BYTES + most);
-    }
-    const whole = new Set<Any>();
-    if (total <= CONDITIONS_BYTES_MAX) return whole;
-    for (const [collection, size] of [...bytes].toSorted((a, b) => b[1] - a[1])) {
-      if (total <= CONDITIONS_BYTES_MAX) break;
-      whole.add(collection);
-      total -= size - CONDITION_BYTES;
-    }
-    return whole;
   }
 }
 

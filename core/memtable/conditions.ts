@@ -17,7 +17,7 @@
  *                 20    4 zero
  *                 24      key (in kind 4 the lower bound), upper bound, zeros to a multiple of 8
  */
-import { compareAt } from '../base/bytes.ts';
+import { compareAt, setU32 } from '../base/bytes.ts';
 import { OP_DELETE } from '../base/update.ts';
 import { fromWords } from '../shared/arena.ts';
 import type { Arena } from '../shared/arena.ts';
@@ -43,6 +43,17 @@ export const CONDITION_COLLECTION = 3;
 /** No row of the range changed, came or went. */
 export const CONDITION_RANGE = 4;
 export const CONDITION_UPPER_OPEN = 0xffff_ffff;
+
+/** Their header, of so many in so many bytes. */
+export function layConditionsHeader(
+  target: Uint8Array,
+  at: number,
+  count: number,
+  bytes: number,
+): void {
+  setU32(target, at + CONDITIONS_COUNT_OFFSET, count);
+  setU32(target, at + CONDITIONS_BYTES_OFFSET, bytes);
+}
 
 /** Bytes of a condition; `upperBytes` as they are, 0 when there is no upper bound. */
 export function conditionBytes(keyBytes: number, upperBytes: number): number {

@@ -203,6 +203,48 @@ inBothHosts('without writes it commits nothing, and reads one offset', async (ho
   assert.equal(engine.upper, upper + 1);
 });
 
+inBothHosts('what runs at once shares a hold, gone when the last has ended', async (home) => {
+  await using engine = await home.open();
+  const counters = await countersOf(engine);
+  await counters.put('n', 1);
+  const gates = [0, 1, 2].map(() => {
+    let open!: () => void;
+    const opened = new Promise<void>((resolve) => {
+      open = resolve;
+    });
+    return { open, opened };
+  });
+  const running = gates.map(({ opened }) =>
+    engine.transact(async (tx) => {
+      await opened;
+      return tx.getSync(counters, 'n');
+    }),
+  );
+  await counters.put('n', 2);
+  for (const [i, { open }] of gates.entries()) {
+    const { list } = engine.stats().holds;
+    assert.deepEqual(
+      list.map(({ owner }) => owner),
+      ['transact'],
+    );
+    open();
+    assert.equal(await running[i], 1);
+  }
+  assert.equal(engine.stats().holds.count, 0);
+});
+
+inBothHosts('it does not read multisets', async (home) => {
+  await using engine = await home.open();
+  const bag = await engine.collection('bag', { kind: 'multiset', key: 'utf8', value: 'utf8' });
+  const given = bag as unknown as Counters;
+  for (const read of ['getSync', 'entries'] as const) {
+    await assert.rejects(
+      engine.transact((tx) => (read === 'getSync' ? tx.getSync(given, 'a') : tx.entries(given))),
+      misuse(/bag is a multiset/),
+    );
+  }
+});
+
 inBothHosts('what the function throws ends it, and nothing is written', async (home) => {
   await using engine = await home.open();
   const rows = await countersOf(engine);

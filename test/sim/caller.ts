@@ -28,7 +28,7 @@ import { NEWEST } from '../../actors/reader.ts';
 import { Snapshot } from '../../actors/snapshot.ts';
 import { BESIDE_CONFLICT } from '../../actors/grouped-conditions.ts';
 import { transact } from '../../actors/transact.ts';
-import type { ConflictLines } from '../../actors/transact.ts';
+import { TransactShared } from '../../actors/transact.ts';
 import type { WriteSet } from '../../actors/write-set.ts';
 import { Transaction } from '../../actors/transaction.ts';
 import { Following } from './following.ts';
@@ -125,7 +125,7 @@ export class Caller {
   durablePromised = 0;
   writtenPromised = 0;
   readonly #following: Following;
-  readonly #conflictLines: ConflictLines = new Map();
+  readonly #transactShared: TransactShared = new TransactShared();
   /** Who knows what a write set of `transact` has read. */
   readonly #judges: WeakMap<WriteSet, Judge> = new WeakMap();
   #nextTransact = 0;
@@ -451,7 +451,7 @@ export class Caller {
     });
     trace.mix(number);
     this.#await(
-      transact(this.client, this.#conflictLines, (scope) => attempt.run(scope), options),
+      transact(this.client, this.#transactShared, (scope) => attempt.run(scope), options),
       `transact ${number}`,
       () => {
         this.transacted++;
