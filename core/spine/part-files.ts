@@ -17,8 +17,11 @@ export type CreatedFile = { file: number; bytes: number };
 
 const STAGING_BYTES: number = 1 * MiB;
 
-/** A file with so much in it takes no further collection: a file dies only with its last part. */
-const SHARED_BYTES_MAX: number = partBytesTarget / 4;
+/**
+ * A file with so much in it takes no further collection, and a part that follows another ends there: a
+ * file dies only with its last part, and that may be a small one which is never merged.
+ */
+export const sharedBytesMax: number = partBytesTarget / 4;
 
 export class PartFiles {
   /** Where the caller puts bytes, from the address that `reserve` gave. Valid until the next reserve. */
@@ -44,7 +47,7 @@ export class PartFiles {
   /** Chooses the file of the next part. Only the first part of a run may follow another in a file. */
   beginPart(isFirstOfRun: boolean): void {
     if (this.#fd >= 0) {
-      if (isFirstOfRun && this.position < SHARED_BYTES_MAX) return;
+      if (isFirstOfRun && this.position < sharedBytesMax) return;
       if (this.#created.length === this.#ids.count) return;
       this.#closeFile();
     }

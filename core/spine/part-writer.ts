@@ -15,6 +15,7 @@ import { BlockBuilder } from './block.ts';
 import { packBlock } from './block-codec.ts';
 import { copyAt } from './copy.ts';
 import { filterBytes, writeFilter } from './filter.ts';
+import { sharedBytesMax } from './part-files.ts';
 import type { PartFiles } from './part-files.ts';
 import { footerBytesFor, writeFooter } from './part-format.ts';
 import type { PartInfo } from './part-format.ts';
@@ -64,6 +65,8 @@ export class PartWriter {
 
   /** The part that is being written. */
   #partAt: number;
+  /** Where it is cut. */
+  #partBytesMax: number;
   #keyLo: Uint8Array;
   #minT: number;
   #maxT: number;
@@ -89,6 +92,7 @@ export class PartWriter {
     this.#lastValue = NO_BYTES;
     this.#lastValueLength = 0;
     this.#partAt = 0;
+    this.#partBytesMax = shape.partBytes;
     this.#keyLo = this.#last;
     this.#minT = -1;
     this.#maxT = -1;
@@ -187,7 +191,7 @@ export class PartWriter {
       this.#endPart();
     } else if (block.rows > 0 && block.bytesWith(keyLength, valueLength) > this.#shape.blockBytes) {
       const bytes = this.#files.position - this.#partAt + block.bytes;
-      if (bytes >= this.#shape.partBytes || !this.#index.hasRoom) this.#endPart();
+      if (bytes >= this.#partBytesMax || !this.#index.hasRoom) this.#endPart();
       else this.#endBlock(keyBytes, keyOffset, keyLength, shared);
     }
     if (this.#sums.len === 0) this.#beginPart(keyBytes, keyOffset, keyLength);
@@ -256,6 +260,9 @@ export class PartWriter {
     // Rows may follow their run's range deletes in the file.
     this.#files.beginPart(this.#parts.length === this.#rangeParts);
     this.#partAt = this.#files.position;
+    const isSharing = this.#partAt > 0 && this.#partAt < sharedBytesMax;
+    const most = isSharing ? sharedBytesMax - this.#partAt : Number.POSITIVE_INFINITY;
+    this.#partBytesMax = Math.min(this.#shape.partBytes, most);
     this.#keyLo = key.slice(offset, offset + length);
     this.#hashCount = 0;
     this.#minT = Number.MAX_SAFE_INTEGER;
