@@ -35,7 +35,12 @@ const PROMISING_SHARE = 0.7;
 const PREPARE_IN_FLIGHT = 64;
 const REPORT_FORMAT = 1;
 /** Suites that write their own rows, so that --rows may say how many. */
-const SIZED_SUITES: ReadonlySet<SuiteName> = new Set(['load', 'sustained', 'as-of']);
+const SIZED_SUITES: ReadonlySet<SuiteName> = new Set([
+  'load',
+  'sustained',
+  'as-of-recent',
+  'as-of-old',
+]);
 
 const { values: options } = parseArgs({
   options: {
@@ -316,8 +321,8 @@ function captionOf({ environment, startedAt }: Report): string {
 function textOf({ engines, lines }: Report): string {
   const present = engines.filter(({ version }) => version !== undefined).map(({ name }) => name);
   const tables: [Contender[], Line[]][] = [
-    [present, lines.filter((line) => !['ring', 'as-of'].includes(line.case))],
-    [['as-of', 'now'], lines.filter((line) => line.case === 'as-of')],
+    [present, lines.filter((line) => line.case !== 'ring' && !line.case.startsWith('as-of'))],
+    [['as-of', 'now'], lines.filter((line) => line.case.startsWith('as-of'))],
     [['ring', 'message-port'], lines.filter((line) => line.case === 'ring')],
   ];
   const printed = tables

@@ -274,16 +274,16 @@ export function casesOf(sizes: Sizes, quick: boolean): readonly Case[] {
     ],
   };
 
-  const pasts: Case = {
+  const pasts = (['recent', 'old'] as const).map((age): Case => ({
     ...base,
-    name: 'as-of',
-    title: 'point reads of the past against reads of now',
-    suite: 'as-of',
+    name: `as-of-${age}`,
+    title: `reads of a past since which ${age === 'old' ? 'every row' : 'a tenth of the rows'} changed, against reads of now`,
+    suite: `as-of-${age}`,
     rowCount: sizes.asOfRows,
     rounds: Math.min(3, sizes.rounds),
     primitives: ['as-of', 'now'],
     figures: [rate('reads', { ratio: 0.5 })],
-  };
+  }));
 
   const reads: Case[] = [
     {
@@ -341,8 +341,8 @@ export function casesOf(sizes: Sizes, quick: boolean): readonly Case[] {
     figures: [rate('messages', { ratio: 10 })],
   };
 
-  const all = [...durable, ...loads, sustained, ...reads, pasts, ring];
-  const similar = new Set(['durable-16', 'durable-4096', 'load-synced', 'load-never']);
+  const all = [...durable, ...loads, sustained, ...reads, ...pasts, ring];
+  const similar = new Set(['durable-16', 'durable-4096', 'load-synced', 'load-never', 'as-of-old']);
   return quick ? all.filter(({ name }) => !similar.has(name)) : all;
 }
 

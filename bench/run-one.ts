@@ -16,7 +16,8 @@ import type { Outcome, SuiteName, Task } from './task.ts';
 
 /** Of the machine, of a primitive, or of ours in several ways: no engine is chosen. */
 const PRIMITIVE_SUITES: Partial<Record<SuiteName, (task: Task) => Outcome | Promise<Outcome>>> = {
-  'as-of': asOf,
+  'as-of-recent': asOf,
+  'as-of-old': asOf,
   limit,
   ring,
 };

@@ -26,7 +26,8 @@ export type SuiteName =
   | 'point-hot'
   | 'scan'
   | 'open'
-  | 'as-of'
+  | 'as-of-recent'
+  | 'as-of-old'
   | 'ring';
 
 /** One way of using one engine; the sweep tries several and keeps all their figures. */
