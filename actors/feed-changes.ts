@@ -48,15 +48,19 @@ export class ChunkChanges implements AskedRows {
   readonly #client: Client;
   readonly #counts: FeedCounts;
   readonly bytes: Buffer;
+  /** Transactions that changed something. */
+  transactions = 0;
   /** Per transaction: its offset, and its first change. */
-  readonly offsets: number[] = [];
-  readonly #firsts: number[] = [];
+  readonly offsets: Float64Array;
+  readonly #firsts: Uint32Array;
+  /** Changes. */
+  #count = 0;
   /** Per change: kind, key start, value start, value end, diff. */
-  readonly #kinds: number[] = [];
-  readonly #keys: number[] = [];
-  readonly #values: number[] = [];
-  readonly #ends: number[] = [];
-  readonly #diffs: number[] = [];
+  readonly #kinds: Uint8Array;
+  readonly #keys: Uint32Array;
+  readonly #values: Uint32Array;
+  readonly #ends: Uint32Array;
+  readonly #diffs: Float64Array;
   /** Per change: OLD_*, and where the old value lies. */
   readonly #old: Uint8Array;
   readonly #oldSlabs: (Buffer | undefined)[] = [];
@@ -78,27 +82,44 @@ export class ChunkChanges implements AskedRows {
   #valueCodec: Codec<unknown> | undefined;
   readonly #before: (Update<unknown, unknown> | undefined)[] = [];
   readonly #after: (Update<unknown, unknown> | undefined)[] = [];
+  /** Of the change that was decoded last. */
+  #rowBefore: Update<unknown, unknown> | undefined;
+  #rowAfter: Update<unknown, unknown> | undefined;
 
-  constructor(client: Client, counts: FeedCounts, log: LogChunk, collection: number) {
+  /** `operations`: how many of the piece are of the collection; each is of one transaction. */
+  constructor(
+    client: Client,
+    counts: FeedCounts,
+    log: LogChunk,
+    collection: number,
+    operations: number,
+  ) {
     this.#client = client;
     this.#counts = counts;
     this.bytes = log.bytes;
     this.collection = collection;
+    this.offsets = new Float64Array(operations);
+    this.#firsts = new Uint32Array(operations + 1);
+    this.#kinds = new Uint8Array(operations);
+    this.#keys = new Uint32Array(operations);
+    this.#values = new Uint32Array(operations);
+    this.#ends = new Uint32Array(operations);
+    this.#diffs = new Float64Array(operations);
     const walker = new PayloadWalker();
     for (let r = 0; r < log.records; r++) {
       walker.start(log.bytes, log.payloadOffsets[r], log.txCounts[r]);
       while (walker.nextTransaction()) this.#add(walker, log.firstOffsets[r] + walker.txIndex);
     }
-    this.#firsts.push(this.#kinds.length);
-    this.#old = new Uint8Array(this.#kinds.length);
-    counts.changes += this.#kinds.length;
+    this.#firsts[this.transactions] = this.#count;
+    this.#old = new Uint8Array(this.#count);
+    counts.changes += this.#count;
   }
 
   // ---------------------------------------------------------------- what changed
 
   #add(walker: PayloadWalker, offset: number): void {
-    const first = this.#kinds.length;
-    let byKey: Map<string, number> | undefined;
+    const first = this.#count;
+    let byName: Map<string, number> | undefined;
     while (walker.nextOperation()) {
       const { kind } = walker;
       if (walker.collection !== this.collection) continue;
@@ -109,39 +130,36 @@ export class ChunkChanges implements AskedRows {
       if (kind !== OP_PUT && kind !== OP_DELETE && kind !== OP_UPDATE) continue;
       const { keyOffset: key, valueOffset: value } = walker;
       const end = value + walker.valueBytes;
-      const nameEnd = kind === OP_UPDATE ? end : value;
-      const known = this.#kinds.length;
+      const known = this.#count;
       let at = -1;
       if (known - first <= SCAN_MAX) {
         for (let i = first; i < known && at < 0; i++) {
-          if (this.#isNamed(i, kind, key, nameEnd, value)) at = i;
+          if (this.#isNamed(i, kind, key, value, end)) at = i;
         }
       } else {
-        byKey ??= this.#nameAll(first);
-        at = byKey.get(this.bytes.toString('latin1', key, nameEnd)) ?? -1;
+        byName ??= this.#nameAll(first);
+        at = byName.get(this.#nameOf(kind, key, value, end)) ?? -1;
+      }
+      let { diff } = walker;
+      if (kind === OP_UPDATE && at >= 0) {
+        const sum = this.#diffs[at] + diff;
+        // What is too large for a sum is told in two.
+        if (Number.isSafeInteger(sum)) diff = sum;
+        else at = -1;
       }
       if (at < 0) {
-        byKey?.set(this.bytes.toString('latin1', key, nameEnd), known);
-        this.#kinds.push(kind);
-        this.#keys.push(key);
-        this.#values.push(value);
-        this.#ends.push(end);
-        this.#diffs.push(walker.diff);
-        continue;
-      }
-      if (kind === OP_UPDATE) {
-        this.#diffs[at] += walker.diff;
-        continue;
+        at = this.#count++;
+        byName?.set(this.#nameOf(kind, key, value, end), at);
       }
       this.#kinds[at] = kind;
       this.#keys[at] = key;
       this.#values[at] = value;
       this.#ends[at] = end;
-      this.#diffs[at] = walker.diff;
+      this.#diffs[at] = diff;
     }
-    if (this.#kinds.length === first && !this.#ranges.has(this.offsets.length)) return;
-    this.offsets.push(offset);
-    this.#firsts.push(first);
+    if (this.#count === first && !this.#ranges.has(this.transactions)) return;
+    this.offsets[this.transactions] = offset;
+    this.#firsts[this.transactions++] = first;
   }
 
   /** The range is removed with what the transaction wrote there before, from change `first` on. */
@@ -152,7 +170,7 @@ export class ChunkChanges implements AskedRows {
       upper: bytes.subarray(valueOffset, valueOffset + valueBytes),
       upperOpen: valueBytes === 0,
     };
-    for (let i = first; i < this.#kinds.length; i++) {
+    for (let i = first; i < this.#count; i++) {
       if (!this.#isWithin(i, range)) continue;
       if (this.#kinds[i] === OP_UPDATE) {
         this.#diffs[i] = 0;
@@ -162,7 +180,7 @@ export class ChunkChanges implements AskedRows {
       this.#ends[i] = this.#values[i];
       this.#diffs[i] = -1;
     }
-    const at = this.offsets.length;
+    const at = this.transactions;
     this.#ranges.set(at, unite([...(this.#ranges.get(at) ?? []), range]));
   }
 
@@ -196,31 +214,36 @@ export class ChunkChanges implements AskedRows {
   }
 
   /** Of a multiset a value is part of the row's name. */
-  #isNamed(i: number, kind: number, key: number, nameEnd: number, value: number): boolean {
+  #isNamed(i: number, kind: number, key: number, value: number, end: number): boolean {
     const own = this.#keys[i];
-    const ownEnd = kind === OP_UPDATE ? this.#ends[i] : this.#values[i];
-    if (this.#values[i] - own !== value - key) return false;
-    return equalAt(this.bytes, own, ownEnd - own, this.bytes, key, nameEnd - key);
+    const keyBytes = value - key;
+    if (this.#values[i] - own !== keyBytes) return false;
+    if (kind === OP_UPDATE) {
+      return equalAt(this.bytes, own, this.#ends[i] - own, this.bytes, key, end - key);
+    }
+    return equalAt(this.bytes, own, keyBytes, this.bytes, key, keyBytes);
   }
 
   #nameAll(first: number): Map<string, number> {
-    const byKey = new Map<string, number>();
-    for (let i = first; i < this.#kinds.length; i++) {
-      const end = this.#kinds[i] === OP_UPDATE ? this.#ends[i] : this.#values[i];
-      byKey.set(this.bytes.toString('latin1', this.#keys[i], end), i);
+    const byName = new Map<string, number>();
+    for (let i = first; i < this.#count; i++) {
+      const name = this.#nameOf(this.#kinds[i], this.#keys[i], this.#values[i], this.#ends[i]);
+      byName.set(name, i);
     }
-    return byKey;
+    return byName;
   }
 
-  get transactions(): number {
-    return this.offsets.length;
+  #nameOf(kind: number, key: number, value: number, end: number): string {
+    if (kind !== OP_UPDATE) return this.bytes.toString('latin1', key, value);
+    // Where the key ends is part of the name.
+    return `${value - key} ${this.bytes.toString('latin1', key, end)}`;
   }
 
   /** Index of the first transaction at or above an offset. */
   transactionAt(offset: number): number {
     const { offsets } = this;
     let low = 0;
-    let high = offsets.length;
+    let high = this.transactions;
     while (low < high) {
       const middle = (low + high) >>> 1;
       if (offsets[middle] < offset) low = middle + 1;
@@ -498,44 +521,57 @@ export class ChunkChanges implements AskedRows {
       const state = old ? this.#old[i] : OLD_ABSENT;
       if (this.#diffs[i] === 0 || state === OLD_SAME) continue;
       if (kind === OP_DELETE && old && state === OLD_ABSENT) continue;
-      this.#decode(i, old, keys, values);
+      this.#decode(i, state === OLD_THERE, keys, values);
       if (state === OLD_THERE) {
-        updates.push(this.#before[i]!);
+        updates.push(this.#rowBefore!);
         bytes += this.#values[i] - this.#keys[i] + this.#oldEnds[i] - this.#oldStarts[i];
       }
       // Without its old row a deletion is told by its key alone.
       if (kind !== OP_DELETE || !old) {
-        updates.push(this.#after[i]!);
+        updates.push(this.#rowAfter!);
         bytes += this.#ends[i] - this.#keys[i];
       }
     }
     return bytes;
   }
 
-  #decode(i: number, old: boolean, keys: Codec<unknown>, values: Codec<unknown>): void {
-    if (keys !== this.#keyCodec || values !== this.#valueCodec) {
-      this.#keyCodec = keys;
-      this.#valueCodec = values;
-      this.#before.length = 0;
-      this.#after.length = 0;
+  /** Sets #rowAfter, and #rowBefore if it is wanted. Who follows alone has nobody to keep them for. */
+  #decode(i: number, isBefore: boolean, keys: Codec<unknown>, values: Codec<unknown>): void {
+    const isShared = this.#client.feeds.running > 1;
+    let before: Update<unknown, unknown> | undefined;
+    let after: Update<unknown, unknown> | undefined;
+    if (isShared) {
+      if (keys !== this.#keyCodec || values !== this.#valueCodec) {
+        this.#keyCodec = keys;
+        this.#valueCodec = values;
+        this.#before.length = 0;
+        this.#after.length = 0;
+      }
+      before = this.#before[i];
+      after = this.#after[i];
     }
-    const slab = old ? this.#oldSlabs[i] : undefined;
-    const isBefore = slab !== undefined && this.#before[i] === undefined;
-    const isAfter = this.#after[i] === undefined;
-    if (!isBefore && !isAfter) return;
-    this.#counts.changesDecoded++;
-    const bytes = this.bytes;
-    const value = this.#values[i];
-    const key =
-      this.#after[i]?.key ?? this.#before[i]?.key ?? decodeLent(keys, bytes, this.#keys[i], value);
-    if (isBefore) {
-      const decoded = decodeLent(values, slab, this.#oldStarts[i], this.#oldEnds[i]);
-      this.#before[i] = { key, value: decoded, diff: -1 };
+    if (after === undefined || (isBefore && before === undefined)) {
+      this.#counts.changesDecoded++;
+      const { bytes } = this;
+      const value = this.#values[i];
+      const key: unknown = after?.key ?? decodeLent(keys, bytes, this.#keys[i], value);
+      if (isBefore && before === undefined) {
+        const slab = this.#oldSlabs[i]!;
+        const decoded = decodeLent(values, slab, this.#oldStarts[i], this.#oldEnds[i]);
+        before = { key, value: decoded, diff: -1 };
+      }
+      if (after === undefined) {
+        const isDelete = this.#kinds[i] === OP_DELETE;
+        const decoded = isDelete ? undefined : decodeLent(values, bytes, value, this.#ends[i]);
+        after = { key, value: decoded, diff: this.#diffs[i] };
+      }
+      if (isShared) {
+        this.#before[i] = before;
+        this.#after[i] = after;
+      }
     }
-    if (!isAfter) return;
-    const isDelete = this.#kinds[i] === OP_DELETE;
-    const decoded = isDelete ? undefined : decodeLent(values, bytes, value, this.#ends[i]);
-    this.#after[i] = { key, value: decoded, diff: this.#diffs[i] };
+    this.#rowBefore = before;
+    this.#rowAfter = after;
   }
 }
 

@@ -19,6 +19,8 @@ import type { Waiter } from './waiter.ts';
 const KEPT_BYTES_MAX: number = 2 * MiB;
 /** A piece costs more than its bytes once it is decoded. */
 const CHUNK_COST_BYTES: number = 4 * KiB;
+/** With so many feeds what is read ahead for one is there when it gets to it. */
+const READ_AHEAD_FEEDS_MAX = 4;
 /** Followers of the log with a file open. */
 const FOLLOWERS_MAX = 8;
 
@@ -41,8 +43,8 @@ export type FeedCounts = {
 /** A piece of the log and what it changed, by collection. */
 export class HubChunk {
   readonly log: LogChunk;
-  /** Collections that it changes. */
-  readonly touched: Set<number>;
+  /** Collections that it changes, each with the count of operations. */
+  readonly touched: ReadonlyMap<number, number>;
   readonly #hub: FeedHub;
   readonly #changes: Map<number, ChunkChanges> = new Map();
 
@@ -61,25 +63,41 @@ export class HubChunk {
 
   /** What it changed in a collection; undefined: nothing. */
   changesOf(collection: number): ChunkChanges | undefined {
-    if (!this.touched.has(collection)) return undefined;
+    const operations = this.touched.get(collection);
+    if (operations === undefined) return undefined;
     let changes = this.#changes.get(collection);
     if (changes === undefined) {
-      changes = new ChunkChanges(this.#hub.client, this.#hub.counts, this.log, collection);
+      const { client, counts } = this.#hub;
+      changes = new ChunkChanges(client, counts, this.log, collection, operations);
       this.#changes.set(collection, changes);
     }
     return changes;
   }
 }
 
-function touchedBy(log: LogChunk): Set<number> {
-  const touched = new Set<number>();
+function touchedBy(log: LogChunk): Map<number, number> {
+  const touched = new Map<number, number>();
   const walker = new PayloadWalker();
+  // Mostly it is the same one again.
+  let collection = -1;
+  let count = 0;
+  const close = (): void => {
+    if (count > 0) touched.set(collection, (touched.get(collection) ?? 0) + count);
+  };
   for (let r = 0; r < log.records; r++) {
     walker.start(log.bytes, log.payloadOffsets[r], log.txCounts[r]);
     while (walker.nextTransaction()) {
-      while (walker.nextOperation()) touched.add(walker.collection);
+      while (walker.nextOperation()) {
+        if (walker.collection !== collection) {
+          close();
+          collection = walker.collection;
+          count = 0;
+        }
+        count++;
+      }
     }
   }
+  close();
   return touched;
 }
 
@@ -162,6 +180,15 @@ export class FeedHub implements FollowSource {
     return undefined;
   }
 
+  /** Begins to read the piece after this one, if it is there: it will be asked for. */
+  readAhead({ log }: HubChunk): void {
+    const { to, end } = log;
+    if (this.running > READ_AHEAD_FEEDS_MAX) return;
+    if (to >= this.client.logged() || this.chunkInMemory(to) !== undefined) return;
+    // Who asks for it meets what went wrong.
+    this.chunk(to, end).catch(() => {});
+  }
+
   /** Reads the piece with `offset`, whose record stands at `place` if that is known. Requires: offset < logged(). */
   chunk(offset: number, place: FollowPlace | undefined): Promise<HubChunk> {
     const known = this.#loads.get(offset);
@@ -202,10 +229,10 @@ export class FeedHub implements FollowSource {
   #keep(chunk: HubChunk): void {
     const chunks = this.#chunks;
     chunks.push(chunk);
-    // One who follows alone comes back to none of them.
+    // One who follows alone is at the last but one, and comes back to none before.
     const most = this.running > 1 ? KEPT_BYTES_MAX : 0;
     let bytes = 0;
-    let first = chunks.length - 1;
+    let first = Math.max(0, chunks.length - 2);
     while (first > 0 && (bytes += chunks[first].bytes) < most) first--;
     if (first > 0) chunks.splice(0, first);
   }

@@ -261,10 +261,13 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
 
   #shiftMany(maxBytes: number): FeedItem<U>[] {
     let bytes = 0;
-    const items: FeedItem<U>[] = [];
-    while (this.#at < this.#ready.length && bytes < maxBytes) {
-      bytes += this.#readyBytes[this.#at];
-      items.push(this.#ready[this.#at++]);
+    let to = this.#at;
+    while (to < this.#ready.length && bytes < maxBytes) bytes += this.#readyBytes[to++];
+    let items = this.#ready;
+    if (this.#at === 0 && to === items.length) this.#ready = [];
+    else {
+      items = items.slice(this.#at, to);
+      this.#at = to;
     }
     this.#client.feeds.counts.items += items.length;
     this.#delivered = items[items.length - 1].offset;
@@ -385,6 +388,7 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
     }
     const chunk = hub.chunkInMemory(this.#next) ?? (await hub.chunk(this.#next, this.#place));
     if (this.#ended) return;
+    hub.readAhead(chunk);
     await this.#take(chunk);
     if (this.#ended || this.#ready.length > 0) return;
     this.#hold.move(this.#next - 1);

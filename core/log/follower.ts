@@ -39,8 +39,10 @@ import {
   decodeTrailer,
 } from './segz.ts';
 
-/** Read at once; a record that is larger is read whole. */
+/** Read at once at first; a record that is larger is read whole. */
 export const followBytesDefault: number = 64 * KiB;
+/** Each read that was too small for what is there is followed by one twice as large, up to so many times. */
+export const followGrowthMax = 4;
 
 /** A segment as the directory of the log names it. */
 export type FollowSegment = { readonly seq: number; readonly base: number };
@@ -98,6 +100,7 @@ const NOT_THERE = 'ENOENT';
 export class LogFollower {
   readonly #source: FollowSource;
   readonly #chunkBytes: number;
+  #readBytes: number;
   readonly #header: RecordHeader = new RecordHeader();
   /** The offset that is read next. */
   #next = 0;
@@ -117,6 +120,7 @@ export class LogFollower {
   constructor(source: FollowSource, chunkBytes: number = followBytesDefault) {
     this.#source = source;
     this.#chunkBytes = chunkBytes;
+    this.#readBytes = chunkBytes;
   }
 
   get next(): number {
@@ -132,6 +136,7 @@ export class LogFollower {
     invariant(!this.#busy, 'a follower is moved between reads');
     this.#next = offset;
     this.#wanted = 0;
+    this.#readBytes = this.#chunkBytes;
     if (place !== undefined && place.seq === this.#seq && this.#fd >= 0) {
       this.#position = place.position;
       return;
@@ -185,6 +190,9 @@ export class LogFollower {
       const chunk = new LogChunk(bytes);
       const stopped = this.#take(chunk, got, limit);
       if (chunk.records > 0) {
+        const most = this.#chunkBytes * followGrowthMax;
+        const isBehind = stopped === STOPPED_MORE && bytes.length >= this.#readBytes;
+        this.#readBytes = isBehind ? Math.min(2 * this.#readBytes, most) : this.#chunkBytes;
         chunk.end = { seq: this.#seq, position: this.#position };
         return chunk;
       }
@@ -222,7 +230,7 @@ export class LogFollower {
     const source = this.#source;
     const isLive = source.currentSeq() === this.#seq;
     const left = isLive ? source.currentEnd() - this.#position : 0;
-    const most = left > 0 ? Math.min(left, this.#chunkBytes) : this.#chunkBytes;
+    const most = left > 0 ? Math.min(left, this.#readBytes) : this.#readBytes;
     return Math.max(most, this.#wanted);
   }
 
