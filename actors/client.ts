@@ -37,6 +37,7 @@ import { LogTimes } from './log-times.ts';
 import type { ArchiveRequest } from './old-segments.ts';
 import { PairReader } from './pair-reader.ts';
 import { NEWEST, Reader, historyLost } from './reader.ts';
+import { SpareBuffers } from './spare-buffers.ts';
 import { readText } from './text-blocks.ts';
 import { THREAD_BACKGROUND } from './topology.ts';
 import { FRONTIER_DURABLE, FRONTIER_VISIBLE } from './waiter.ts';
@@ -67,6 +68,8 @@ export class Client {
   /** Reads of multisets. */
   readonly pairs: PairReader;
   readonly times: LogTimes;
+  /** Of write sets that were committed. */
+  readonly spareBuffers: SpareBuffers = new SpareBuffers();
   readonly reader: Reader;
   readonly #bell: Bell;
   readonly #hooks: ClientHooks;

@@ -251,6 +251,7 @@ export class CommitLine {
   commitSet(set: WriteSet, sync: boolean, conditions?: Conditions): Promise<Receipt> {
     this.#checkRoom();
     this.#stage.assertNotEncoding();
+    set.assertNotEncoding();
     if (set.end > this.#commitBytesMax) {
       this.#counters.add(REFUSED_TOO_LARGE, 1);
       throw tooLarge('commit', set.end, this.#commitBytesMax);

@@ -7,6 +7,7 @@ import { Piscina } from 'piscina';
 import { toPlainError } from '../core/base/errors.ts';
 import type { PlainError } from '../core/base/errors.ts';
 import { CancelFlag } from '../core/shared/cancel.ts';
+import { THREAD_LIMITS } from './thread-limits.ts';
 import type { Job, JobMachine } from './jobs.ts';
 
 export type JobAnswer = {
@@ -49,6 +50,7 @@ export function makeWorkers(workerUrl: URL, count: number): Piscina<WorkerTask, 
     atomics: 'disabled',
     // Descriptors are shared by number among threads; a dying worker must not close a namesake.
     trackUnmanagedFds: false,
+    resourceLimits: THREAD_LIMITS,
   });
   // Said of a worker that died without a job: nobody's failure, the next job gets another.
   workers.on('error', () => {});

@@ -9,6 +9,7 @@ import type { Remote } from 'comlink';
 import nodeEndpoint from 'comlink/dist/esm/node-adapter.mjs';
 import { Arena } from '../core/shared/arena.ts';
 import { DescriptorTable } from '../core/shared/descriptors.ts';
+import { THREAD_LIMITS } from './thread-limits.ts';
 import type { EngineConfig } from './actor.ts';
 import { THREADS } from './topology.ts';
 import type { KitThread } from './worker.ts';
@@ -58,6 +59,7 @@ export class Kit {
       trackUnmanagedFds: false,
       // Nothing of ours needs the caller's flags, and a worker refuses many that are fine for a process.
       execArgv: [],
+      resourceLimits: THREAD_LIMITS,
     });
     worker.on('error', (error) => this.#died(error));
     worker.on('exit', (code) => this.#died(new Error(`engine thread ${thread} exited (${code})`)));

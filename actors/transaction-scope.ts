@@ -326,6 +326,7 @@ export class TransactionScope extends Transaction {
 
   /** @internal Once. */
   release(): void {
+    this.set.release();
     this.#hold.release();
   }
 

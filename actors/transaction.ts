@@ -20,7 +20,7 @@ const CAPACITY_BYTES = 512;
 
 export class Transaction {
   readonly #client: Client;
-  readonly #set: WriteSet = new WriteSet(CAPACITY_BYTES);
+  readonly #set: WriteSet;
   #committed = false;
   /** What to tell feeds whose place is in it, once it is committed. */
   readonly #acks: (() => void)[] = [];
@@ -29,6 +29,7 @@ export class Transaction {
   constructor(client: Client) {
     client.assertUsable();
     this.#client = client;
+    this.#set = new WriteSet(CAPACITY_BYTES, client.spareBuffers);
     this.#set.begin();
   }
 
@@ -124,6 +125,7 @@ export class Transaction {
       }
       const committed = line.commitSet(this.#set, sync, conditions);
       this.#committed = true;
+      this.#set.release();
       return this.telling(committed);
     } catch (error) {
       // Wherever it was found, a conflict ends the transaction.

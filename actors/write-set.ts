@@ -22,6 +22,9 @@ import {
 import { encodeInto, encodedBy, tooLarge } from './encodings.ts';
 import type { Codec } from './encodings.ts';
 import type { ByteRange } from './key-range.ts';
+import type { SpareBuffers } from './spare-buffers.ts';
+
+const NO_BUFFER: Buffer = Buffer.alloc(0);
 
 export class WriteSet {
   bytes: Buffer;
@@ -34,12 +37,15 @@ export class WriteSet {
   /** Range deletes may be among the operations. */
   hasRanges = false;
   readonly #capacity: number;
+  readonly #spares: SpareBuffers | undefined;
   #start = 0;
   /** A codec runs: what it calls must not write here. */
   #encoding = false;
 
-  constructor(capacity: number) {
+  /** Grows into `spares`, if there are any. */
+  constructor(capacity: number, spares?: SpareBuffers) {
     this.#capacity = capacity;
+    this.#spares = spares;
     this.bytes = Buffer.allocUnsafe(capacity);
   }
 
@@ -55,6 +61,13 @@ export class WriteSet {
   reset(): void {
     this.clear();
     if (this.bytes.length > this.#capacity) this.bytes = Buffer.allocUnsafe(this.#capacity);
+  }
+
+  /** Gives back what it has grown to; it is not used any more. */
+  release(): void {
+    this.#spares?.give(this.bytes);
+    this.bytes = NO_BUFFER;
+    this.end = 0;
   }
 
   begin(): void {
@@ -241,9 +254,11 @@ export class WriteSet {
 
   #ensureUpTo(bytes: number): void {
     if (bytes <= this.bytes.length) return;
-    const grown = Buffer.allocUnsafe(Math.max(bytes + 64, this.bytes.length * 2));
+    const wanted = Math.max(bytes + 64, this.bytes.length * 2);
+    const grown = this.#spares?.take(wanted) ?? Buffer.allocUnsafe(wanted);
     // Also what lies beyond `end`: a key of the operation being built.
     this.bytes.copy(grown, 0, 0, this.bytes.length);
+    this.#spares?.give(this.bytes);
     this.bytes = grown;
   }
 }

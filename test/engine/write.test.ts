@@ -296,3 +296,30 @@ inBothHosts('a synced commit of a buffered engine waits for the sync', async (ho
   const again = await home.open();
   assert.equal((await again.collection('words')).getSync('d'), '4');
 });
+
+inBothHosts('transactions that grow and end in any order keep what is theirs', async (home) => {
+  await using engine = await home.open();
+  const rows = await engine.collection('rows', { key: 'u64', value: 'buffer' });
+  const random = new Prng(11);
+  const expected = new Map<number, Buffer>();
+  const pending: Promise<unknown>[] = [];
+  let open = Array.from({ length: 4 }, () => ({
+    tx: engine.transaction(),
+    last: random.below(300),
+  }));
+  for (let n = 0; n < 3_000; n++) {
+    const at = random.below(open.length);
+    const one = open[at];
+    const value = Buffer.alloc(1 + random.below(400), n);
+    one.tx.put(rows, n, value);
+    expected.set(n, value);
+    if (one.last-- > 0) continue;
+    pending.push(one.tx.commit());
+    assert.throws(() => one.tx.put(rows, n, value), misuse(/has been committed/));
+    open[at] = { tx: engine.transaction(), last: random.below(300) };
+  }
+  pending.push(...open.map(({ tx }) => tx.commit()));
+  open = [];
+  await Promise.all(pending);
+  for (const [n, value] of expected) assert.deepEqual(rows.getSync(n), value, `row ${n}`);
+});
