@@ -6,7 +6,7 @@
  */
 import { invariant } from '../core/base/assert.ts';
 import { NO_BYTES } from '../core/base/bytes.ts';
-import { corrupt } from '../core/base/errors.ts';
+import { TidemarkError, corrupt } from '../core/base/errors.ts';
 import { openPartsMax, pageBytes } from '../core/base/limits.ts';
 import { rangeSetBytes, writeRangeSet } from '../core/base/range-set.ts';
 import { KIND_VIEW } from '../core/shared/buffer-pool.ts';
@@ -312,8 +312,8 @@ export class PartStore {
   #addPart(info: PartInfo, index: Uint8Array, filter: Uint8Array): void {
     const { arena } = this.#context;
     const file = this.#files.get(info.file)!;
-    const block = this.#slab.allocateAnywhere(partBlockBytes(info));
-    if (block === 0) throw new Error('the arena has no room for the description of a part');
+    const block = this.allocate(partBlockBytes(info));
+    if (block === 0) throw noRoom('the description of a part');
     const indexAddress = this.#place(index);
     // A filter without its index would save nothing.
     const filterAddress = indexAddress === 0 ? 0 : this.#place(filter);
@@ -343,8 +343,8 @@ export class PartStore {
         offset,
       });
     }
-    const block = this.#slab.allocateAnywhere(size);
-    if (block === 0) throw new Error('the arena has no room for the range deletes of a part');
+    const block = this.allocate(size);
+    if (block === 0) throw noRoom('the range deletes of a part');
     writeRangeSet(u32, u8, block, ranges);
     this.#files.get(info.file)!.parts++;
     this.#parts.set(keyOf(info), { info, block, index: 0, filter: 0, refs: 0 });
@@ -366,12 +366,25 @@ export class PartStore {
     return pool.freePages(KIND_VIEW) - kept;
   }
 
+  /** A block for what there must be room for, 0 when there is none even without a table. */
+  allocate(bytes: number): number {
+    for (;;) {
+      const address = this.#slab.allocateAnywhere(bytes);
+      if (address !== 0 || !this.#shed()) return address;
+      this.#retired.sweep();
+    }
+  }
+
   /**
    * Views, which there must be room for, come close to their budget: the largest table goes, filters
-   * before indexes, and readers do without. True when one went; its page is free when readers have passed.
+   * before indexes, and readers do without. True when one went; its memory is free when readers have passed.
    */
   shedTable(): boolean {
     if (this.#leaving > 0 || this.#pagesForTables() >= 0) return false;
+    return this.#shed();
+  }
+
+  #shed(): boolean {
     let most: LoadedPart | undefined;
     let mostBytes = 0;
     for (const part of this.#parts.values()) {
@@ -489,6 +502,13 @@ export class PartStore {
       load.fd = -1;
     }
   }
+}
+
+/** Of what there must be room for. */
+export function noRoom(what: string): TidemarkError {
+  return new TidemarkError('TIDEMARK_TOO_LARGE', `${what} has no room; raise memoryBytes`, {
+    limit: 'memoryBytes',
+  });
 }
 
 function keyOf(ref: PartRef): string {

@@ -427,7 +427,6 @@ export class Reader {
               );
         this.#countFileRead(answer);
         if (answer === FOUND) return this.#takeFound(collection, block, key, length, hidden);
-        if (answer === BLOCK_ABSENT) break;
       }
     }
     this.time = -1;

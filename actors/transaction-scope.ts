@@ -382,6 +382,8 @@ function boundsOf({
 }: RangeRead): { lower: Uint8Array; upper: Uint8Array | undefined } | undefined {
   const { reverse, lower, upper, upperOpen } = range.bounds;
   const top = upperOpen ? undefined : upper;
+  // An upper bound that is the empty key would be taken for none.
+  if (top !== undefined && compareBytes(lower, top) >= 0) return undefined;
   if (isWhole) return { lower, upper: top };
   if (reached === undefined) return undefined;
   return reverse ? { lower: reached, upper: top } : { lower, upper: successor(reached) };

@@ -3,7 +3,6 @@
  * through the one word, and retires by epoch what only the former one named. A part of the keeper, on
  * its thread; it decides nothing about what lies where.
  */
-import { TidemarkError } from '../core/base/errors.ts';
 import { NO_FRONTIER, join, meet } from '../core/base/frontier.ts';
 import { invariant } from '../core/base/assert.ts';
 import { clientsMax } from '../core/base/limits.ts';
@@ -28,6 +27,7 @@ import { isLagging } from './cursor-row.ts';
 import type { CursorRow } from './cursor-row.ts';
 import { KEEP_ALL, historyFloor } from './kept-history.ts';
 import type { KeptHistory } from './kept-history.ts';
+import { noRoom } from './part-store.ts';
 import type { PartStore } from './part-store.ts';
 
 type ShownRun = {
@@ -247,11 +247,9 @@ export class Views {
   }
 
   #allocate(bytes: number): number {
-    const address = this.#slab.allocateAnywhere(bytes);
+    const address = this.#parts.allocate(bytes);
     if (address !== 0) return address;
-    throw new TidemarkError('TIDEMARK_TOO_LARGE', 'views do not fit the arena; raise memoryBytes', {
-      limit: 'memoryBytes',
-    });
+    throw noRoom('the view of what lies where');
   }
 }
 

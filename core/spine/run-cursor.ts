@@ -30,6 +30,7 @@ export type PartPlace = {
 /** The parts of one run, in key order, and how to get at them. A cursor is in at most one at a time. */
 export interface RunParts {
   readonly count: number;
+  /** Bounds of the part's keys: its smallest and largest, or cut ones (core/spine/view.ts). */
   keyLo(part: number): Uint8Array;
   keyHi(part: number): Uint8Array;
   /** Fills `place`; what it says stays true until `leave`. */
@@ -150,10 +151,22 @@ export class RunCursor extends BlockCursor {
       this.valid = false;
       return;
     }
-    this.#enter(lo);
-    this.#loadAlone(findBlock(this.#place.memory, this.#place.indexAddress, key, offset, length));
+    // Where bounds are cut, all of the part may still lie below the key.
+    for (let part = lo; part < this.#parts.count; part++) {
+      this.#enter(part);
+      this.#seekInPart(key, offset, length);
+      if (this.valid) return;
+      if (this.#block + 1 < this.#blocks) {
+        this.#nextBlock();
+        return;
+      }
+    }
+  }
+
+  #seekInPart(key: Uint8Array, offset: number, length: number): void {
+    const { memory, indexAddress } = this.#place;
+    this.#loadAlone(findBlock(memory, indexAddress, key, offset, length));
     this.seekInBlock(key, offset, length);
-    if (!this.valid) this.#nextBlock();
   }
 
   override seekBelow(key: Uint8Array, offset: number, length: number): void {
@@ -170,11 +183,20 @@ export class RunCursor extends BlockCursor {
       this.valid = false;
       return;
     }
-    this.#enter(lo);
-    this.#loadAlone(findBlock(this.#place.memory, this.#place.indexAddress, key, offset, length));
-    this.seekInBlock(key, offset, length);
-    if (this.valid) this.previous();
-    else super.last();
+    // Where bounds are cut, nothing of the part may lie below the key.
+    for (let part = lo; part >= 0; part--) {
+      this.#enter(part);
+      this.#seekInPart(key, offset, length);
+      if (!this.valid) {
+        super.last();
+        return;
+      }
+      if (this.row > 0 || this.#block > 0) {
+        this.previous();
+        return;
+      }
+    }
+    this.valid = false;
   }
 
   #enter(part: number): void {

@@ -3,6 +3,7 @@
  * result can see that nothing vanished unnoticed. At the end everything is synced and every footer read
  * again from the disk. Called by flush and merge jobs, in private memory.
  */
+import { compareBytes } from '../base/bytes.ts';
 import type { Row } from '../base/cursor.ts';
 import { corrupt } from '../base/errors.ts';
 import type { RangeDelete } from '../base/range-set.ts';
@@ -104,9 +105,18 @@ export function sumsOfParts(parts: readonly PartInfo[]): RowSums {
 }
 
 function checkSame(written: PartInfo, found: PartInfo): void {
-  if (JSON.stringify(written) === JSON.stringify(found)) return;
+  const keysAre =
+    compareBytes(written.keyLo, found.keyLo) === 0 &&
+    compareBytes(written.keyHi, found.keyHi) === 0;
+  if (keysAre && JSON.stringify(written, withoutKeys) === JSON.stringify(found, withoutKeys))
+    return;
   throw corrupt('BAD_FOOTER', `part at ${found.offset} of file ${found.file} reads back changed`, {
     file: found.file,
     offset: found.offset,
   });
+}
+
+/** Keys of 64 KiB as JSON would take longer than the job. */
+function withoutKeys(name: string, value: unknown): unknown {
+  return name === 'keyLo' || name === 'keyHi' ? undefined : value;
 }

@@ -18,7 +18,7 @@
  *   part        0 file  1 descriptor (i32, -1 = not open)  2 offset  4 bytes  6 rows  8 smallest time
  *               10 largest time  12 index block (0 = not loaded)  13 filter block (0 = none)
  *               14 index offset  15 index bytes  16 smallest key bytes  17 largest key bytes
- *               18 kind  19.. smallest key, largest key
+ *               18 kind  19.. smallest key, largest key: long ones cut to bounds (`lowerBound`, `upperBound`)
  */
 import { invariant } from '../base/assert.ts';
 import { compareAt } from '../base/bytes.ts';
@@ -186,8 +186,28 @@ export function writeRun(
   for (const set of rangeSets) u32[word++] = set;
 }
 
-export function partBlockBytes(part: PartInfo): number {
-  return KEYS_WORD * 4 + part.keyLo.length + part.keyHi.length;
+/** Two keys of 64 KiB to a part would fill the arena of a store with many small parts. */
+const BOUND_BYTES_MAX = 512;
+
+/** A key that is not above the given one, nor above any that follows it. */
+export function lowerBound(key: Uint8Array, bytesMax: number = BOUND_BYTES_MAX): Uint8Array {
+  return key.length <= bytesMax ? key : key.subarray(0, bytesMax);
+}
+
+/** A key that is not below the given one, nor below any that precedes it. */
+export function upperBound(key: Uint8Array, bytesMax: number = BOUND_BYTES_MAX): Uint8Array {
+  if (key.length <= bytesMax) return key;
+  let length = bytesMax;
+  while (length > 0 && key[length - 1] === 0xff) length--;
+  // Nothing that is shorter lies above.
+  if (length === 0) return key;
+  const bound = key.slice(0, length);
+  bound[length - 1]++;
+  return bound;
+}
+
+export function partBlockBytes({ keyLo, keyHi }: PartInfo): number {
+  return KEYS_WORD * 4 + lowerBound(keyLo).length + upperBound(keyHi).length;
 }
 
 /** `index` and `filter` are addresses of their bytes, 0 where they are not in memory. */
@@ -212,11 +232,13 @@ export function writePart(
   u32[at + FILTER_WORD] = filter;
   u32[at + INDEX_OFFSET_WORD] = part.indexOffset;
   u32[at + INDEX_BYTES_WORD] = part.indexBytes;
-  u32[at + KEY_LO_BYTES_WORD] = part.keyLo.length;
-  u32[at + KEY_HI_BYTES_WORD] = part.keyHi.length;
+  const lower = lowerBound(part.keyLo);
+  const upper = upperBound(part.keyHi);
+  u32[at + KEY_LO_BYTES_WORD] = lower.length;
+  u32[at + KEY_HI_BYTES_WORD] = upper.length;
   u32[at + PART_KIND_WORD] = part.kind;
-  u8.set(part.keyLo, address + KEYS_WORD * 4);
-  u8.set(part.keyHi, address + KEYS_WORD * 4 + part.keyLo.length);
+  u8.set(lower, address + KEYS_WORD * 4);
+  u8.set(upper, address + KEYS_WORD * 4 + lower.length);
 }
 
 /** Takes tables from a part that a view names, or leaves them: readers load each address once. */
@@ -363,7 +385,10 @@ export class ViewReader {
     return this.#u32[(run >>> 2) + PARTS_WORD + this.partCount(run) + i];
   }
 
-  /** Index of the first part whose largest key is >= the given one; the part count when none is. */
+  /**
+   * Index of the first part whose largest key may be >= the given one; the part count when none is. Its
+   * bounds may be cut: who does not find the key there looks into the next, until one begins after it.
+   */
   partAtOrAfter(run: number, key: Uint8Array, offset: number, length: number): number {
     let low = 0;
     let high = this.partCount(run);
@@ -381,18 +406,19 @@ export class ViewReader {
     return compareAt(this.#u8, part + KEYS_WORD * 4 + lowBytes, highBytes, key, offset, length);
   }
 
-  /** True when the part's smallest key is above the given one. */
+  /** True when the part's smallest key is above the given one; not always, where its bound is cut. */
   beginsAfter(part: number, key: Uint8Array, offset: number, length: number): boolean {
     const lowBytes = this.#u32[(part >>> 2) + KEY_LO_BYTES_WORD];
     return compareAt(this.#u8, part + KEYS_WORD * 4, lowBytes, key, offset, length) > 0;
   }
 
-  /** A view of the key where it lies. */
+  /** A view of the bound where it lies: no key of the part is below it. */
   keyLo(part: number): Uint8Array {
     const at = part + KEYS_WORD * 4;
     return this.#u8.subarray(at, at + this.#u32[(part >>> 2) + KEY_LO_BYTES_WORD]);
   }
 
+  /** No key of the part is above it. */
   keyHi(part: number): Uint8Array {
     const at = part + KEYS_WORD * 4 + this.#u32[(part >>> 2) + KEY_LO_BYTES_WORD];
     return this.#u8.subarray(at, at + this.#u32[(part >>> 2) + KEY_HI_BYTES_WORD]);

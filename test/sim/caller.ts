@@ -132,6 +132,8 @@ export class Caller {
   transacted = 0;
   acts = 0;
   conditionsHeld = 0;
+  /** Answers and rows of ranges that were as the model says. */
+  compared = 0;
 
   constructor(parts: CallerParts) {
     this.#parts = parts;
@@ -868,6 +870,7 @@ export class Caller {
 
   #compare(what: string, found: Buffer | undefined, expected: Buffer | undefined): void {
     this.#note(what, found === undefined ? -1 : found.length);
+    this.compared++;
     if (found === undefined && expected === undefined) return;
     if (found !== undefined && expected !== undefined && found.equals(expected)) return;
     throw new SimFailure(`${what}: found ${show(found)}, not ${show(expected)}`);
@@ -961,6 +964,7 @@ export class Caller {
         );
       }
       open.at++;
+      this.compared++;
     }
     return true;
   }

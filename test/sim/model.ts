@@ -52,6 +52,8 @@ export class Model {
   readonly collections: Map<number, ModelCollection> = new Map();
   /** Offsets at which a record of the log ends. */
   readonly #ends: Set<number> = new Set([0]);
+  /** Operations of all transactions that were ever ordered, lost ones too. */
+  operations = 0;
 
   get upper(): number {
     return this.transactions.length;
@@ -69,6 +71,7 @@ export class Model {
   apply(tx: ModelTx): void {
     const offset = this.upper;
     this.transactions.push(tx);
+    this.operations += tx.ops.length;
     const { catalog } = tx;
     if (catalog?.what === 'create') {
       const { id, slot, history } = catalog;

@@ -85,6 +85,9 @@ class Simulation {
     lives: 0,
     acts: 0,
     transactions: 0,
+    /** Operations that got a place in the order, and answers and rows that were compared. */
+    operations: 0,
+    compared: 0,
     closes: 0,
     processCrashes: 0,
     powerLosses: 0,
@@ -161,6 +164,7 @@ class Simulation {
     await this.#live(true);
     await this.#live(true);
     this.counts['transactions'] = this.#model.upper;
+    this.counts['operations'] = this.#model.operations;
   }
 
   // ---------------------------------------------------------------- a life
@@ -451,6 +455,7 @@ class Simulation {
     for (const caller of this.#callers) {
       caller.letGo();
       this.counts['acts'] += caller.acts;
+      this.counts['compared'] += caller.compared;
       this.counts['followed'] += caller.itemsFollowed;
       this.counts['transacted'] += caller.transacted;
       this.counts['conditions'] += caller.conditionsHeld;

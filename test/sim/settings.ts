@@ -86,6 +86,7 @@ function drawKeys(prng: Prng): Buffer[] {
   };
   if (prng.chance(0.5)) add(Buffer.alloc(0));
   const prefix = Buffer.alloc(prng.between(1, 80), 0x61);
+  let longest = 0;
   for (let i = 0; keys.size < count && i < count * 4; i++) {
     switch (shape) {
       case 'short':
@@ -100,11 +101,12 @@ function drawKeys(prng: Prng): Buffer[] {
       case 'nested':
         add(Buffer.alloc(i % 300, prng.pick([0x00, 0xff, 0x61])));
         break;
-      case 'long':
-        add(
-          prng.fill(Buffer.alloc(prng.chance(0.02) ? 65_535 : prng.between(100, 3_000))) as Buffer,
-        );
+      case 'long': {
+        // A few of the longest say as much as many, which only take their time.
+        const isLongest = prng.chance(0.02) && longest++ < 2;
+        add(prng.fill(Buffer.alloc(isLongest ? 65_535 : prng.between(100, 3_000))) as Buffer);
         break;
+      }
       default:
         add(prng.fill(Buffer.alloc(prng.between(0, 24))) as Buffer);
     }
@@ -161,6 +163,15 @@ function drawActs(prng: Prng): ActWeights {
   return acts;
 }
 
+/** Beyond it descriptions of parts, which name their first and last key, need pages of their own. */
+const KEY_BYTES_FEW_PAGES = 4_000;
+
+function drawViewPages(prng: Prng, slots: readonly Slot[]): number | undefined {
+  const pages = prng.pick([undefined, undefined, undefined, undefined, 10, 16]);
+  const isLong = slots.some(({ keys }) => keys.some((key) => key.length > KEY_BYTES_FEW_PAGES));
+  return isLong ? undefined : pages;
+}
+
 export function drawSettings(prng: Prng): Settings {
   const slots: Slot[] = [];
   const count = prng.between(1, 5);
@@ -194,6 +205,6 @@ export function drawSettings(prng: Prng): Settings {
     clockStepMs: prng.pick([0.05, 1, 1, 20, 200]),
     moodTicks: prng.pick([50, 400, 3_000]),
     tinyRings: prng.pick([0, 0, 2, 4, 16]),
-    viewPages: prng.pick([undefined, undefined, undefined, undefined, 10, 16]),
+    viewPages: drawViewPages(prng, slots),
   };
 }

@@ -62,12 +62,14 @@ export class Attempts {
     const ops: ModelOp[] = [];
     const points: Point[] = [];
     const spans: Span[] = [];
+    /** Collections that were asked, whatever was learnt. */
+    const asked: Set<number> = new Set();
     note(`attempt at ${T}`, T);
     if (live.length > 0) {
       for (let i = prng.pick([0, 1, 2, 4]); i > 0; i--) {
         if (prng.chance(0.35)) this.#write(scope, live, ops);
-        else if (prng.chance(0.3)) spans.push(this.#range(scope, live, ops));
-        else points.push(await this.#point(scope, live, ops));
+        else if (prng.chance(0.3)) spans.push(this.#range(scope, live, ops, asked));
+        else points.push(await this.#point(scope, live, ops, asked));
       }
       for (let i = prng.pick([0, 1, 1, 3]); i > 0; i--) this.#write(scope, live, ops);
     }
@@ -75,7 +77,7 @@ export class Attempts {
       ops,
       isBlind: [...points, ...spans].every(({ id }) => id < 0),
       onAccepted: (offset) => this.#checkSame(T, offset, points, spans),
-      onConflict: () => this.#checkChanged(T, points, spans),
+      onConflict: () => this.#checkChanged(T, asked, points, spans),
     });
     return T;
   }
@@ -109,10 +111,12 @@ export class Attempts {
     scope: TransactionScope,
     live: readonly ModelCollection[],
     ops: readonly ModelOp[],
+    asked: Set<number>,
   ): Promise<Point> {
     const { prng, handleOf, keyOf, note } = this.#parts;
     const collection = prng.pick(live);
     const { id } = collection;
+    asked.add(id);
     const key = keyOf(collection);
     const bytes = collection.slot.keys[key];
     const expected = this.#expected(ops, id, key, scope.offset);
@@ -137,10 +141,16 @@ export class Attempts {
     return expected.isOwn ? { id: -1, key } : { id, key };
   }
 
-  #range(scope: TransactionScope, live: readonly ModelCollection[], ops: readonly ModelOp[]): Span {
+  #range(
+    scope: TransactionScope,
+    live: readonly ModelCollection[],
+    ops: readonly ModelOp[],
+    asked: Set<number>,
+  ): Span {
     const { prng, handleOf, note } = this.#parts;
     const collection = prng.pick(live);
     const { id, slot } = collection;
+    asked.add(id);
     const lower = prng.chance(0.5) ? prng.pick(slot.keys) : undefined;
     const upper = prng.chance(0.5) ? prng.pick(slot.keys) : undefined;
     const isReverse = prng.chance(0.3);
@@ -208,13 +218,15 @@ export class Attempts {
   }
 
   /** Some transaction after T has changed something in what was read, or its trace is merged away. */
-  #checkChanged(T: number, points: readonly Point[], spans: readonly Span[]): void {
+  #checkChanged(
+    T: number,
+    asked: ReadonlySet<number>,
+    points: readonly Point[],
+    spans: readonly Span[],
+  ): void {
     const { model } = this.#parts;
+    for (const id of asked) if (T < model.mayLoseBelow(id, model.upper)) return;
     const ids = new Set([...points, ...spans].map(({ id }) => id));
-    for (const id of ids) {
-      if (id < 0) continue;
-      if (T < model.mayLoseBelow(id, model.upper)) return;
-    }
     for (let offset = T + 1; offset < model.upper; offset++) {
       for (const { id, key, range } of model.transactions[offset].ops) {
         if (range !== undefined) {

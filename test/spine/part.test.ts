@@ -19,6 +19,7 @@ import { PART_SHAPE, PartWriter } from '../../core/spine/part-writer.ts';
 import type { PartShape } from '../../core/spine/part-writer.ts';
 import { keyHash, RowSums, valueHash } from '../../core/spine/row-hash.ts';
 import { OwnRunParts, RunCursor } from '../../core/spine/run-cursor.ts';
+import { lowerBound, upperBound } from '../../core/spine/view.ts';
 import { partPath } from '../../core/storage/names.ts';
 import type { Storage } from '../../core/storage/storage.ts';
 import {
@@ -148,6 +149,70 @@ for (const shape of SHAPES) {
     }
   });
 }
+
+/** Bounds as views have them, cut much shorter. */
+class CutBounds extends OwnRunParts {
+  override keyLo(part: number): Uint8Array {
+    return lowerBound(super.keyLo(part), 2);
+  }
+
+  override keyHi(part: number): Uint8Array {
+    return upperBound(super.keyHi(part), 2);
+  }
+}
+
+test('cut bounds lead to the same rows', () => {
+  const disk = simDisk();
+  const prng = new Prng(23);
+  for (let round = 0; round < 20; round++) {
+    // Many keys, and many parts, that begin alike; some with what cannot be rounded up.
+    const rows = sorted(
+      Array.from({ length: 150 }, (_, i) => {
+        const key = randomBytes(prng, prng.between(0, 6)).map((byte) => [0, 1, 254, 255][byte & 3]);
+        return put(key, i, 'v');
+      }),
+    );
+    const parts = writeRun(disk, 1 + round * 1000, rows, { blockBytes: 60, partBytes: 300 });
+    assert.ok(parts.length > 5, 'a run of many parts');
+    const cursor = new RunCursor(disk, new CutBounds(disk, parts));
+    const model = new ArrayCursor(rows);
+    for (let i = 0; i < 200; i++) {
+      const key = prng.chance(0.5) ? prng.pick(rows).key : randomBytes(prng, prng.between(0, 5));
+      const seek = prng.chance(0.5) ? 'seek' : 'seekBelow';
+      cursor[seek](key, 0, key.length);
+      model[seek](key, 0, key.length);
+      for (let step = 0; step < 5; step++) {
+        assert.equal(cursor.valid, model.valid);
+        if (!model.valid) break;
+        assert.equal(line(rowOf(cursor)), line(rowOf(model)));
+        const move = prng.chance(0.5) ? 'next' : 'previous';
+        cursor[move]();
+        model[move]();
+      }
+    }
+    cursor.leave();
+  }
+});
+
+test('bounds are bounds: above or below what they were cut from, in the order of the keys', () => {
+  const prng = new Prng(24);
+  const keys = Array.from({ length: 2_000 }, () =>
+    randomBytes(prng, prng.between(0, 7)).map((byte) => [0, 1, 254, 255][byte & 3]),
+  ).toSorted(compareBytes);
+  for (let i = 0; i < keys.length; i++) {
+    const key = keys[i];
+    const lower = lowerBound(key, 3);
+    const upper = upperBound(key, 3);
+    assert.ok(compareBytes(lower, key) <= 0, 'a lower bound is not above its key');
+    assert.ok(compareBytes(upper, key) >= 0, 'an upper bound is not below its key');
+    assert.ok(lower.length <= 3, 'a lower bound is short');
+    assert.ok(upper.length <= 3 || key.slice(0, 3).every((byte) => byte === 255), 'so is an upper');
+    if (i === 0) continue;
+    const before = keys[i - 1];
+    assert.ok(compareBytes(lowerBound(before, 3), lower) <= 0, 'lower bounds keep the order');
+    assert.ok(compareBytes(upperBound(before, 3), upper) <= 0, 'upper bounds keep the order');
+  }
+});
 
 function checkInfos(parts: readonly PartInfo[], rows: readonly Row[]): void {
   let from = 0;
