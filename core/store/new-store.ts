@@ -28,6 +28,7 @@ import {
 } from '../storage/names.ts';
 import type { Storage } from '../storage/storage.ts';
 import type { Machine, Progress } from './report.ts';
+import { writeWhole } from './write-whole.ts';
 
 /** Where a store is being made, and what a storage cannot do by itself. */
 export type Place = {
@@ -125,7 +126,7 @@ export class NewStore {
     const path = segmentPath(seq);
     const fd = storage.open(path, 'create');
     try {
-      write(storage, fd, block, block.length, 0, path);
+      writeWhole(storage, fd, block, block.length, 0, path);
       storage.sync(fd);
       storage.syncDir(LOG_DIR);
     } catch (error) {
@@ -193,7 +194,7 @@ export class NewStore {
         for (let at = 0; ;) {
           const got = source.read(from, chunk, 0, chunk.length, at);
           yield;
-          if (got > 0) write(storage, to, chunk, got, at, path);
+          if (got > 0) writeWhole(storage, to, chunk, got, at, path);
           yield;
           at += got;
           progress.doneBytes += got;
@@ -305,19 +306,4 @@ function step(writer: LogWriter, wantSync: boolean): string {
     // Nobody's log yet: the disk's own error says more than that it is poisoned.
     throw error instanceof TidemarkError && error.cause !== undefined ? error.cause : error;
   }
-}
-
-function write(
-  storage: Storage,
-  fd: number,
-  bytes: Uint8Array,
-  length: number,
-  position: number,
-  path: string,
-): void {
-  const put = storage.write(fd, bytes, 0, length, position);
-  if (put === length) return;
-  throw new TidemarkError('TIDEMARK_IO', `the disk took ${put} of ${length} bytes of ${path}`, {
-    file: path,
-  });
 }

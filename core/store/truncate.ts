@@ -42,6 +42,7 @@ import { readLog, sourceOf } from './log-source.ts';
 import { lookAt } from './look.ts';
 import type { SegmentFile, StoreLook } from './look.ts';
 import type { Machine, Progress } from './report.ts';
+import { writeWhole } from './write-whole.ts';
 
 export type CutPlan = {
   readonly manifest: LoadedManifest;
@@ -308,7 +309,7 @@ function* copyRange(storage: Storage, path: string, from: number, to: string): M
       for (let at = from; ;) {
         const got = storage.read(source, chunk, 0, chunk.length, at);
         yield;
-        if (got > 0) put(storage, target, chunk, got, at - from, to);
+        if (got > 0) writeWhole(storage, target, chunk, got, at - from, to);
         yield;
         at += got;
         if (got < chunk.length) break;
@@ -339,7 +340,7 @@ function* unpack(
     try {
       const block = new Uint8Array(SEGMENT_BLOCK_BYTES);
       encodeSegmentBlock(block, 0, source.header);
-      put(storage, fd, block, block.length, 0, tmp);
+      writeWhole(storage, fd, block, block.length, 0, tmp);
       const chunk = new Uint8Array(COPY_BYTES);
       for (let at = SEGMENT_BLOCK_BYTES; at < source.end;) {
         const wanted = Math.min(chunk.length, source.end - at);
@@ -347,7 +348,7 @@ function* unpack(
         if (got !== wanted) {
           throw corrupt('CHECKSUM', `${file.path} ends before its records`, { seq, position: at });
         }
-        put(storage, fd, chunk, got, at, tmp);
+        writeWhole(storage, fd, chunk, got, at, tmp);
         yield;
         at += got;
       }
@@ -364,21 +365,6 @@ function* unpack(
   storage.unlink(compressedPath(seq));
   storage.syncDir(LOG_DIR);
   yield;
-}
-
-function put(
-  storage: Storage,
-  fd: number,
-  bytes: Uint8Array,
-  length: number,
-  position: number,
-  path: string,
-): void {
-  const count = storage.write(fd, bytes, 0, length, position);
-  if (count === length) return;
-  throw new TidemarkError('TIDEMARK_IO', `the disk took ${count} of ${length} bytes of ${path}`, {
-    file: path,
-  });
 }
 
 // ---------------------------------------------------------------- a log begun anew
@@ -426,7 +412,7 @@ export function* beginAnew(
   });
   const fd = storage.open(segmentPath(seq), 'create');
   try {
-    put(storage, fd, block, block.length, 0, segmentPath(seq));
+    writeWhole(storage, fd, block, block.length, 0, segmentPath(seq));
     yield;
     storage.sync(fd);
   } finally {
