@@ -74,14 +74,59 @@ export function hashAt(bytes: Uint8Array, offset: number, length: number, seed: 
   }
   let k = 0;
   for (let shift = 0; i < offset + length; i++, shift += 8) k |= bytes[i] << shift;
-  k = Math.imul(k, 0xcc9e2d51);
+  return finishHash(h, k);
+}
+
+/** `k`: the last bytes, fewer than four. */
+function finishHash(hash: number, last: number): number {
+  let k = Math.imul(last, 0xcc9e2d51);
   k = (k << 15) | (k >>> 17);
-  h ^= Math.imul(k, 0x1b873593);
+  let h = hash ^ Math.imul(k, 0x1b873593);
   h ^= h >>> 16;
   h = Math.imul(h, 0x85ebca6b);
   h ^= h >>> 13;
   h = Math.imul(h, 0xc2b2ae35);
   return (h ^ (h >>> 16)) >>> 0;
+}
+
+/**
+ * Copies and hashes in one walk: target[at...] gets the bytes, the answer is their `hashAt`. For short
+ * ranges: what the hash waits for is its own last step, so the copy costs next to nothing beside it.
+ */
+export function copyHashed(
+  bytes: Uint8Array,
+  offset: number,
+  length: number,
+  seed: number,
+  target: Uint8Array,
+  at: number,
+): number {
+  let h = seed ^ length;
+  let i = offset;
+  let p = at;
+  const end4 = offset + (length & ~3);
+  for (; i < end4; i += 4, p += 4) {
+    const b0 = bytes[i];
+    const b1 = bytes[i + 1];
+    const b2 = bytes[i + 2];
+    const b3 = bytes[i + 3];
+    target[p] = b0;
+    target[p + 1] = b1;
+    target[p + 2] = b2;
+    target[p + 3] = b3;
+    let k = b0 | (b1 << 8) | (b2 << 16) | (b3 << 24);
+    k = Math.imul(k, 0xcc9e2d51);
+    k = (k << 15) | (k >>> 17);
+    h ^= Math.imul(k, 0x1b873593);
+    h = (h << 13) | (h >>> 19);
+    h = (Math.imul(h, 5) + 0xe6546b64) | 0;
+  }
+  let k = 0;
+  for (let shift = 0; i < offset + length; i++, p++, shift += 8) {
+    target[p] = bytes[i];
+    k |= bytes[i] << shift;
+  }
+  return finishHash(h, k);
 }
 
 export function getU16(bytes: Uint8Array, at: number): number {

@@ -43,6 +43,7 @@ import type { RowCursor } from '../base/cursor.ts';
 import { KiB, MiB } from '../base/limits.ts';
 import { OP_DELETE, OP_PUT, OP_UPDATE } from '../base/update.ts';
 import { copyAt, grown } from './copy.ts';
+import { copyValue } from './row-hash.ts';
 
 export const CRC_OFFSET = 0;
 export const CODEC_OFFSET: number = CRC_OFFSET + 4;
@@ -127,7 +128,7 @@ export class BlockBuilder {
     return HEADER_BYTES + area + (this.rows + 1) * ROW_BYTES + 4 * restartCount(this.rows + 1);
   }
 
-  /** `shared`: bytes that the key has in common with the one before. */
+  /** Returns the value's hash. `shared`: bytes that the key has in common with the one before. */
   add(
     key: Uint8Array,
     keyOffset: number,
@@ -139,7 +140,7 @@ export class BlockBuilder {
     value: Uint8Array,
     valueOffset: number,
     valueLength: number,
-  ): void {
+  ): number {
     const row = this.rows;
     if (row === this.#times.length) this.#growRows();
     let at = this.#keysBytes;
@@ -160,7 +161,7 @@ export class BlockBuilder {
     const start = this.#valuesBytes;
     const end = start + valueLength;
     if (end > this.#values.length) this.#values = grown(this.#values, start, end);
-    copyAt(value, valueOffset, valueLength, this.#values, start);
+    const hash = copyValue(value, valueOffset, valueLength, this.#values, start);
     this.#valuesBytes = end;
 
     this.#ends[row] = end;
@@ -175,6 +176,7 @@ export class BlockBuilder {
       this.#diffs[row] = diff;
     }
     this.rows = row + 1;
+    return hash;
   }
 
   /** Bytes that `write` will use. */

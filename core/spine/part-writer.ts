@@ -21,7 +21,7 @@ import { footerBytesFor, writeFooter } from './part-format.ts';
 import type { PartInfo } from './part-format.ts';
 import { IndexBuilder } from './part-index.ts';
 import { addRange, rangeBlockBytes, rangePieces, writeRangeBlock } from './range-block.ts';
-import { keyHash, RowSums, valueHash } from './row-hash.ts';
+import { keyHash, RowSums } from './row-hash.ts';
 
 /** How large blocks and parts get. Plain JSON; part of what makes a job's bytes. */
 export type PartShape = {
@@ -207,7 +207,7 @@ export class PartWriter {
     }
     this.#lastTime = time;
     if (kind === OP_UPDATE) this.#keepValue(valueBytes, valueOffset, valueLength);
-    block.add(
+    const v = block.add(
       keyBytes,
       keyOffset,
       keyLength,
@@ -219,7 +219,6 @@ export class PartWriter {
       valueOffset,
       valueLength,
     );
-    const v = valueHash(valueBytes, valueOffset, valueLength);
     this.#sums.add(this.#lastHash, kind, v, time, diff);
     if (time < this.#minT) this.#minT = time;
     if (time > this.#maxT) this.#maxT = time;

@@ -8,9 +8,10 @@
  *   lane 1 += h'(k, kind, v) * time                  when it says it; linear in time, mod 2^32
  *   of an update: diff * h and diff * h', for its time may be raised to `since`
  */
-import { hashAt } from '../base/bytes.ts';
+import { copyHashed, hashAt } from '../base/bytes.ts';
 import { crc32 } from '../base/crc32.ts';
 import { OP_UPDATE, addDiffSum } from '../base/update.ts';
+import { copyAt } from './copy.ts';
 
 const KEY_SEED = 0x7ad870c8;
 const VALUE_SEED = 0x2545f491;
@@ -27,6 +28,19 @@ export function valueHash(bytes: Uint8Array, offset: number, length: number): nu
   return length < CRC_BYTES_MIN
     ? hashAt(bytes, offset, length, VALUE_SEED)
     : crc32(bytes, offset, length);
+}
+
+/** The same while copying the value to target[at...]. */
+export function copyValue(
+  bytes: Uint8Array,
+  offset: number,
+  length: number,
+  target: Uint8Array,
+  at: number,
+): number {
+  if (length < CRC_BYTES_MIN) return copyHashed(bytes, offset, length, VALUE_SEED, target, at);
+  copyAt(bytes, offset, length, target, at);
+  return crc32(bytes, offset, length);
 }
 
 /** Mixes all bits of (k, kind, v); `salt` tells the lanes apart. Not linear: swapped values show. */
