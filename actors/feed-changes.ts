@@ -300,20 +300,29 @@ export class ChunkChanges implements AskedRows {
       this.#giveUp(reads);
       throw error;
     }
-    if (reads.count > 0) {
-      const before = this.#pending;
-      const own = this.#readAhead(reads, from, to, range);
-      const all: Promise<void> =
-        before === undefined ? own : Promise.all([before, own]).then(() => undefined);
-      this.#pending = all;
-      const done = (): void => {
-        if (this.#pending === all) this.#pending = undefined;
-      };
-      all.then(done, done);
-      return all;
-    }
+    if (reads.count > 0) return this.#begin(reads, from, to, range);
     // What others asked for may fail for reasons of theirs: who still misses something asks himself.
     return this.oldUpper === from ? this.#pending?.catch(() => {}) : undefined;
+  }
+
+  /** Looks up all old rows in the range, in turns: who asks for them later finds them, or waits for them. */
+  lookAhead(range: ByteRange | undefined): Promise<void> {
+    this.#oldBytesLeft = OLD_BYTES_PER_LOAD;
+    this.#firstEnd = 0;
+    return this.#begin(new OldReads(this.#client, this.collection), 0, 0, range);
+  }
+
+  #begin(reads: OldReads, from: number, to: number, range: ByteRange | undefined): Promise<void> {
+    const before = this.#pending;
+    const own = this.#readAhead(reads, from, to, range);
+    const all: Promise<void> =
+      before === undefined ? own : Promise.all([before, own]).then(() => undefined);
+    this.#pending = all;
+    const done = (): void => {
+      if (this.#pending === all) this.#pending = undefined;
+    };
+    all.then(done, done);
+    return all;
   }
 
   /** The first of transactions [from, to) of which something is not known; `to` when all is. */
@@ -407,7 +416,7 @@ export class ChunkChanges implements AskedRows {
         at = upper;
       }
       this.#counts.oldRowsFromDisk += reads.count;
-      await reads.run();
+      if (reads.count > 0) await reads.run();
     } finally {
       this.#giveUp(reads);
       client.release(T);

@@ -180,13 +180,11 @@ export class FeedHub implements FollowSource {
     return undefined;
   }
 
-  /** Begins to read the piece after this one, if it is there: it will be asked for. */
-  readAhead({ log }: HubChunk): void {
+  /** Begins to read the piece after this one, if that will be asked for and is there. */
+  readAhead({ log }: HubChunk): Promise<HubChunk> | undefined {
     const { to, end } = log;
-    if (this.running > READ_AHEAD_FEEDS_MAX) return;
-    if (to >= this.client.logged() || this.chunkInMemory(to) !== undefined) return;
-    // Who asks for it meets what went wrong.
-    this.chunk(to, end).catch(() => {});
+    if (this.running > READ_AHEAD_FEEDS_MAX || to >= this.client.logged()) return undefined;
+    return this.chunkInMemory(to) === undefined ? this.chunk(to, end) : undefined;
   }
 
   /** Reads the piece with `offset`, whose record stands at `place` if that is known. Requires: offset < logged(). */

@@ -388,12 +388,24 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
     }
     const chunk = hub.chunkInMemory(this.#next) ?? (await hub.chunk(this.#next, this.#place));
     if (this.#ended) return;
-    hub.readAhead(chunk);
+    // Who asks for it meets what went wrong.
+    hub
+      .readAhead(chunk)
+      ?.then((next) => this.#lookAhead(next))
+      .catch(() => {});
     await this.#take(chunk);
     if (this.#ended || this.#ready.length > 0) return;
     this.#hold.move(this.#next - 1);
     if (this.#isProgressDue) {
       this.#push({ kind: 'progress', offset: this.#next - 1, updates: [] }, 0);
+    }
+  }
+
+  async #lookAhead(chunk: HubChunk): Promise<void> {
+    if (!this.#old) return;
+    for (const { collection, range } of this.#targets) {
+      if (this.#ended) return;
+      await chunk.changesOf(collection.id)?.lookAhead(range);
     }
   }
 

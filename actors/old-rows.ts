@@ -6,7 +6,7 @@
  * without a turn, the reads hold descriptors alone.
  */
 import { NO_BYTES } from '../core/base/bytes.ts';
-import { KiB } from '../core/base/limits.ts';
+import { KiB, MiB } from '../core/base/limits.ts';
 import { OP_DELETE } from '../core/base/update.ts';
 import { CACHE_ABSENT, CACHE_ROW } from '../core/cache/reader.ts';
 import { keyHash } from '../core/memtable/layout.ts';
@@ -26,7 +26,9 @@ import { ROW_ABSENT, ROW_FOUND, ROW_ON_DISK } from './reader.ts';
 const STRETCH_BYTES_MAX: number = 256 * KiB;
 /** Bytes between two blocks that cost less than a read of their own. */
 const GAP_BYTES_MAX: number = 32 * KiB;
-const READS_AT_ONCE = 4;
+/** Bytes that are read at once, and reads: each waits for a turn of the event loop. */
+const BYTES_AT_ONCE: number = 4 * MiB;
+const READS_AT_ONCE = 32;
 
 /** Who asked for rows: what their keys are, and who is told. */
 export interface AskedRows {
@@ -370,7 +372,12 @@ export class OldReads {
         }
       }
     };
-    const lanes = Math.min(READS_AT_ONCE, stretches.length);
+    const longest = stretches.reduce(
+      (most, { position, end }) => Math.max(most, end - position),
+      1,
+    );
+    const room = Math.max(1, Math.floor(BYTES_AT_ONCE / longest));
+    const lanes = Math.min(READS_AT_ONCE, room, stretches.length);
     // All have ended before descriptors are given back.
     const ended = await Promise.allSettled(Array.from({ length: lanes }, lane));
     for (const end of ended) if (end.status === 'rejected') throw end.reason;
