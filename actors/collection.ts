@@ -12,14 +12,13 @@ import type { Client } from './client.ts';
 import { refusedNow } from './commit-line.ts';
 import type { Receipt } from './commit-line.ts';
 import { Conditions } from './conditions.ts';
-import { diffOf } from './diff.ts';
 import type { DiffOptions } from './diff.ts';
 import { buffer, decodeLent, tooLarge, view } from './encodings.ts';
-import { Feed } from './feed.ts';
+import type { Feed } from './feed.ts';
 import type { Update } from './feed-changes.ts';
-import { BOUND_OPTIONS, FOLLOW_OPTIONS, startFeed } from './feed-options.ts';
 import type { ChangesOptions } from './feed-options.ts';
-import { byteRange, rangeToDelete } from './key-range.ts';
+import { difference, follow } from './following.ts';
+import { rangeToDelete } from './key-range.ts';
 import type { KeyBounds } from './key-range.ts';
 import { checkFields, checkSignal, show } from './options.ts';
 import type { History } from './options.ts';
@@ -60,8 +59,6 @@ export interface CommitOptions {
   readonly expect?: readonly Condition[];
 }
 
-const DIFF_OPTIONS: ReadonlySet<string> = new Set([...BOUND_OPTIONS, 'signal']);
-const CHANGES_OPTIONS: ReadonlySet<string> = new Set([...FOLLOW_OPTIONS, ...BOUND_OPTIONS]);
 const COMMIT_OPTIONS: ReadonlySet<string> = new Set(['durability', 'signal', 'expect']);
 const ROW_FIELDS: ReadonlySet<string> = new Set(['collection', 'key', 'offset']);
 const COLLECTION_FIELDS: ReadonlySet<string> = new Set(['collection', 'unchangedSince']);
@@ -381,14 +378,7 @@ export class Collection<K, V> extends BaseCollection<K, V> {
   changes(options: ChangesOptions<K> & { readonly old: false }): Feed<Update<K, V | undefined>>;
   changes(options?: ChangesOptions<K>): Feed<Update<K, V>>;
   changes(options: ChangesOptions<K> = {}): Feed<Update<K, V>> {
-    checkFields(options, CHANGES_OPTIONS, 'feed option');
-    this.assertThere();
-    const hasBounds = BOUND_OPTIONS.some(
-      (name) => options[name as keyof typeof options] !== undefined,
-    );
-    const range = hasBounds ? byteRange(options, this.keyCodec) : undefined;
-    const start = startFeed(this.client, [this.id], options);
-    return new Feed(this.client, [{ collection: this, range, isNamed: false }], start);
+    return follow(this.client, this, options);
   }
 
   /**
@@ -401,20 +391,7 @@ export class Collection<K, V> extends BaseCollection<K, V> {
     b: number,
     options: DiffOptions<K> = {},
   ): AsyncIterableIterator<Update<K, V>, undefined> {
-    checkFields(options, DIFF_OPTIONS, 'diff option');
-    for (const offset of [a, b]) {
-      if (Number.isSafeInteger(offset) && offset >= -1) continue;
-      throw new TypeError(`an offset is an integer from 0, or -1, not ${show(offset)}`);
-    }
-    this.assertThere();
-    const place = {
-      id: this.id,
-      keys: this.keyCodec,
-      values: this.valueCodec,
-      range: byteRange(options, this.keyCodec),
-      signal: checkSignal(options.signal),
-    };
-    return diffOf(this.client, place, a, b) as AsyncIterableIterator<Update<K, V>, undefined>;
+    return difference(this.client, this, a, b, options);
   }
 }
 

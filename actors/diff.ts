@@ -1,6 +1,6 @@
 /**
  * The net difference of a collection between two offsets: rows that went with diff -1, rows that came with
- * diff 1, in key order. From the log, when few transactions lie between: the keys that they name, each
+ * diff 1, in key order; of a multiset what their counts differ by, then by value. From the log, when few transactions lie between: the keys that they name, each
  * looked up at both ends. Else from the two states, walked side by side. Holds both ends while it runs,
  * and no more in memory than a batch or the keys of a bounded stretch of log. On the caller's thread.
  */
@@ -12,10 +12,11 @@ import type { Codec } from './encodings.ts';
 import type { Update } from './feed-changes.ts';
 import { FeedHold } from './feed-hold.ts';
 import type { KeyBounds } from './key-range.ts';
-import { successor } from './key-range.ts';
 import type { ByteRange } from './key-range.ts';
 import { ROW_ABSENT, historyLost, notYet } from './reader.ts';
+import type { Pair } from './pair-reader.ts';
 import type { RowBatch } from './reader.ts';
+import { StateWalk } from './state-walk.ts';
 
 /** What part of the difference, and until when. */
 export interface DiffOptions<K> extends KeyBounds<K> {
@@ -34,6 +35,7 @@ const LOOK_UPS_AT_ONCE = 32;
 
 export type DiffPlace = {
   readonly id: number;
+  readonly kind: 'keyed' | 'multiset';
   readonly keys: Codec<unknown>;
   readonly values: Codec<unknown>;
   readonly range: ByteRange;
@@ -138,43 +140,67 @@ async function* byKeys(
     const found = await Promise.all(
       some.map(async (key) => ({
         key,
-        before: await valueAt(client, place.id, key, a),
-        after: await valueAt(client, place.id, key, b),
+        before: await valuesAt(client, place, key, a),
+        after: await valuesAt(client, place, key, b),
       })),
     );
     for (const { key, before, after } of found) {
-      if (before === undefined ? after === undefined : after?.equals(before) === true) continue;
-      if (before !== undefined) yield update(place, key, before, -1);
-      if (after !== undefined) yield update(place, key, after, 1);
+      for (const { value, diff } of netOf(place, before, after))
+        yield update(place, key, value, diff);
     }
   }
   return undefined;
 }
 
-async function valueAt(
+/** What `after` has more of, or less: by value, of a keyed row the old one first. */
+function* netOf(
+  { kind }: DiffPlace,
+  before: readonly Pair[],
+  after: readonly Pair[],
+): Generator<Pair> {
+  let b = 0;
+  for (const { value, diff } of before) {
+    if (kind === 'multiset') {
+      while (b < after.length && compareBytes(after[b].value, value) < 0) yield after[b++];
+    }
+    if (b === after.length || compareBytes(after[b].value, value) !== 0) {
+      yield { value, diff: -diff };
+      continue;
+    }
+    const net = after[b].diff - diff;
+    if (Number.isSafeInteger(net)) {
+      if (net !== 0) yield { value, diff: net };
+    } else {
+      yield { value, diff: -diff };
+      yield after[b];
+    }
+    b++;
+  }
+  while (b < after.length) yield after[b++];
+}
+
+/** The values of a key with their counts; of a keyed collection one at most. */
+async function valuesAt(
   client: Client,
-  id: number,
+  { id, kind }: DiffPlace,
   key: Buffer,
   T: number,
-): Promise<Buffer | undefined> {
+): Promise<Pair[]> {
+  const hold = (time: number): void => client.hold(time);
+  const release = (time: number): void => client.release(time);
   // A time that lies between the ends is kept with them, if it is held while it is asked for.
   client.hold(T);
   try {
-    const found = await client.reader.findLater(
-      id,
-      key,
-      T,
-      (time) => client.hold(time),
-      (time) => client.release(time),
-    );
-    if (found.outcome === ROW_ABSENT) return undefined;
-    return Buffer.from(found.value.subarray(found.start, found.end));
+    if (kind === 'multiset') return await client.pairs.findLater(id, key, T, hold, release);
+    const { outcome, value, start, end } = await client.reader.findLater(id, key, T, hold, release);
+    if (outcome === ROW_ABSENT) return [];
+    return [{ value: Buffer.from(value.subarray(start, end)), diff: 1 }];
   } finally {
     client.release(T);
   }
 }
 
-function update(place: DiffPlace, key: Buffer, value: Buffer, diff: number): AnyUpdate {
+function update(place: DiffPlace, key: Buffer, value: Uint8Array, diff: number): AnyUpdate {
   return {
     key: decodeLent(place.keys, key, 0, key.length),
     value: decodeLent(place.values, value, 0, value.length),
@@ -190,86 +216,76 @@ async function* byStates(
   a: number,
   b: number,
 ): AsyncGenerator<AnyUpdate, undefined, undefined> {
-  const { keys, values, signal } = place;
-  const before = new StateWalk(client, place, a);
-  const after = new StateWalk(client, place, b);
+  const before = new StateRows(client, place, a);
+  const after = new StateRows(client, place, b);
   for (let rows = 0; ; rows++) {
     if (rows % ROWS_PER_BATCH === 0) {
       await turn();
-      signal?.throwIfAborted();
+      place.signal?.throwIfAborted();
       client.assertUsable();
     }
     const isLeft = before.load();
     const isRight = after.load();
     if (!isLeft && !isRight) return undefined;
     const order = !isRight ? -1 : !isLeft ? 1 : before.compare(after);
-    if (order < 0) yield before.update(keys, values, -1);
-    else if (order > 0) yield after.update(keys, values, 1);
-    else if (!before.isSame(after)) {
-      yield before.update(keys, values, -1);
-      yield after.update(keys, values, 1);
+    const gone = order <= 0 ? before.count : 0;
+    const come = order >= 0 ? after.count : 0;
+    const net = come - gone;
+    if (order === 0 && place.kind === 'multiset' && Number.isSafeInteger(net)) {
+      if (net !== 0) yield after.update(place, net);
+    } else if (order !== 0 || place.kind === 'multiset' || !before.isSame(after)) {
+      if (gone !== 0) yield before.update(place, -gone);
+      if (come !== 0) yield after.update(place, come);
     }
     if (order <= 0) before.next();
     if (order >= 0) after.next();
   }
 }
 
-/** The rows of a state in key order, a batch at a time. */
-class StateWalk {
-  readonly #client: Client;
-  readonly #id: number;
-  readonly #T: number;
-  readonly #bounds: ByteRange;
+/** The rows of a state, one after the other. */
+class StateRows {
+  readonly #walk: StateWalk;
   #batch: RowBatch | undefined;
   #at = 0;
-  #ended: boolean;
 
-  constructor(client: Client, { id, range }: DiffPlace, T: number) {
-    this.#client = client;
-    this.#id = id;
-    this.#T = T;
-    this.#bounds = { ...range };
-    this.#ended = T < 0;
+  constructor(client: Client, place: DiffPlace, T: number) {
+    this.#walk = new StateWalk(client, place, T, place.range);
   }
 
   /** True when there is a row. */
   load(): boolean {
     if (this.#batch !== undefined && this.#at < this.#batch.count) return true;
-    if (this.#ended) return false;
-    const bounds = { ...this.#bounds, reverse: false };
-    const client = this.#client;
-    client.hold(this.#T);
-    try {
-      this.#batch = client.reader.readRange(this.#id, this.#T, bounds, ROWS_PER_BATCH);
-    } finally {
-      client.release(this.#T);
-    }
+    this.#batch = this.#walk.next(ROWS_PER_BATCH);
     this.#at = 0;
-    const { count, places, slab, ended } = this.#batch;
-    this.#ended = ended || count === 0;
-    if (count === 0) return false;
-    const last = (count - 1) * 3;
-    this.#bounds.lower = successor(slab.subarray(places[last], places[last + 1]));
-    return true;
+    return this.#batch !== undefined;
   }
 
   next(): void {
     this.#at++;
   }
 
-  compare(other: StateWalk): number {
-    const { slab, start, middle } = this.#place();
-    const they = other.#place();
-    return compareAt(slab, start, middle - start, they.slab, they.start, they.middle - they.start);
+  /** How often the row is there. */
+  get count(): number {
+    return this.#walk.countOf(this.#batch!, this.#at);
   }
 
-  isSame(other: StateWalk): boolean {
+  /** By key, of a multiset then by value. */
+  compare(other: StateRows): number {
+    const { slab, start, middle, end } = this.#place();
+    const they = other.#place();
+    const length = middle - start;
+    const order = compareAt(slab, start, length, they.slab, they.start, they.middle - they.start);
+    if (order !== 0 || !this.#walk.isMultiset) return order;
+    return compareAt(slab, middle, end - middle, they.slab, they.middle, they.end - they.middle);
+  }
+
+  isSame(other: StateRows): boolean {
     const { slab, middle, end } = this.#place();
     const they = other.#place();
     return equalAt(slab, middle, end - middle, they.slab, they.middle, they.end - they.middle);
   }
 
-  update(keys: Codec<unknown>, values: Codec<unknown>, diff: number): AnyUpdate {
+  update({ keys, values }: DiffPlace, diff: number): AnyUpdate {
     const { slab, start, middle, end } = this.#place();
     return {
       key: decodeLent(keys, slab, start, middle),

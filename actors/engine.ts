@@ -37,6 +37,7 @@ import {
 import type { CatalogRow, StoredHistory } from './catalog.ts';
 import { checkOffsetOrDate } from './base-collection.ts';
 import { Client } from './client.ts';
+import { BaseCollection } from './base-collection.ts';
 import { Collection } from './collection.ts';
 import type { CollectionInfo, CommitOptions } from './collection.ts';
 import { poisonedError } from './commit-line.ts';
@@ -128,7 +129,7 @@ export interface CompactProgress {
 
 /** An update that says which of several collections it is of. */
 export type UpdateOf<C> =
-  C extends Collection<infer K, infer V> ? Update<K, V> & { readonly collection: C } : never;
+  C extends BaseCollection<infer K, infer V> ? Update<K, V> & { readonly collection: C } : never;
 
 /** The same of a multiset: any number of values a key, each with a count. */
 export interface MultisetOptions<KE, VE> extends Omit<CollectionOptions<KE, VE>, 'kind'> {
@@ -627,10 +628,10 @@ export class Engine extends EventEmitter<EngineEvents> {
   }
 
   /**
-   * As `collection.changes()`, of several collections in one order: each transaction that touches any of
+   * As `collection.changes()`, of several collections of any kind in one order: each transaction that touches any of
    * them is one item, and each of its updates names its collection.
    */
-  changes<C extends Collection<any, any>>(
+  changes<C extends AnyCollection>(
     collections: readonly C[],
     options: FollowOptions = {},
   ): Feed<UpdateOf<C>> {
@@ -638,9 +639,9 @@ export class Engine extends EventEmitter<EngineEvents> {
       throw new TypeError('changes takes an array of collections');
     }
     checkFields(options, CHANGES_OPTIONS, 'feed option');
-    const given: readonly Collection<any, any>[] = collections;
+    const given: readonly AnyCollection[] = collections;
     for (const collection of given) {
-      if (!(collection instanceof Collection)) throw new TypeError('changes takes collections');
+      if (!(collection instanceof BaseCollection)) throw new TypeError('changes takes collections');
       collection.assertOf(this.#client);
       collection.assertThere();
     }

@@ -41,6 +41,12 @@ const CHANGES_PER_VISIT = 512;
 /** Operations of a transaction among which a key is looked for one by one. */
 const SCAN_MAX = 8;
 
+/** Of a multiset: ranges, and rows in them that a transaction added after it removed the ranges, by name. */
+export type AddedRows = {
+  readonly ranges: readonly ByteRange[];
+  readonly rows: Map<string, Update<unknown, unknown>>;
+};
+
 export class ChunkChanges implements AskedRows {
   readonly collection: number;
   /** By transaction: the ranges that it removed, whose rows are not among its changes. */
@@ -234,9 +240,8 @@ export class ChunkChanges implements AskedRows {
   }
 
   #nameOf(kind: number, key: number, value: number, end: number): string {
-    if (kind !== OP_UPDATE) return this.bytes.toString('latin1', key, value);
-    // Where the key ends is part of the name.
-    return `${value - key} ${this.bytes.toString('latin1', key, end)}`;
+    if (kind === OP_UPDATE) return pairName(this.bytes, key, value, end);
+    return this.bytes.toString('latin1', key, value);
   }
 
   /** Index of the first transaction at or above an offset. */
@@ -512,7 +517,8 @@ export class ChunkChanges implements AskedRows {
 
   /**
    * Appends the updates of a transaction within the range to `updates`; returns their bytes, 0 when there
-   * are none. Requires with `old`: loadOld has returned undefined for it.
+   * are none. `added` takes, where it is given, those in its ranges, by name. Requires with `old`: loadOld
+   * has returned undefined for it.
    */
   collect(
     transaction: number,
@@ -521,6 +527,7 @@ export class ChunkChanges implements AskedRows {
     keys: Codec<unknown>,
     values: Codec<unknown>,
     updates: Update<unknown, unknown>[],
+    added?: AddedRows,
   ): number {
     let bytes = 0;
     const end = this.#firsts[transaction + 1];
@@ -535,6 +542,7 @@ export class ChunkChanges implements AskedRows {
         updates.push(this.#rowBefore!);
         bytes += this.#values[i] - this.#keys[i] + this.#oldEnds[i] - this.#oldStarts[i];
       }
+      if (added !== undefined && this.#isAdded(i, added)) continue;
       // Without its old row a deletion is told by its key alone.
       if (kind !== OP_DELETE || !old) {
         updates.push(this.#rowAfter!);
@@ -542,6 +550,15 @@ export class ChunkChanges implements AskedRows {
       }
     }
     return bytes;
+  }
+
+  /** True when the row that was decoded last goes there. */
+  #isAdded(i: number, { ranges, rows }: AddedRows): boolean {
+    if (!ranges.some((range) => this.#isWithin(i, range))) return false;
+    const name = pairName(this.bytes, this.#keys[i], this.#values[i], this.#ends[i]);
+    if (rows.has(name)) return false;
+    rows.set(name, this.#rowAfter!);
+    return true;
   }
 
   /** Sets #rowAfter, and #rowBefore if it is wanted. Who follows alone has nobody to keep them for. */
@@ -582,6 +599,12 @@ export class ChunkChanges implements AskedRows {
     this.#rowBefore = before;
     this.#rowAfter = after;
   }
+}
+
+/** What names a row of a multiset, whose key is bytes[key, value) and value bytes[value, end). */
+export function pairName(bytes: Buffer, key: number, value: number, end: number): string {
+  // ('a', 'bc') is not ('ab', 'c').
+  return `${value - key} ${bytes.toString('latin1', key, end)}`;
 }
 
 /** The same keys as disjoint ranges, in order. */

@@ -8,16 +8,17 @@ import { KiB, MiB } from '../core/base/limits.ts';
 import { CATALOG_ID } from '../core/base/update.ts';
 import type { FollowPlace } from '../core/log/follower.ts';
 import type { Client } from './client.ts';
-import type { Collection } from './collection.ts';
+import type { BaseCollection } from './base-collection.ts';
 import type { Cursor } from './cursor.ts';
 import { decodeLent } from './encodings.ts';
-import type { ChunkChanges, Update } from './feed-changes.ts';
+import { pairName } from './feed-changes.ts';
+import type { AddedRows, ChunkChanges, Update } from './feed-changes.ts';
 import type { HubChunk, Waiting } from './feed-hub.ts';
 import { FeedHold, forgottenFeeds } from './feed-hold.ts';
 import type { FeedStart } from './feed-options.ts';
-import { successor } from './key-range.ts';
 import type { ByteRange } from './key-range.ts';
 import { checkFields } from './options.ts';
+import { StateWalk } from './state-walk.ts';
 import type { WriteSet } from './write-set.ts';
 
 /** Everything that one transaction changed in what is followed. */
@@ -75,7 +76,7 @@ const BATCH_BYTES_DEFAULT: number = 1 * MiB;
 
 /** One of the collections that a feed follows. */
 export type FeedTarget = {
-  readonly collection: Collection<any, any>;
+  readonly collection: BaseCollection<any, any>;
   readonly range: ByteRange | undefined;
   /** Updates say which collection they are of. */
   readonly isNamed: boolean;
@@ -111,8 +112,8 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
   #next: number;
   /** Where the record of `#next` stands, if that is known. */
   #place: FollowPlace | undefined;
-  /** While the state at `#hold` is delivered: the collection that is next, and from which key on. */
-  #snapshot: { target: number; lower: Uint8Array | undefined } | undefined;
+  /** While the state at `#hold` is delivered: the collection that is next, and the way through it. */
+  #snapshot: Snapshotting | undefined;
   /** While rows of a removed range are delivered. */
   #removal: Removal | undefined;
   #ready: FeedItem<U>[] = [];
@@ -142,7 +143,7 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
     this.#cursor = start.cursor;
     this.#isPending = start.isSnapshot;
     this.ref = start.ref;
-    this.#snapshot = start.isSnapshot ? { target: 0, lower: undefined } : undefined;
+    this.#snapshot = start.isSnapshot ? { target: 0, walk: undefined } : undefined;
     this.#lastItemAtMs = client.context.clock.ticksMs();
     this.#onAbort = () => this.#end(this.#signal!.reason);
     this.#signal?.addEventListener('abort', this.#onAbort, { once: true });
@@ -494,12 +495,13 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
     }
   }
 
-  #collect({ target, changes, at }: Source, updates: AnyUpdate[]): number {
+  #collect({ target, changes, at }: Source, updates: AnyUpdate[], added?: AddedRows): number {
     const { collection, range, isNamed } = target;
     const { keyCodec, valueCodec } = collection;
-    if (!isNamed) return changes.collect(at, range, this.#old, keyCodec, valueCodec, updates);
+    const old = this.#old;
+    if (!isNamed) return changes.collect(at, range, old, keyCodec, valueCodec, updates, added);
     const own: AnyUpdate[] = [];
-    const bytes = changes.collect(at, range, this.#old, keyCodec, valueCodec, own);
+    const bytes = changes.collect(at, range, old, keyCodec, valueCodec, own, added);
     for (const update of own) updates.push(named(collection, update));
     return bytes;
   }
@@ -517,18 +519,28 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
     for (const source of sources) {
       const { target, changes, at, to } = source;
       if (at === to) continue;
-      removal.bytes += this.#collect(source, removal.updates);
-      const names = changes.namesOf(at);
-      for (const range of changes.removedOf(at, target.range)) {
-        const { lower, upper, upperOpen } = range;
-        const collection = target.collection.name;
-        if (this.#old) removal.left.push({ target, range: { ...range }, names });
-        // Copies: what is told outlives the piece of log.
-        else if (upperOpen) removal.ranges.push({ collection, lower: new Uint8Array(lower) });
-        else {
-          const own = { lower: new Uint8Array(lower), upper: new Uint8Array(upper) };
-          removal.ranges.push({ collection, ...own });
+      const { collection } = target;
+      const ranges = changes.removedOf(at, target.range);
+      const isKeyed = collection.kind === 'keyed';
+      if (!this.#old) {
+        removal.bytes += this.#collect(source, removal.updates);
+        for (const { lower, upper, upperOpen } of ranges) {
+          // Copies: what is told outlives the piece of log.
+          const own = { collection: collection.name, lower: new Uint8Array(lower) };
+          removal.ranges.push(upperOpen ? own : { ...own, upper: new Uint8Array(upper) });
         }
+        continue;
+      }
+      const names = isKeyed ? changes.namesOf(at) : undefined;
+      const added = isKeyed ? undefined : { ranges, rows: new Map<string, AnyUpdate>() };
+      removal.bytes += this.#collect(source, removal.updates, added);
+      for (const range of ranges) {
+        const walk = new StateWalk(this.#client, collection, offset - 1, range);
+        removal.left.push({ target, walk, names, added: undefined });
+      }
+      // What it added again is told when all that was there is known.
+      if (added !== undefined && ranges.length > 0) {
+        for (const left of removal.left) if (left.target === target) left.added = added.rows;
       }
     }
     return removal;
@@ -557,46 +569,50 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
 
   /** Tells some of the rows that were in the first range that is left. */
   #removeRows(removal: Removal): void {
-    const client = this.#client;
-    const { offset, left, updates } = removal;
-    const { target, range, names } = left[0];
+    const { left, updates } = removal;
+    const { target, walk, names, added } = left[0];
     const { collection, isNamed } = target;
-    const { keyCodec, valueCodec, id } = collection;
-    if (offset === 0) {
-      left.shift();
-      return;
-    }
-    client.hold(offset - 1);
-    try {
-      const bounds = { ...range, reverse: false };
-      const batch = client.reader.readRange(id, offset - 1, bounds, SNAPSHOT_ROWS);
+    const { keyCodec, valueCodec } = collection;
+    const push = (update: AnyUpdate): void => {
+      updates.push(isNamed ? named(collection, update) : update);
+    };
+    const batch = walk.next(SNAPSHOT_ROWS);
+    if (batch !== undefined) {
       const { slab, places, count } = batch;
       for (let i = 0; i < count; i++) {
         const [start, middle, end] = [places[i * 3], places[i * 3 + 1], places[i * 3 + 2]];
         // What the transaction changed by name is told with that.
-        if (names.size > 0 && names.has(slab.toString('latin1', start, middle))) continue;
+        if (names !== undefined && names.size > 0) {
+          if (names.has(slab.toString('latin1', start, middle))) continue;
+        }
+        let diff = -walk.countOf(batch, i);
+        if (added !== undefined && added.size > 0) {
+          const name = pairName(slab, start, middle, end);
+          const sum = diff + (added.get(name)?.diff ?? 0);
+          // What is too large for a sum is told in two.
+          if (Number.isSafeInteger(sum)) {
+            diff = sum;
+            added.delete(name);
+          }
+          if (diff === 0) continue;
+        }
         const key: unknown = decodeLent(keyCodec, slab, start, middle);
         const value: unknown = decodeLent(valueCodec, slab, middle, end);
-        const update = { key, value, diff: -1 };
-        updates.push(isNamed ? named(collection, update) : update);
+        push({ key, value, diff });
       }
       removal.bytes += batch.used;
-      if (batch.ended || count === 0) {
-        left.shift();
-        return;
-      }
-      const last = (count - 1) * 3;
-      range.lower = successor(slab.subarray(places[last], places[last + 1]));
-    } finally {
-      client.release(offset - 1);
     }
+    if (!walk.ended) return;
+    left.shift();
+    if (added === undefined || left[0]?.added === added) return;
+    for (const update of added.values()) push(update);
   }
 
   // ---------------------------------------------------------------- the state at the beginning
 
-  async #fillSnapshot(place: { target: number; lower: Uint8Array | undefined }): Promise<void> {
+  async #fillSnapshot(place: Snapshotting): Promise<void> {
     // The last piece may have been read from the disk on this thread: others have their turn.
-    if (place.target > 0 || place.lower !== undefined) await turn();
+    if (place.target > 0 || place.walk !== undefined) await turn();
     if (this.#ended) return;
     this.#client.assertUsable();
     const asOf = this.#next - 1;
@@ -616,33 +632,29 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
     this.#push({ kind: 'snapshot', offset, asOf, updates: updates as unknown as U[], last }, bytes);
   }
 
-  #readRows(
-    place: { target: number; lower: Uint8Array | undefined },
-    asOf: number,
-    updates: AnyUpdate[],
-  ): number {
+  #readRows(place: Snapshotting, asOf: number, updates: AnyUpdate[]): number {
     const { collection, range = WHOLE, isNamed } = this.#targets[place.target];
     const { keyCodec, valueCodec } = collection;
-    const bounds = { ...range, lower: place.lower ?? range.lower, reverse: false };
-    const batch = this.#client.reader.readRange(collection.id, asOf, bounds, SNAPSHOT_ROWS);
+    const walk = (place.walk ??= new StateWalk(this.#client, collection, asOf, range));
+    const batch = walk.next(SNAPSHOT_ROWS);
+    if (walk.ended) {
+      place.target++;
+      place.walk = undefined;
+    }
+    if (batch === undefined) return 0;
     const { slab, places, count } = batch;
     for (let i = 0; i < count; i++) {
       const key: unknown = decodeLent(keyCodec, slab, places[i * 3], places[i * 3 + 1]);
       const value: unknown = decodeLent(valueCodec, slab, places[i * 3 + 1], places[i * 3 + 2]);
-      const update = { key, value, diff: 1 };
+      const update = { key, value, diff: walk.countOf(batch, i) };
       updates.push(isNamed ? named(collection, update) : update);
-    }
-    if (batch.ended || count === 0) {
-      place.target++;
-      place.lower = undefined;
-    } else {
-      const last = (count - 1) * 3;
-      const key = slab.subarray(places[last], places[last + 1]);
-      place.lower = Buffer.concat([key, Buffer.alloc(1)]);
     }
     return batch.used;
   }
 }
+
+/** A state on its way. */
+type Snapshotting = { target: number; walk: StateWalk | undefined };
 
 type Source = {
   readonly target: FeedTarget;
@@ -662,8 +674,11 @@ type Removal = {
   /** Ranges whose rows are still to be told, and the keys that are told otherwise. */
   readonly left: {
     readonly target: FeedTarget;
-    readonly range: ByteRange;
-    readonly names: ReadonlySet<string>;
+    readonly walk: StateWalk;
+    /** Of a keyed collection: keys that the transaction changed otherwise. */
+    readonly names: ReadonlySet<string> | undefined;
+    /** Of a multiset: rows that it added to in removed ranges, after it removed them; of all its ranges. */
+    added: Map<string, AnyUpdate> | undefined;
   }[];
   readonly ranges: RemovedRange[];
 };

@@ -9,7 +9,12 @@ import { checkCommit, checkExpect, commitDeleteRange, commitMeta } from './colle
 import type { CommitOptions } from './collection.ts';
 import { refusedNow } from './commit-line.ts';
 import type { Receipt } from './commit-line.ts';
+import type { DiffOptions } from './diff.ts';
 import { decodeLent } from './encodings.ts';
+import type { Feed } from './feed.ts';
+import type { Update } from './feed-changes.ts';
+import type { ChangesOptions } from './feed-options.ts';
+import { difference, follow } from './following.ts';
 import type { KeyBounds } from './key-range.ts';
 import type { Pair } from './pair-reader.ts';
 import { RangeIterable, WALK_KEYS, WALK_PAIRS, checkRange } from './range.ts';
@@ -195,6 +200,31 @@ export class Multiset<K, V> extends BaseCollection<K, V> {
   /** The values of each key, once each, whatever their counts. */
   values(range?: RangeOptions<K>): RangeIterable<K, V, V> {
     return this.#range(range, (_, value) => value(), WALK_PAIRS);
+  }
+
+  // ---------------------------------------------------------------- following
+
+  /**
+   * Every transaction that touches the multiset, or a range of it, once, in order, without gaps, as
+   * `Collection.changes` tells them: an update is by how much the count of a value at a key changed, what
+   * comes to nothing is left out, and no old row is looked up. A removed range is told row by row, each with
+   * the count that was taken away; with `old: false` by its bounds.
+   */
+  changes(options: ChangesOptions<K> = {}): Feed<Update<K, V>> {
+    return follow(this.client, this, options);
+  }
+
+  /**
+   * The net difference between the states at two offsets, by key, then by value: what is to be added to the
+   * counts at `a` to get those at `b`; -1 is the state before everything. A difference that is no safe
+   * integer is told in two updates. Rejects as reads at these offsets do.
+   */
+  diff(
+    a: number,
+    b: number,
+    options: DiffOptions<K> = {},
+  ): AsyncIterableIterator<Update<K, V>, undefined> {
+    return difference(this.client, this, a, b, options);
   }
 
   #range<T>(

@@ -366,6 +366,169 @@ async function followFromDisk(home: Home, valueBytesMax: number): Promise<void> 
   assert.ok(oldRowsFromDisk - before.oldRowsFromDisk > 3_000, 'it was tried');
 }
 
+/** What a multiset comes to: counts by key and value. */
+class Counts {
+  readonly counts: Map<string, number> = new Map();
+
+  add({ key, value, diff }: Row): void {
+    const name = JSON.stringify([key, value]);
+    const count = (this.counts.get(name) ?? 0) + diff;
+    if (count === 0) this.counts.delete(name);
+    else this.counts.set(name, count);
+  }
+
+  get rows(): Row[] {
+    const rows = [...this.counts].map(([name, diff]) => {
+      const [key, value] = JSON.parse(name) as [string, string];
+      return { key, value, diff };
+    });
+    return inPairs(rows);
+  }
+}
+
+function inPairs(rows: readonly Row[]): Row[] {
+  return rows.toSorted((a, b) => {
+    if (a.key !== b.key) return a.key < b.key ? -1 : 1;
+    return a.value < b.value ? -1 : a.value > b.value ? 1 : a.diff - b.diff;
+  });
+}
+
+inBothHosts('of a multiset each transaction is told by what it adds up to', async (home) => {
+  const prng = new Prng(13);
+  const engine = await home.open({ segmentBytes: 16_384 });
+  const options = { key: 'utf8', value: 'utf8', history: Infinity } as const;
+  const edges = await engine.collection('edges', { ...options, kind: 'multiset' });
+  const users = await engine.collection('users', options);
+  const counts = new Counts();
+  const model: { offset: number; rows: Row[]; users: string[] }[] = [];
+  const states: { offset: number; rows: Row[] }[] = [];
+  const first = engine.upper;
+  for (let round = 0; round < 200; round++) {
+    const tx = engine.transaction();
+    const own = new Counts();
+    // Keys and values that are told apart by where the one ends alone.
+    for (let n = prng.pick([1, 3, 20]); n > 0; n--) {
+      const key = 'a'.repeat(prng.between(1, 6));
+      if (prng.chance(0.04)) {
+        tx.deleteRange(edges, { gte: key, lt: 'aaaaa' });
+        const isIn = (row: Row): boolean => row.key >= key && row.key < 'aaaaa';
+        for (const row of own.rows.filter(isIn)) own.add({ ...row, diff: -row.diff });
+        // What was there before goes as well, once.
+        for (const row of counts.rows.filter(isIn)) {
+          own.add({ ...row, diff: -row.diff });
+        }
+        continue;
+      }
+      const row = { key, value: 'a'.repeat(prng.between(0, 5)), diff: prng.pick([-1, 1, 2]) };
+      tx.update(edges, row.key, row.value, row.diff);
+      own.add(row);
+    }
+    const names = prng.chance(0.3) ? [`u${round}`] : [];
+    for (const name of names) tx.put(users, name, '');
+    const { offset } = await tx.commit();
+    for (const row of own.rows) counts.add(row);
+    if (own.rows.length > 0 || names.length > 0)
+      model.push({ offset, rows: own.rows, users: names });
+    states.push({ offset, rows: counts.rows });
+    if (prng.chance(0.05)) await engine.flush();
+  }
+  const last = engine.upper - 1;
+
+  const ofEdges = model.filter(({ rows }) => rows.length > 0);
+  for (const after of [first - 1, model[100].offset]) {
+    const expected = ofEdges.filter(({ offset }) => offset > after);
+    const items = await upTo(edges.changes({ after }), expected.at(-1)!.offset);
+    assert.deepEqual(
+      items.map(({ offset, updates }) => ({ offset, rows: inPairs(updates) })),
+      expected.map(({ offset, rows }) => ({ offset, rows })),
+    );
+  }
+  const within = await upTo(edges.changes({ after: first - 1, gt: 'aa' }), states.at(-2)!.offset);
+  const sum = new Counts();
+  for (const { updates } of within) for (const row of updates) sum.add(row);
+  const reached = states.findLast(({ offset }) => offset <= within.at(-1)!.offset)!;
+  assert.deepEqual(
+    sum.rows,
+    reached.rows.filter(({ key }) => key > 'aa'),
+  );
+
+  assert.equal(engine.stats().feeds.oldRowsRead, 0);
+
+  const both = engine.changes([users, edges], { after: first - 1 });
+  const told = await upTo(both, model.at(-1)!.offset);
+  assert.deepEqual(
+    told.map(({ offset, updates }) => ({
+      offset,
+      rows: inPairs(
+        updates.flatMap(({ collection, key, value, diff }) =>
+          collection === edges ? [{ key, value, diff }] : [],
+        ),
+      ),
+      users: updates.flatMap(({ collection, key }) => (collection === users ? [key] : [])),
+    })),
+    model,
+  );
+
+  const state = edges.changes({ from: 'snapshot' });
+  const [piece] = await take(state, 1);
+  assert.deepEqual([...piece.updates], states.at(-1)!.rows);
+  const none = { offset: -1, rows: [] };
+  for (let n = 0; n < 40; n++) {
+    const [a, b] = [prng.pick([none, ...states]), prng.pick(states)];
+    const expected = new Counts();
+    for (const row of b.rows) expected.add(row);
+    for (const row of a.rows) expected.add({ ...row, diff: -row.diff });
+    const found: Row[] = [];
+    for await (const row of edges.diff(a.offset, b.offset)) found.push(row);
+    assert.deepEqual(found, expected.rows, `${a.offset} to ${b.offset}`);
+  }
+  assert.ok(last > 150 && engine.stats().log.segments.length > 3, 'it was tried');
+});
+
+inBothHosts('a state of a multiset comes whole, whatever a key holds', async (home) => {
+  const engine = await home.open();
+  const edges = await engine.collection('edges', { kind: 'multiset', history: Infinity });
+  const rows: Row[] = [];
+  for (let n = 0; n < 6_000; n++) {
+    const row = {
+      key: n < 5_000 ? 'b' : `c${n}`,
+      value: `v${n}`.padEnd(90, '.'),
+      diff: 1 + (n % 3),
+    };
+    rows.push(row);
+    void edges.update(row.key, row.value, row.diff);
+  }
+  await engine.flush();
+  const { offset } = await edges.update('a', 'gone', -1);
+  const feed = edges.changes({ from: 'snapshot' });
+  const removed = edges.changes();
+  await edges.deleteRange({ lt: 'c' });
+  const found: Row[] = [];
+  for (let last = false; !last;) {
+    const [item] = await take(feed, 1);
+    assert.ok(item.kind === 'snapshot');
+    assert.equal(item.asOf, offset);
+    found.push(...item.updates);
+    last = item.last;
+  }
+  const there = inPairs([...rows, { key: 'a', value: 'gone', diff: -1 }]);
+  assert.deepEqual(found, there);
+  for (const one of [feed, removed]) {
+    const gone: Row[] = [];
+    for (let more = true; more;) {
+      const [item] = await take(one, 1);
+      assert.ok(item.kind === 'transaction');
+      gone.push(...item.updates);
+      more = item.more === true;
+    }
+    const expected = there.filter(({ key }) => key < 'c');
+    assert.deepEqual(
+      gone,
+      expected.map((row) => ({ ...row, diff: -row.diff })),
+    );
+  }
+});
+
 function inOrder(state: ReadonlyMap<string, string>): [string, string][] {
   return [...state].toSorted(([a], [b]) => (a < b ? -1 : 1));
 }
