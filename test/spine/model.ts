@@ -126,15 +126,24 @@ export class Files {
     return job.runIds === undefined ? result : { ...result, runIds: job.runIds };
   }
 
-  /** What the collection holds at `asOf`, as sorted text, read through the spine. */
-  contents(spine: Spine, asOf: number): string {
+  /** All updates that the spine points at. */
+  updatesOf(spine: Spine): Update[] {
     const updates: Update[] = [];
     for (const batch of spine.batches()) {
       for (const { hollow } of batch.parts) {
-        for (const run of hollow.runs) updates.push(...this.read(run));
+        for (const run of hollow.runs) {
+          for (const { file } of run.parts) {
+            for (const update of this.#files.get(file) ?? []) updates.push(update);
+          }
+        }
       }
     }
-    return contentsAt(this.kind, updates, asOf);
+    return updates;
+  }
+
+  /** What the collection holds at `asOf`, as sorted text, read through the spine. */
+  contents(spine: Spine, asOf: number): string {
+    return contentsAt(this.kind, this.updatesOf(spine), asOf);
   }
 }
 
@@ -144,11 +153,11 @@ export function keyBytes(key: number): Uint8Array {
 
 /** What updates say at `asOf`. */
 export function contentsAt(kind: number, updates: readonly Update[], asOf: number): string {
-  const at = updates.filter(({ time }) => time <= asOf);
   const rows: string[] = [];
   if (kind === KIND_KEYED) {
     const newest = new Map<number, Update>();
-    for (const update of at) {
+    for (const update of updates) {
+      if (update.time > asOf) continue;
       if (update.time >= (newest.get(update.key)?.time ?? -1)) newest.set(update.key, update);
     }
     // The offset at which a row was written belongs to its contents.
@@ -156,13 +165,18 @@ export function contentsAt(kind: number, updates: readonly Update[], asOf: numbe
       if (diff > 0) rows.push(`${key}=${value}@${time}`);
     }
   } else {
-    const sums = new Map<string, number>();
-    for (const { key, value, diff } of at) {
-      sums.set(`${key}=${value}`, (sums.get(`${key}=${value}`) ?? 0) + diff);
+    // Values are small: key and value are one number.
+    const sums = new Map<number, number>();
+    for (const { key, value, time, diff } of updates) {
+      if (time > asOf) continue;
+      const row = key * 64 + value;
+      sums.set(row, (sums.get(row) ?? 0) + diff);
     }
-    for (const [row, diff] of sums) if (diff !== 0) rows.push(`${row}*${diff}`);
+    for (const [row, diff] of sums) {
+      if (diff !== 0) rows.push(`${Math.floor(row / 64)}=${row % 64}*${diff}`);
+    }
   }
-  return rows.toSorted().join(' ');
+  return rows.sort().join(' ');
 }
 
 type Merged = { output: Update[]; dropped: Update[]; folded: number };
