@@ -4,8 +4,8 @@
  * epoch, and frees only what every slot has passed. Epochs start odd and move by 2, so that 0 always
  * means "not reading"; they compare by signed difference.
  *
- * Client slot, 128 bytes, one writer (its client) but for `state`:
- *   word 0  state: FREE, CLAIMED, LIVE, DEAD
+ * Client slot, 128 bytes, one writer: its client.
+ *   word 0  zero
  *   word 1  now: epoch of the read in progress, 0 = none
  *   word 2  io: oldest epoch among unfinished asynchronous file reads, 0 = none
  *   word 4  version of the hold on history, odd while it changes
@@ -18,17 +18,11 @@ import { NO_FRONTIER } from '../base/frontier.ts';
 import { LINE_BYTES, fromWords, highWord, lowWord } from './arena.ts';
 import type { Arena } from './arena.ts';
 
-export const SLOT_STATE_WORD = 0;
 export const SLOT_NOW_WORD = 1;
 export const SLOT_IO_WORD = 2;
 export const SLOT_HOLD_WORD = 4;
 export const SLOT_LOG_HOLD_WORD = 8;
 export const CLIENT_SLOT_BYTES: number = LINE_BYTES;
-
-export const SLOT_FREE = 0;
-export const SLOT_CLAIMED = 1;
-export const SLOT_LIVE = 2;
-export const SLOT_DEAD = 3;
 
 export const EPOCH_FIRST = 1;
 

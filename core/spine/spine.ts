@@ -123,15 +123,6 @@ export type Refusal =
   /** Rows vanished or appeared unnoticed. */
   | 'checksumMismatch';
 
-export const REFUSALS: readonly Refusal[] = [
-  'dropped',
-  'noMatch',
-  'invalidSince',
-  'badShape',
-  'tooManyUpdates',
-  'checksumMismatch',
-];
-
 /** A refusal left the spine as it was. */
 export type ApplyOutcome<P extends SpinePart = SpinePart> =
   | {

@@ -140,10 +140,6 @@ export function openFiles(): string[] {
   return files.toSorted();
 }
 
-export function descriptorCount(): number {
-  return readdirSync('/proc/self/fd').length;
-}
-
 /** A child that runs test/engine/child.ts; its lines, and how it ended. */
 export class Child {
   readonly process: ChildProcess;
