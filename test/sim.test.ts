@@ -52,3 +52,12 @@ test('npm run sim runs one seed in a process of its own, with the same result', 
   const { hash } = await simulate({ seed: 7, ticks: 2_000 });
   assert.match(output, new RegExp(`^seed 7: ${hash} `, 'm'));
 });
+
+test('a soak tells what it has checked, and how fast', () => {
+  const args = ['--import', 'tsx', 'test/sim/main.ts', '--soak', '--from=3', '--minutes=0.001'];
+  const output = execFileSync(process.execPath, args, { encoding: 'utf8' });
+  assert.match(
+    output,
+    /^1 seeds, 0 failed, .* [1-9][0-9]* operations checked, [1-9][0-9]* per CPU/m,
+  );
+});

@@ -4,7 +4,7 @@
  * readers are shown. Used by run.ts between two steps.
  */
 import { KIND_CACHE, KIND_MEMTABLE, KIND_RECORD } from '../../core/shared/buffer-pool.ts';
-import { KIND_KEYED } from '../../core/base/update.ts';
+import { KIND_KEYED, KIND_MULTISET } from '../../core/base/update.ts';
 import { loadManifest } from '../../core/spine/manifest-store.ts';
 import { Spine } from '../../core/spine/spine.ts';
 import { ViewReader } from '../../core/spine/view.ts';
@@ -68,7 +68,7 @@ function auditManifest(world: World, shown: readonly number[]): void {
   const ranged = new Set<number>();
   for (const [id, state] of loaded.state.spines) {
     const spine = Spine.restore(state, {
-      kind: KIND_KEYED,
+      kind: world.model.collections.get(id)?.slot.values === undefined ? KIND_KEYED : KIND_MULTISET,
       ids: { bid: () => never(id), run: () => never(id) },
     });
     spine.validate();

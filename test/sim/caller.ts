@@ -6,7 +6,7 @@
 import { loadManifest } from '../../core/spine/manifest-store.ts';
 import { TidemarkError, codeOfNumber } from '../../core/base/errors.ts';
 import type { Prng } from '../../core/base/prng.ts';
-import { CATALOG_ID, KIND_KEYED } from '../../core/base/update.ts';
+import { CATALOG_ID, KIND_KEYED, KIND_MULTISET } from '../../core/base/update.ts';
 import {
   CATALOG_KEYS,
   CATALOG_VALUES,
@@ -32,6 +32,7 @@ import { TransactShared } from '../../actors/transact.ts';
 import type { WriteSet } from '../../actors/write-set.ts';
 import { Transaction } from '../../actors/transaction.ts';
 import { Following } from './following.ts';
+import { Multisets } from './multisets.ts';
 import type { CatalogChange, Model, ModelCollection, ModelOp, ModelRow, ModelTx } from './model.ts';
 import type { ActWeights, Settings } from './settings.ts';
 import type { Trace } from './trace.ts';
@@ -125,6 +126,7 @@ export class Caller {
   durablePromised = 0;
   writtenPromised = 0;
   readonly #following: Following;
+  readonly #multisets: Multisets;
   readonly #transactShared: TransactShared = new TransactShared();
   /** Who knows what a write set of `transact` has read. */
   readonly #judges: WeakMap<WriteSet, Judge> = new WeakMap();
@@ -134,6 +136,8 @@ export class Caller {
   conditionsHeld = 0;
   /** Answers and rows of ranges that were as the model says. */
   compared = 0;
+  /** Those of multisets. */
+  pairsCompared = 0;
 
   constructor(parts: CallerParts) {
     this.#parts = parts;
@@ -159,6 +163,28 @@ export class Caller {
       },
       isLost: (error) => isCode(error, 'TIDEMARK_HISTORY_LOST'),
       onBroken: (error) => this.#broke(error),
+      note: (what, n) => this.#note(what, n),
+    });
+    this.#multisets = new Multisets({
+      client: this.client,
+      prng: parts.prng,
+      model: parts.model,
+      mayRemoveRanges: parts.settings.acts.removeRange > 0,
+      sync: () => this.#sync(),
+      submit: (tx, sync, promise) => this.#submit(tx, sync, promise),
+      when: () => this.#when(),
+      readable: (when) => this.#readableOf(when as When, (T) => parts.model.multisetsAt(T)),
+      keyed: () => this.#live(),
+      keyedHandle: (id) => this.#handle(id),
+      value: () => this.#value(),
+      await: (promise, what, check, refused) => this.#await(promise, what, check, refused),
+      onRead: (id, when) => (when as When).held?.read.add(id),
+      checkLost: (error, id, when, visible) => this.#checkLost(error, id, when as When, visible),
+      isFailedRead: (error) => this.#isFailedRead(error),
+      onCompared: () => {
+        this.compared++;
+        this.pairsCompared++;
+      },
       note: (what, n) => this.#note(what, n),
     });
   }
@@ -326,7 +352,9 @@ export class Caller {
     if (live.length === 0) return;
     const tx = new Transaction(this.client);
     const ops: ModelOp[] = [];
-    const count = prng.chance(0.05) ? prng.between(20, 300) : prng.between(0, 6);
+    const count = prng.chance(settings.largeTransactions)
+      ? prng.between(20, 300)
+      : prng.between(0, 6);
     for (let i = 0; i < count; i++) {
       const collection = prng.pick(live);
       const key = this.#key(collection);
@@ -630,6 +658,11 @@ export class Caller {
       else this.#checkConflict(commit.conditions, commit.visible, this.#parts.model.upper, error);
       return;
     }
+    if (isConditional && commit.offset < 0 && this.#isFailedRead(error)) {
+      // Its conditions could not be looked at again after it had to wait: it never was on the line.
+      if (at >= 0) this.#line.splice(at, 1);
+      return;
+    }
     if (isCode(error, 'TIDEMARK_NO_SPACE') && commit.offset < 0) {
       // By its own thread, which had no memory for it: it never was on the line.
       if (at >= 0) this.#line.splice(at, 1);
@@ -722,10 +755,13 @@ export class Caller {
 
   /** Collections that can be asked for at that time. */
   #readable(when: When): ModelCollection[] {
-    const { model } = this.#parts;
-    if (when.held === undefined) return this.#live();
-    const then = model.liveAt(when.held.visible - 1);
-    return model.liveAt(when.T).filter((collection) => then.includes(collection));
+    return this.#readableOf(when, (T) => this.#parts.model.liveAt(T));
+  }
+
+  #readableOf({ held, T }: When, thereAt: (T: number) => ModelCollection[]): ModelCollection[] {
+    if (held === undefined) return thereAt(this.#visible - 1);
+    const then = thereAt(held.visible - 1);
+    return thereAt(T).filter((collection) => then.includes(collection));
   }
 
   /** The disk failed a read, as it had been told to: whoever asked is told so. */
@@ -1015,7 +1051,7 @@ export class Caller {
     const snapshot = new Snapshot(this.client, given ? T : NEWEST);
     if (snapshot.offset !== T) throw new SimFailure(`a snapshot at ${T} is at ${snapshot.offset}`);
     const mayBeLost = new Set<number>();
-    for (const { id } of model.liveAt(visible - 1)) {
+    for (const { id } of model.allAt(visible - 1)) {
       if (given && T < model.mayLoseBelow(id, visible)) mayBeLost.add(id);
     }
     this.#snapshots.push({ snapshot, T, visible, given, read: new Set(), mayBeLost });
@@ -1046,6 +1082,12 @@ export class Caller {
     const live = this.#live();
     const one = live.length > 0 && prng.chance(0.7) ? prng.pick(live).id : undefined;
     this.#await(this.client.compact(one), 'compact', () => {}, ignoreBusy);
+  }
+
+  multiset(): void {
+    const { model, readOnly } = this.#parts;
+    const live = model.multisetsAt(this.#visible - 1);
+    this.#multisets.act(live, !readOnly, this.unsettled < 200);
   }
 
   /** Follows what changes. */
@@ -1099,7 +1141,7 @@ export class Caller {
     const { prng, model, settings } = this.#parts;
     // One at a time, by one client: as the public face does.
     if (this.#parts.number !== 0 || this.#catalogBusy) return;
-    const live = this.#live();
+    const live = model.allAt(this.#visible - 1);
     const slot = prng.pick(settings.slots);
     const existing = live.find((collection) => collection.slot.name === slot.name);
     const key = catalogKey(slot.name);
@@ -1107,7 +1149,7 @@ export class Caller {
     const stored = { offsets: history === Infinity ? null : history };
     const row = (id: number): CatalogRow => ({
       id,
-      kind: KIND_KEYED,
+      kind: slot.values === undefined ? KIND_KEYED : KIND_MULTISET,
       key: 'buffer',
       value: 'buffer',
       history: stored,
@@ -1130,8 +1172,6 @@ export class Caller {
     const { sync, options } = this.#sync();
     this.#submit({ ops: [], catalog }, sync, tx.commit(options));
     this.#note(`${catalog.what} ${catalog.what === 'create' ? history : ''}`, catalog.id);
-    // What nobody has seen dropped may still be written to; the model knows better than to read it.
-    void model;
   }
 
   #nextId(): number {
@@ -1148,9 +1188,10 @@ export class Caller {
     const { model, prng } = this.#parts;
     const visible = this.#visible;
     this.#checkCatalog(visible);
-    const live = model.liveAt(visible - 1);
+    const live = model.allAt(visible - 1);
     if (live.length === 0) return;
     const { id } = prng.pick(live);
+    // Frontiers are of any kind.
     const handle = this.#handle(id);
     const bound = model.mayLoseBelow(id, visible);
     if (handle.since > bound) throw new SimFailure(`since of ${id} is ${handle.since} > ${bound}`);
@@ -1164,7 +1205,7 @@ export class Caller {
 
   #checkCatalog(visible: number): void {
     const expected = this.#parts.model
-      .liveAt(visible - 1)
+      .allAt(visible - 1)
       .map(({ slot, id, histories }) => {
         const { history } = histories.findLast((entry) => entry.offset < visible)!;
         return `${slot.name} ${id} ${history}`;
@@ -1197,6 +1238,15 @@ export class Caller {
     const visible = this.#visible;
     this.#checkCatalog(visible);
     const when: When = { options: {}, T: visible - 1, held: undefined };
+    for (const { id } of model.multisetsAt(visible - 1)) {
+      this.#multisets.checkAll(id, {}, visible - 1);
+      const T = Math.max(model.mayLoseBelow(id, visible), this.#time(visible));
+      try {
+        this.#multisets.checkAll(id, { asOf: T }, T);
+      } catch (error) {
+        this.#checkLost(error, id, { options: { asOf: T }, T, held: undefined }, visible);
+      }
+    }
     for (const collection of model.liveAt(visible - 1)) {
       const { id, slot } = collection;
       const rows = this.#handle(id);
@@ -1250,6 +1300,7 @@ export class Caller {
     for (const { snapshot } of this.#snapshots.splice(0)) snapshot.close();
     for (const { rows } of this.#iterators.splice(0)) rows.return();
     this.#following.letGo();
+    this.#multisets.letGo();
   }
 
   // ---------------------------------------------------------------- promises

@@ -119,7 +119,12 @@ export class Following {
       }
     } catch (error) {
       if (this.#parts.mayEnd(error)) return;
-      const bound = Math.max(...ids.map((id) => model.mayLoseBelow(id, visible)));
+      // What was before a collection nobody has promised to keep for it.
+      const bound = Math.max(
+        ...followed.map(({ id, createdAt }) =>
+          Math.max(createdAt, model.mayLoseBelow(id, visible)),
+        ),
+      );
       if (this.#parts.isLost(error) && Math.max(0, place) < bound) return;
       throw new SimFailure(`${what} is refused, promised from ${bound} on`, { cause: error });
     }

@@ -6,12 +6,19 @@
 import { invariant } from '../../core/base/assert.ts';
 
 /** A name under which collections are made, dropped and made again; its keys never change. */
-export type Slot = { readonly name: string; readonly keys: readonly Buffer[] };
+export type Slot = {
+  readonly name: string;
+  readonly keys: readonly Buffer[];
+  /** Of a multiset: what its keys may have, ascending. */
+  readonly values?: readonly Buffer[];
+};
 
 export type ModelOp = {
   readonly id: number;
   readonly key: number;
   readonly value: Buffer | undefined;
+  /** An update of a multiset: `key` numbers its pairs, key by key and value by value. */
+  readonly diff?: number;
   /** A range delete: `key` says nothing. An undefined bound is no bound. */
   readonly range?: { readonly lower: Buffer | undefined; readonly upper: Buffer | undefined };
 };
@@ -25,6 +32,11 @@ export type ModelTx = { readonly ops: ModelOp[]; readonly catalog?: CatalogChang
 
 export type Version = { readonly offset: number; readonly value: Buffer | undefined };
 
+/** What the diffs of a pair add up to from an offset on. */
+export type Sum = { readonly offset: number; readonly sum: number };
+
+export type ModelPair = { readonly key: Buffer; readonly value: Buffer; readonly count: number };
+
 export type ModelRow = { readonly key: Buffer; readonly value: Buffer; readonly offset: number };
 
 export class ModelCollection {
@@ -35,6 +47,8 @@ export class ModelCollection {
   /** Histories it was given, with the offsets at which; Infinity keeps all. */
   readonly histories: { offset: number; history: number }[] = [];
   readonly versions: Version[][];
+  /** Of a multiset, by pair. */
+  readonly sums: Sum[][];
   /** Offsets that changed it, ascending. */
   readonly touches: number[] = [];
 
@@ -43,12 +57,16 @@ export class ModelCollection {
     this.slot = slot;
     this.createdAt = createdAt;
     this.histories.push({ offset: createdAt, history });
-    this.versions = slot.keys.map(() => []);
+    const { keys, values } = slot;
+    this.versions = values === undefined ? keys.map(() => []) : [];
+    this.sums = values === undefined ? [] : keys.flatMap(() => values.map(() => []));
   }
 }
 
 export class Model {
   readonly transactions: ModelTx[] = [];
+  /** When each was committed, as soon as it has its place in the order. */
+  readonly atMs: number[] = [];
   readonly collections: Map<number, ModelCollection> = new Map();
   /** Offsets at which a record of the log ends. */
   readonly #ends: Set<number> = new Set([0]);
@@ -81,9 +99,10 @@ export class Model {
     } else if (catalog?.what === 'history') {
       this.#get(catalog.id).histories.push({ offset, history: catalog.history });
     }
-    for (const { id, key, value, range } of tx.ops) {
+    for (const { id, key, value, diff, range } of tx.ops) {
       const collection = this.#get(id);
-      if (range === undefined) writeVersion(collection.versions[key], offset, value);
+      if (diff !== undefined) addDiff(collection.sums[key], offset, diff);
+      else if (range === undefined) writeVersion(collection.versions[key], offset, value);
       else this.#deleteRange(collection, offset, range);
       if (collection.touches.at(-1) !== offset) collection.touches.push(offset);
     }
@@ -95,10 +114,15 @@ export class Model {
     offset: number,
     { lower, upper }: NonNullable<ModelOp['range']>,
   ): void {
-    const { keys } = collection.slot;
+    const { keys, values } = collection.slot;
     for (let i = 0; i < keys.length; i++) {
       if (lower !== undefined && Buffer.compare(keys[i], lower) < 0) continue;
       if (upper !== undefined && Buffer.compare(keys[i], upper) >= 0) break;
+      if (values !== undefined) {
+        const pairs = collection.sums.slice(i * values.length, (i + 1) * values.length);
+        for (const sums of pairs) addDiff(sums, offset, -(sums.at(-1)?.sum ?? 0));
+        continue;
+      }
       const versions = collection.versions[i];
       if (versions.at(-1)?.value !== undefined) writeVersion(versions, offset, undefined);
     }
@@ -108,6 +132,7 @@ export class Model {
   truncate(upper: number): void {
     invariant(upper <= this.upper, 'nothing is there that was not', upper, this.upper);
     this.transactions.length = upper;
+    this.atMs.length = Math.min(this.atMs.length, upper);
     for (const end of this.#ends) if (end > upper) this.#ends.delete(end);
     for (const [id, collection] of this.collections) {
       if (collection.createdAt >= upper) {
@@ -118,8 +143,8 @@ export class Model {
       const { histories, touches } = collection;
       while (histories.at(-1)!.offset >= upper) histories.pop();
       while (touches.length > 0 && touches.at(-1)! >= upper) touches.pop();
-      for (const versions of collection.versions) {
-        while (versions.length > 0 && versions.at(-1)!.offset >= upper) versions.pop();
+      for (const changes of [...collection.versions, ...collection.sums]) {
+        while (changes.length > 0 && changes.at(-1)!.offset >= upper) changes.pop();
       }
     }
   }
@@ -130,24 +155,52 @@ export class Model {
     return collection;
   }
 
-  /** Collections that are there as of T, by id. */
-  liveAt(T: number): ModelCollection[] {
+  /** Collections of every kind that are there as of T, by id. */
+  allAt(T: number): ModelCollection[] {
     return [...this.collections.values()].filter(
       (collection) => collection.createdAt <= T && collection.droppedAt > T,
     );
   }
 
+  /** Those of rows. */
+  liveAt(T: number): ModelCollection[] {
+    return this.allAt(T).filter(({ slot }) => slot.values === undefined);
+  }
+
+  multisetsAt(T: number): ModelCollection[] {
+    return this.allAt(T).filter(({ slot }) => slot.values !== undefined);
+  }
+
+  /** How often a multiset has a pair as of T. */
+  sumAt(id: number, pair: number, T: number): number {
+    return newestAt(this.#get(id).sums[pair], T)?.sum ?? 0;
+  }
+
+  /** Its pairs as of T, ascending; of one key, or with lower <= key < upper. */
+  pairsAt(
+    id: number,
+    T: number,
+    only?: number,
+    lower?: Uint8Array,
+    upper?: Uint8Array,
+  ): ModelPair[] {
+    const pairs: ModelPair[] = [];
+    const { keys, values = [] } = this.#get(id).slot;
+    for (let k = only ?? 0; k < (only === undefined ? keys.length : only + 1); k++) {
+      const key = keys[k];
+      if (lower !== undefined && Buffer.compare(key, lower) < 0) continue;
+      if (upper !== undefined && Buffer.compare(key, upper) >= 0) break;
+      values.forEach((value, v) => {
+        const count = this.sumAt(id, k * values.length + v, T);
+        if (count !== 0) pairs.push({ key, value, count });
+      });
+    }
+    return pairs;
+  }
+
   /** The newest version of a key as of T, deletions included. */
   versionAt(id: number, key: number, T: number): Version | undefined {
-    const versions = this.#get(id).versions[key];
-    let low = 0;
-    let high = versions.length;
-    while (low < high) {
-      const middle = (low + high) >>> 1;
-      if (versions[middle].offset <= T) low = middle + 1;
-      else high = middle;
-    }
-    return versions[low - 1];
+    return newestAt(this.#get(id).versions[key], T);
   }
 
   /** Rows as of T with lower <= key < upper, ascending; an undefined bound is no bound. */
@@ -185,4 +238,26 @@ export class Model {
 function writeVersion(versions: Version[], offset: number, value: Buffer | undefined): void {
   if (versions.at(-1)?.offset === offset) versions.pop();
   versions.push({ offset, value });
+}
+
+/** Within one transaction diffs add up. */
+function addDiff(sums: Sum[], offset: number, diff: number): void {
+  const before = sums.at(-1);
+  if (before?.offset === offset) sums.pop();
+  sums.push({ offset, sum: (before?.sum ?? 0) + diff });
+}
+
+/** The last of a list ascending by offset that is not above T. */
+function newestAt<Change extends { readonly offset: number }>(
+  changes: readonly Change[],
+  T: number,
+): Change | undefined {
+  let low = 0;
+  let high = changes.length;
+  while (low < high) {
+    const middle = (low + high) >>> 1;
+    if (changes[middle].offset <= T) low = middle + 1;
+    else high = middle;
+  }
+  return changes[low - 1];
 }

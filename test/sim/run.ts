@@ -88,6 +88,7 @@ class Simulation {
     /** Operations that got a place in the order, and answers and rows that were compared. */
     operations: 0,
     compared: 0,
+    pairs: 0,
     closes: 0,
     processCrashes: 0,
     powerLosses: 0,
@@ -456,6 +457,7 @@ class Simulation {
       caller.letGo();
       this.counts['acts'] += caller.acts;
       this.counts['compared'] += caller.compared;
+      this.counts['pairs'] += caller.pairsCompared;
       this.counts['followed'] += caller.itemsFollowed;
       this.counts['transacted'] += caller.transacted;
       this.counts['conditions'] += caller.conditionsHeld;

@@ -29,6 +29,7 @@ export type ActWeights = {
   wait: number;
   catalog: number;
   look: number;
+  multiset: number;
 };
 
 export type Settings = {
@@ -46,6 +47,8 @@ export type Settings = {
   readonly hotKeys: number;
   readonly valueBytes: (prng: Prng) => number;
   readonly acts: ActWeights;
+  /** Chance that a transaction has some hundred operations. */
+  readonly largeTransactions: number;
   /** Pages that the cache may have at most; undefined: as the engine says. */
   readonly cachePages: number | undefined;
   /** Pages that views, indexes and filters may have at most; undefined: as the engine says. */
@@ -126,7 +129,7 @@ function drawValueBytes(prng: Prng): (prng: Prng) => number {
   };
 }
 
-const ACTS: ActWeights = {
+const ACTS: Omit<ActWeights, 'multiset'> = {
   put: 30,
   remove: 10,
   removeRange: 2,
@@ -150,9 +153,9 @@ const ACTS: ActWeights = {
   look: 4,
 };
 
-function drawActs(prng: Prng): ActWeights {
+function drawActs(prng: Prng): Omit<ActWeights, 'multiset'> {
   const acts = { ...ACTS };
-  for (const name of Object.keys(acts) as (keyof ActWeights)[]) {
+  for (const name of Object.keys(acts) as (keyof typeof ACTS)[]) {
     acts[name] *= prng.pick([0, 0.3, 1, 1, 1, 3]);
   }
   // Feeds do not tell of what a range delete removed: a run has the one or the other.
@@ -166,6 +169,22 @@ function drawActs(prng: Prng): ActWeights {
 /** Beyond it descriptions of parts, which name their first and last key, need pages of their own. */
 const KEY_BYTES_FEW_PAGES = 4_000;
 
+function drawMultisets(prng: Prng): Slot[] {
+  const slots: Slot[] = [];
+  for (let i = prng.pick([0, 0, 1, 2]); i > 0; i--) {
+    const keys = drawKeys(prng).slice(0, 40);
+    const bytes = prng.pick([0, 4, 40, 400]);
+    const values = new Map<string, Buffer>();
+    for (let n = prng.pick([1, 2, 6, 20]); n > 0; n--) {
+      const value = prng.fill(Buffer.alloc(prng.between(0, bytes * 2))) as Buffer;
+      values.set(value.toString('hex'), value);
+    }
+    const ascending = [...values.values()].toSorted((a, b) => Buffer.compare(a, b));
+    slots.push({ name: `m${i}`, keys, values: ascending });
+  }
+  return slots;
+}
+
 function drawViewPages(prng: Prng, slots: readonly Slot[]): number | undefined {
   const pages = prng.pick([undefined, undefined, undefined, undefined, 10, 16]);
   const isLong = slots.some(({ keys }) => keys.some((key) => key.length > KEY_BYTES_FEW_PAGES));
@@ -176,7 +195,7 @@ export function drawSettings(prng: Prng): Settings {
   const slots: Slot[] = [];
   const count = prng.between(1, 5);
   for (let i = 0; i < count; i++) slots.push({ name: `c${i}`, keys: drawKeys(prng) });
-  return {
+  const settings: Omit<Settings, 'acts'> & { acts: Omit<ActWeights, 'multiset'> } = {
     synced: prng.chance(0.6),
     syncIntervalMs: prng.pick([1, 10, 50, 1_000]),
     memtableBytes: prng.pick([16, 32, 64, 64, 64, 128, 256, 1_024, 4_096]) * KiB,
@@ -206,5 +225,13 @@ export function drawSettings(prng: Prng): Settings {
     moodTicks: prng.pick([50, 400, 3_000]),
     tinyRings: prng.pick([0, 0, 2, 4, 16]),
     viewPages: drawViewPages(prng, slots),
+    largeTransactions: prng.pick([0.05, 0.05, 0.05, 0.5]),
+  };
+  // Drawn last, so that a seed without them is what it was.
+  const multisets = drawMultisets(prng);
+  return {
+    ...settings,
+    slots: [...slots, ...multisets],
+    acts: { ...settings.acts, multiset: multisets.length > 0 ? prng.pick([8, 25, 60]) : 0 },
   };
 }

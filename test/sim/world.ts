@@ -297,6 +297,10 @@ export class World {
     return this.state === STATE_OPEN;
   }
 
+  get model(): Model {
+    return this.#parts.model;
+  }
+
   get isPoisoned(): boolean {
     return this.state === STATE_POISONED;
   }
@@ -487,6 +491,8 @@ export class World {
       const count = u32[slot + RECORD.TX_COUNT];
       if (first !== next) throw new SimFailure(`offset ${first} was given where ${next} is next`);
       this.#onLine.set(first, count);
+      const atMs = getWide(u32, slot + RECORD.AT_MS);
+      for (let i = 0; i < count; i++) model.atMs[first + i] = atMs;
       next += count;
     });
     const answered: { client: number; first: number; count: number; refusal: number }[][] =
