@@ -34,6 +34,9 @@ export class World {
   pushed = 0;
   virtual = 0;
   rewritten = 0;
+  /** Files that the spine points at, and those that it has pointed at before. */
+  live: ReadonlySet<number> = new Set();
+  readonly gone: Set<number> = new Set();
   /** How often batches were joined by reference: the rare path must not stay unvisited. */
   joined = 0;
 
@@ -204,6 +207,7 @@ export class World {
     const after = this.figures();
     assert.ok(after.since >= before.since && after.upper >= before.upper);
     assert.ok(after.nextId >= before.nextId);
+    this.checkFiles();
     const updates = this.files.updatesOf(spine);
     for (const asOf of new Set([spine.since, spine.since + 1, spine.upper - 1])) {
       if (asOf < spine.since) continue;
@@ -215,6 +219,17 @@ export class World {
     }
     const most = levelOf(this.pushed + this.virtual + 1);
     assert.ok(spine.levelCount - 1 <= most + 2, `${spine.levelCount} levels`);
+  }
+
+  /** A file that the spine has let go of never comes back: whoever deletes files may have deleted it (I10, P10). */
+  checkFiles(): void {
+    const live = new Set<number>();
+    for (const { hollow } of this.spine.state().hollows) {
+      for (const { parts } of hollow.runs) for (const { file } of parts) live.add(file);
+    }
+    for (const file of live) assert.ok(!this.gone.has(file), `file ${file} comes back`);
+    for (const file of this.live) if (!live.has(file)) this.gone.add(file);
+    this.live = live;
   }
 
   /** Nothing more is pushed: fair workers bring every spine batch to one run. */
