@@ -12,16 +12,18 @@ import { after, before, describe, test } from 'node:test';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import { open } from '../actors/index.ts';
 import type { Engine } from '../actors/index.ts';
-import { openRepository } from '../examples/tour/git.ts';
-import type { Repository } from '../examples/tour/git.ts';
-import { checkSurvivors } from '../examples/tour/kill.ts';
+import { checkVersions } from '../examples/tour/follow.ts';
+import { openRepository, readHistory } from '../examples/tour/git.ts';
+import type { Change, Repository } from '../examples/tour/git.ts';
+import { checkSurvivors, writeUntilKilled } from '../examples/tour/kill.ts';
 import { checkTenants } from '../examples/tour/load.ts';
-import { checkRevision, chooseRevisions, replay } from '../examples/tour/replay.ts';
+import { checkRevision, chooseRevisions, commitRevision, replay } from '../examples/tour/replay.ts';
 import { openCollections, revisionKey } from '../examples/tour/rows.ts';
 import type { Collections } from '../examples/tour/rows.ts';
+import { smallStore } from '../examples/tour/store-sizes.ts';
 import { commitTenantRevision, holdHistory } from '../examples/tour/tenants.ts';
 import { TourError } from '../examples/tour/tour-error.ts';
-import { git, initRepository, isolateGit, makeOddRepository } from './tour/repo.ts';
+import { ODD_PATHS, git, initRepository, isolateGit, makeOddRepository } from './tour/repo.ts';
 import type { MadeRepository } from './tour/repo.ts';
 
 const MAIN = fileURLToPath(new URL('../examples/tour/main.ts', import.meta.url));
@@ -76,6 +78,7 @@ describe('the tour', () => {
       new RegExp(`✓ files as of ${count} revisions equal git ls-tree, \\d+ rows byte for byte`),
       /✓ changes\(\) of the whole history equals git diff-tree, [\d,]+ changes/,
       /✓ diff\(a, b\) equals git diff-tree a b, \d+ pairs/,
+      /✓ versions\(path\) equals what git log and git cat-file find, [\d,]+ versions of 10 paths/,
       /✓ reopened in .*, and still so/,
       /✓ [\d,]+ tenants, [\d,]+ transactions in .*\/s/,
       /✓ the first, the last and the unfinished tenant equal git/,
@@ -138,6 +141,24 @@ describe('the tour', () => {
       assert.equal(out, '');
       assert.match(err, lines[i]);
       assert.equal(fs.existsSync(data), false);
+    }
+  });
+
+  test('the killed writer knows the history that was read, whatever is committed meanwhile', async () => {
+    const growing = makeOddRepository(path.join(scratch, 'growing')).path;
+    const repository = await openRepository(growing);
+    const history = await holdHistory(repository);
+    const tree = git(growing, ['rev-parse', 'HEAD^{tree}']).trim();
+    const late = git(growing, ['commit-tree', '-p', 'HEAD', '-m', 'late', tree]).trim();
+    git(growing, ['update-ref', 'HEAD', late]);
+    const directory = path.join(scratch, 'killed');
+    const { offsets } = await writeUntilKilled(repository, directory, 500, () => {});
+    assert.ok(offsets.length > history.length, 'it came to the second tenant');
+    const engine = await open(directory, await smallStore(repository));
+    try {
+      checkSurvivors(await openCollections(engine, Infinity), history, offsets);
+    } finally {
+      await engine.close();
     }
   });
 
@@ -205,6 +226,52 @@ describe('the checks fail when something is wrong', () => {
         await check((await revisions.put(last, row)).offset);
       }
     });
+  });
+
+  test('a version too much, too little or different, with merges and without', async () => {
+    const straight = path.join(scratch, 'straight');
+    initRepository(straight);
+    let tip = '';
+    for (const [n, text] of ['a', 'b', '', 'b', 'c', 'c'].entries()) {
+      const blob = git(straight, ['hash-object', '-w', '--stdin'], text).trim();
+      const mode = n === 5 ? '100755' : '100644';
+      const tree = text === '' ? '' : `${mode} blob ${blob}\tfile\n`;
+      const other = `100644 blob ${blob}\tother ${n}\n`;
+      const id = git(straight, ['mktree'], tree + other).trim();
+      const parents = tip === '' ? [] : ['-p', tip];
+      tip = git(straight, ['commit-tree', id, ...parents, '-m', `${n}`]).trim();
+    }
+    git(straight, ['update-ref', 'HEAD', tip]);
+    const linear = await openRepository(straight);
+    // Each is given a change of the file and its number among them.
+    const spoils: readonly ((change: Change, k: number) => Change | undefined)[] = [
+      (change) => change,
+      (change, k) => (k === 1 ? undefined : change),
+      (change, k) => (k === 0 ? { ...change, mode: 0, id: undefined } : change),
+      ({ id, ...change }) => ({ ...change, id: id && Buffer.alloc(id.length) }),
+    ];
+    for (const [source, file] of [
+      [repository, ODD_PATHS[3]],
+      [linear, Buffer.from('file')],
+    ] as const) {
+      for (const [s, spoil] of spoils.entries()) {
+        await withStore(`versions-${file.length}-${s}`, async (engine, collections) => {
+          let firstOffset = -1;
+          let k = 0;
+          for await (const revision of readHistory(source)) {
+            const changes = revision.changes.flatMap((change) =>
+              change.path.equals(file) ? (spoil(change, k++) ?? []) : [change],
+            );
+            const { offset } = await commitRevision(engine, collections, { ...revision, changes });
+            if (firstOffset < 0) firstOffset = offset;
+          }
+          assert.ok(k > 1, 'it was tried');
+          const checking = checkVersions(source, collections, firstOffset);
+          if (s > 0) await assert.rejects(checking, foundWrong, `spoilt by ${s}`);
+          else assert.ok((await checking).versions > 10, 'there is something to check');
+        });
+      }
+    }
   });
 
   test('an acknowledged transaction that is missing, elsewhere or not whole', async () => {

@@ -18,6 +18,7 @@ export const MODE_SUBMODULE = 0o160000;
 const errorTextCharsMax = 64 * 1024;
 const COLON = 0x3a;
 const NEWLINE = 0x0a;
+const NEWLINES: Buffer = Buffer.from([NEWLINE]);
 
 export interface Repository {
   /** As given: a directory inside the repository. */
@@ -50,12 +51,15 @@ export interface Revision {
 
 // --- Asking once -----------------------------------------------------------------------------
 
-/** Fails with one clear line if there is no git, no repository, no commit or no permission. */
-export async function openRepository(path: string): Promise<Repository> {
+/**
+ * Fails with one clear line if there is no git, no repository, no commit or no permission. `end`: the last
+ * revision of the history.
+ */
+export async function openRepository(path: string, end = 'HEAD'): Promise<Repository> {
   await ask(path, ['rev-parse', '--git-dir']);
   let head: string;
   try {
-    head = await ask(path, ['rev-parse', '--verify', '--quiet', 'HEAD^{commit}']);
+    head = await ask(path, ['rev-parse', '--verify', '--quiet', `${end}^{commit}`]);
   } catch (error) {
     if (!(error instanceof GitFailure) || error.text !== '') throw error;
     throw new TourError(`the repository at ${path} has no commits`);
@@ -319,6 +323,69 @@ export function formatTreeRecord(path: Uint8Array, mode: number, id: Uint8Array)
   const hex = Buffer.from(id.buffer, id.byteOffset, id.length).toString('hex');
   const head = `${mode.toString(8).padStart(6, '0')} ${type} ${hex}\t`;
   return Buffer.concat([Buffer.from(head, 'latin1'), path]);
+}
+
+// --- A path ----------------------------------------------------------------------------------
+
+/** Names of all revisions, oldest first: the order in which `readHistory` gives them. */
+export async function* listRevisions(repository: Repository): AsyncGenerator<string, void, void> {
+  const walk = start(repository.path, ['rev-list', '--reverse', '--topo-order', repository.head]);
+  try {
+    let rest = '';
+    for await (const chunk of walk.output) {
+      const lines = (rest + chunk.toString('latin1')).split('\n');
+      rest = lines.pop()!;
+      yield* lines;
+    }
+    await walk.ended;
+  } finally {
+    await walk.stop();
+  }
+}
+
+/** True when no revision has two parents: then `git log` of a path is the history of its changes. */
+export async function isLinear({ path, head }: Repository): Promise<boolean> {
+  return (await ask(path, ['rev-list', '--min-parents=2', '--max-count=1', head])) === '';
+}
+
+/** Revisions that `git log` names for a path, oldest first. */
+export async function logOf(repository: Repository, file: string): Promise<string[]> {
+  const { path, head } = repository;
+  const options = ['--topo-order', '--reverse', '--format=%H', '--no-renames'];
+  const said = await ask(path, ['log', ...options, head, '--', `:(top,literal)${file}`]);
+  return said === '' ? [] : said.split('\n');
+}
+
+/**
+ * Ids of what `git cat-file` finds at a path in each of the revisions; undefined where there is no file.
+ * Requires: the path has no line end, and was no submodule in any of them.
+ */
+export async function idsAt(
+  repository: Repository,
+  revisions: readonly string[],
+  file: Buffer,
+): Promise<(string | undefined)[]> {
+  const git = start(repository.path, ['cat-file', '--batch-check', '--buffer'], 'pipe');
+  try {
+    const name = (sha: string): Buffer => Buffer.concat([Buffer.from(`${sha}:`), file, NEWLINES]);
+    const fed = quiet(pipeline(revisions.map(name), git.input!));
+    const ids: (string | undefined)[] = [];
+    let rest = '';
+    for await (const chunk of git.output) {
+      const lines = (rest + chunk.toString('latin1')).split('\n');
+      rest = lines.pop()!;
+      for (const line of lines) {
+        // Otherwise it is a directory, or the name that was asked for with the word that it is missing.
+        ids.push(/^([0-9a-f]+) blob \d+$/.exec(line)?.[1]);
+      }
+    }
+    await git.ended;
+    await fed;
+    if (ids.length !== revisions.length) throw new TourError('git cat-file left out an answer');
+    return ids;
+  } finally {
+    await git.stop();
+  }
 }
 
 // --- Processes -------------------------------------------------------------------------------

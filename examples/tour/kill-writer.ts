@@ -1,7 +1,7 @@
 /**
  * The child that is killed: writes tenants for ever and reports each acknowledged transaction, in
  * order, through its pipe at once, so that what the parent has read was acknowledged, and what was
- * acknowledged is in the pipe. Run by kill.ts: node kill-writer.ts <repository> <directory>.
+ * acknowledged is in the pipe. Run by kill.ts: node kill-writer.ts <repository> <last revision> <directory>.
  */
 import * as fs from 'node:fs';
 import { open } from '../../actors/index.ts';
@@ -13,8 +13,8 @@ import { openCollections } from './rows.ts';
 import { smallStore } from './store-sizes.ts';
 import { commitTenantRevision, holdHistory } from './tenants.ts';
 
-const [, , path, directory] = process.argv;
-const repository = await openRepository(path);
+const [, , path, head, directory] = process.argv;
+const repository = await openRepository(path, head);
 const history = await holdHistory(repository);
 const engine = await open(directory, await smallStore(repository));
 const collections = await openCollections(engine, Infinity);

@@ -6,6 +6,7 @@
 import { spawn } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { Readable } from 'node:stream';
+import type { Repository } from './git.ts';
 import { inFlightMax } from './replay.ts';
 import { revisionKey } from './rows.ts';
 import type { Collections } from './rows.ts';
@@ -28,12 +29,14 @@ export interface Killed {
 
 /** Runs the child, and kills it `afterMs` after its first report. */
 export async function writeUntilKilled(
-  path: string,
+  { path, head }: Repository,
   directory: string,
   afterMs: number,
   onProgress: (acknowledged: number, elapsedMs: number) => void,
 ): Promise<Killed> {
-  const child = spawn(process.execPath, [...process.execArgv, writerFile, path, directory], {
+  // The history is the one that was read before, whatever has been committed since.
+  const args = [...process.execArgv, writerFile, path, head, directory];
+  const child = spawn(process.execPath, args, {
     stdio: ['ignore', 'ignore', 'pipe', 'pipe'],
   });
   let words = '';

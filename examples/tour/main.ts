@@ -20,7 +20,7 @@ import {
 } from './drawing.ts';
 import { takePictures } from './figures.ts';
 import type { Pictures } from './figures.ts';
-import { checkChanges, checkDiffs } from './follow.ts';
+import { checkChanges, checkDiffs, checkVersions } from './follow.ts';
 import { openRepository } from './git.ts';
 import type { Repository } from './git.ts';
 import { checkSurvivors, writeUntilKilled } from './kill.ts';
@@ -163,6 +163,10 @@ async function tourHistory({ screen, repository, directory }: Places): Promise<{
     );
     const pairs = await checkDiffs(repository, collections, chosen, firstOffset);
     screen.pass(`diff(a, b) equals git diff-tree a b, ${formatOf(pairs, 'pair', 'pairs')}`);
+    const of = await checkVersions(repository, collections, firstOffset);
+    screen.pass(
+      `versions(path) equals what git log and git cat-file find, ${formatOf(of.versions, 'version', 'versions')} of ${formatOf(of.paths, 'path', 'paths')}`,
+    );
     await engine.flush();
     const pictures = takePictures(engine);
     await engine.close();
@@ -236,7 +240,7 @@ async function tourKill(
     () => `${formatCount(acknowledged)} transactions acknowledged`,
   );
   const { offsets, ms } = await writeUntilKilled(
-    repository.path,
+    repository,
     directory,
     afterMs,
     (count, elapsedMs) => {
