@@ -20,6 +20,7 @@ import { Outbox, inboxOf } from './actor.ts';
 import type { Actor, ActorContext } from './actor.ts';
 import { COMPACTOR_COUNTERS, indexIn, makeCounters } from './counters.ts';
 import type { JobAnswer, JobPool } from './job-pool.ts';
+import { JobWatch } from './job-watch.ts';
 import type { Job } from './jobs.ts';
 import {
   CREDIT,
@@ -45,6 +46,7 @@ const JOBS_LARGE: number = indexIn(COMPACTOR_COUNTERS, 'jobsLarge');
 const JOB_MS: number = indexIn(COMPACTOR_COUNTERS, 'jobMs');
 const PREPARES: number = indexIn(COMPACTOR_COUNTERS, 'prepares');
 const FAILED: number = indexIn(COMPACTOR_COUNTERS, 'failed');
+const STUCK: number = indexIn(COMPACTOR_COUNTERS, 'stuck');
 
 /** What the keeper is told of a job: its result, or why it failed. */
 export type JobOutcome = { readonly value?: unknown; readonly failure?: PlainError };
@@ -60,6 +62,7 @@ export class Compactor implements Actor {
   readonly number: number = ACTOR_COMPACTOR;
   readonly #context: ActorContext;
   readonly #pool: JobPool;
+  readonly #watch: JobWatch;
   readonly #fromKeeper: RingConsumer;
   readonly #keeper: Outbox;
   readonly #fromDurability: RingConsumer;
@@ -75,6 +78,7 @@ export class Compactor implements Actor {
     const { topology } = context;
     this.#context = context;
     this.#pool = pool;
+    this.#watch = new JobWatch(pool);
     this.#fromKeeper = inboxOf(context, topology.keeperToCompactor);
     this.#keeper = new Outbox(
       context,
@@ -105,11 +109,12 @@ export class Compactor implements Actor {
       this.#done.shift();
       worked = true;
     }
+    this.#counters.add(STUCK, this.#watch.look(this.#context.clock.ticksMs()));
     return worked;
   }
 
   idle(): number {
-    return Infinity;
+    return this.#watch.idle;
   }
 
   publish(): void {
@@ -149,6 +154,7 @@ export class Compactor implements Actor {
       this.#counters.add(JOBS, 1);
       if (u32[slot + JOB.LARGE] === 1) this.#counters.add(JOBS_LARGE, 1);
       this.#pool.start(id, JSON.parse(text) as Job);
+      this.#watch.begin(id);
     }
     this.#fromKeeper.pop();
     return true;
@@ -184,6 +190,7 @@ export class Compactor implements Actor {
         ? { kind: 'zero', path: segmentPath(seq), seq, from, to }
         : { kind: 'spare', seq, bytes: to, reuseSeq: from };
     this.#pool.start(id, job);
+    this.#watch.begin(id);
     return true;
   }
 
@@ -196,6 +203,7 @@ export class Compactor implements Actor {
         : this.#answerDurability(answer, running.prepare);
     if (!told) return false;
     this.#running.delete(answer.id);
+    this.#watch.end(answer.id);
     this.#counters.add(JOB_MS, Math.ceil(this.#context.clock.ticksMs() - running.startedAt));
     if (answer.failure !== undefined) this.#counters.add(FAILED, 1);
     return true;

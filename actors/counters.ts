@@ -165,7 +165,14 @@ export const COLLECTION_COUNTERS = [
   'moves',
 ] as const;
 
-export const COMPACTOR_COUNTERS = ['jobs', 'jobsLarge', 'jobMs', 'prepares', 'failed'] as const;
+export const COMPACTOR_COUNTERS = [
+  'jobs',
+  'jobsLarge',
+  'jobMs',
+  'prepares',
+  'failed',
+  'stuck',
+] as const;
 
 export const EVICTOR_COUNTERS = [
   'rows',

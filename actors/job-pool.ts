@@ -23,6 +23,10 @@ export interface JobPool {
   start(id: number, job: Job): void;
   /** Asks a job to stop; it still answers. */
   cancel(id: number): void;
+  /** Steps that a running job has done; 0 before it has a worker, or where its steps are the host's own. */
+  steps(id: number): number;
+  /** Ends a job with its worker; it answers as failed, and the next job gets another worker. */
+  replace(id: number): void;
   poll(): JobAnswer | undefined;
   /** Runs a slice of pending work where there are no worker threads; true when it did something. */
   step(): boolean;
@@ -70,7 +74,7 @@ export class PiscinaPool implements JobPool {
   readonly #directory: string;
   readonly #descriptors: SharedArrayBuffer;
   readonly #wake: () => void;
-  readonly #cancels: Map<number, CancelFlag> = new Map();
+  readonly #running: Map<number, { flag: CancelFlag; abort: AbortController }> = new Map();
   readonly #answers: JobAnswer[] = [];
 
   constructor(
@@ -90,7 +94,8 @@ export class PiscinaPool implements JobPool {
 
   start(id: number, job: Job): void {
     const flag = new CancelFlag();
-    this.#cancels.set(id, flag);
+    const abort = new AbortController();
+    this.#running.set(id, { flag, abort });
     const task = {
       job,
       arena: this.#arena,
@@ -98,14 +103,22 @@ export class PiscinaPool implements JobPool {
       cancel: flag.buffer,
       descriptors: this.#descriptors,
     };
-    this.#piscina.run(task).then(
+    this.#piscina.run(task, { signal: abort.signal }).then(
       (value) => this.#answer({ id, value }),
       (error: unknown) => this.#answer({ id, failure: toPlainError(error) }),
     );
   }
 
   cancel(id: number): void {
-    this.#cancels.get(id)?.cancel();
+    this.#running.get(id)?.flag.cancel();
+  }
+
+  steps(id: number): number {
+    return this.#running.get(id)?.flag.steps ?? 0;
+  }
+
+  replace(id: number): void {
+    this.#running.get(id)?.abort.abort();
   }
 
   poll(): JobAnswer | undefined {
@@ -117,7 +130,7 @@ export class PiscinaPool implements JobPool {
   }
 
   #answer(answer: JobAnswer): void {
-    this.#cancels.delete(answer.id);
+    this.#running.delete(answer.id);
     this.#answers.push(answer);
     this.#wake();
   }
@@ -148,6 +161,15 @@ export class StepPool implements JobPool {
     entry?.machine?.cancel();
     const failure: PlainError = { code: 'TIDEMARK_CLOSED', message: 'cancelled', detail: {} };
     this.#answers.push({ id, failure });
+  }
+
+  /** Whoever could look is the one who steps. */
+  steps(): number {
+    return 0;
+  }
+
+  replace(id: number): void {
+    this.cancel(id);
   }
 
   poll(): JobAnswer | undefined {

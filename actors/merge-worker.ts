@@ -1,6 +1,7 @@
 /**
  * What the pool runs: one job at a time, in private memory, on a thread that may wait for the disk.
- * The job says which files and which addresses; between steps it looks whether it is still wanted.
+ * The job says which files and which addresses; between steps it looks whether it is still wanted,
+ * and shows that it goes on.
  */
 import { TidemarkError } from '../core/base/errors.ts';
 import { Arena } from '../core/shared/arena.ts';
@@ -20,7 +21,9 @@ export default function run(task: WorkerTask): unknown {
   const flag = new CancelFlag(task.cancel);
   const storage = new NodeStorage(task.directory, () => {}, new DescriptorTable(task.descriptors));
   const machine = makeMachine(task.job, storage, new Arena(task.arena));
+  flag.step();
   while (machine.step(STEP_FUEL)) {
+    flag.step();
     if (!flag.cancelled) continue;
     machine.cancel();
     throw new TidemarkError('TIDEMARK_CLOSED', 'the job was cancelled');

@@ -884,8 +884,10 @@ export class SpineKeeper implements Actor {
   #onFailure(failure: TidemarkError, isFlush: boolean): void {
     if (this.#closing) return;
     this.#counters.add(JOBS_FAILED, 1);
-    // A full disk heals; until then nothing is flushed.
-    if (!isFullDisk(failure)) this.#failuresInRow++;
+    // A full disk heals; until then nothing is flushed. A job that stood still was asked to stop: a disk
+    // that hangs is no reason to end, only workers that die are.
+    const isHanging = failure.code === 'TIDEMARK_CLOSED';
+    if (!isFullDisk(failure) && !isHanging) this.#failuresInRow++;
     else if (isFlush) this.#waits.begin(CAUSE_DISK);
     // A flush that cannot happen ends the engine sooner or later: better with its cause.
     if (this.#failuresInRow >= FAILURES_MAX && isFlush) throw failure;

@@ -96,3 +96,28 @@ for (const [how, code] of [
     });
   });
 }
+
+test('a worker that hears nothing any more is replaced, and its job fails', async () => {
+  const code = `export default ({ job, cancel }) => {
+    const words = new Int32Array(cancel);
+    while (job.kind === 'deaf') Atomics.store(words, 1, 7);
+    return job.kind;
+  }`;
+  await withPool(code, async (pool) => {
+    for (let id = 0; id < 4; id += 2) {
+      assert.equal(pool.steps(id), 0);
+      pool.start(id, job('deaf'));
+      await until('it has begun', () => pool.steps(id) === 7);
+      pool.cancel(id);
+      await turn();
+      assert.equal(pool.poll(), undefined);
+      pool.replace(id);
+      const answer = await answerOf(pool);
+      assert.equal(answer.id, id);
+      assert.match(answer.failure?.message ?? '', /aborted/);
+      assert.equal(pool.steps(id), 0);
+      pool.start(id + 1, job('well'));
+      assert.deepEqual(await answerOf(pool), { id: id + 1, value: 'well' });
+    }
+  });
+});

@@ -193,4 +193,9 @@ test('a cancelled job sees it through the shared buffer', () => {
   assert.equal(job.cancelled, false);
   asker.cancel();
   assert.equal(job.cancelled, true);
+  assert.equal(asker.steps, 0);
+  job.step();
+  job.step();
+  assert.equal(asker.steps, 2);
+  assert.equal(asker.cancelled, true);
 });

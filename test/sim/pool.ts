@@ -51,6 +51,14 @@ export class SimPool implements JobPool {
     if (entry !== undefined) entry.cancelled = true;
   }
 
+  steps(): number {
+    return 0;
+  }
+
+  replace(id: number): void {
+    this.cancel(id);
+  }
+
   poll(): JobAnswer | undefined {
     return this.#answers.shift();
   }
