@@ -55,7 +55,11 @@ type Stretch = { readonly from: number; to: number; readonly position: number; e
 
 export class OldRows {
   readonly client: Client;
-  readonly #generation: GenerationReader;
+  /** Of the visit: the generations that have something of the collection, newest first. */
+  readonly #generations: GenerationReader[] = [];
+  #generationCount = 0;
+  /** Some generation has a range delete. */
+  #hasRanges = false;
   #scratch: Buffer = Buffer.allocUnsafe(4 * KiB);
   /** Of the visit. */
   #collection = 0;
@@ -72,16 +76,36 @@ export class OldRows {
 
   constructor(client: Client) {
     this.client = client;
-    this.#generation = new GenerationReader(client.context.arena);
   }
 
-  /** Begins a visit: times from `T` on may be asked for until `leave`. Requires: `T` is held. */
+  /**
+   * Begins a visit: times from `T` on, all of them visible, may be asked for until `leave`. Requires: `T` is
+   * held.
+   */
   enter(collection: number, T: number): void {
     const { reader } = this.client;
     const block = reader.enter(collection, T);
     this.#collection = collection;
     this.#block = block;
     this.#partsUpper = block === 0 ? -1 : reader.view.upper(block);
+    this.#generationCount = 0;
+    this.#hasRanges = false;
+    const { view } = reader;
+    // What comes into them from here on is above all times that are asked for.
+    for (let i = -2; i < view.sealedCount; i++) {
+      const header = i === -2 ? view.spare : i === -1 ? view.open : view.sealed(i);
+      if (header !== 0) this.#addGeneration(header);
+    }
+  }
+
+  #addGeneration(header: number): void {
+    const count = this.#generationCount;
+    const generation = (this.#generations[count] ??= new GenerationReader(
+      this.client.context.arena,
+    ));
+    generation.attach(header);
+    this.#hasRanges ||= generation.hasRanges;
+    if (generation.newestTimeOf(this.#collection) >= 0) this.#generationCount++;
   }
 
   leave(): void {
@@ -102,21 +126,16 @@ export class OldRows {
   #findInMemory(bytes: Uint8Array, at: number, length: number, T: number): number {
     const collection = this.#collection;
     const { reader, context } = this.client;
-    const { view, hiding } = reader;
     const hash = keyHash(bytes, at, length);
-    const generation = this.#generation;
+    let generation = this.#generations[0];
     let node = 0;
-    let hasRanges = false;
-    for (let i = -2; i < view.sealedCount && node === 0; i++) {
-      const header = i === -2 ? view.spare : i === -1 ? view.open : view.sealed(i);
-      if (header === 0) continue;
-      generation.attach(header);
+    for (let i = 0; i < this.#generationCount && node === 0; i++) {
+      generation = this.#generations[i];
       node = generation.find(collection, bytes, at, length, hash, T);
-      hasRanges ||= generation.hasRanges;
     }
-    if (hasRanges) {
+    if (this.#hasRanges) {
       const time = node === 0 ? -1 : generation.timeOf(node);
-      const newest = hiding.inGenerations(collection, bytes, at, length, time, T);
+      const newest = reader.hiding.inGenerations(collection, bytes, at, length, time, T);
       if (newest !== time) return ROW_ABSENT;
     }
     if (node !== 0) {
