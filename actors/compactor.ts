@@ -21,7 +21,7 @@ import type { Actor, ActorContext } from './actor.ts';
 import { COMPACTOR_COUNTERS, indexIn, makeCounters } from './counters.ts';
 import type { JobAnswer, JobPool } from './job-pool.ts';
 import { JobWatch } from './job-watch.ts';
-import type { Job } from './jobs.ts';
+import type { Job, PreparationResult } from './jobs.ts';
 import {
   CREDIT,
   JOB,
@@ -33,6 +33,7 @@ import {
   MSG_PREPARED,
   MSG_RESULT,
   PREPARE,
+  PREPARE_RECYCLE,
   PREPARE_ZERO,
   RESULT,
   getWide,
@@ -188,7 +189,13 @@ export class Compactor implements Actor {
     const job: Job =
       prepare.what === PREPARE_ZERO
         ? { kind: 'zero', path: segmentPath(seq), seq, from, to }
-        : { kind: 'spare', seq, bytes: to, reuseSeq: from };
+        : {
+            kind: 'spare',
+            seq,
+            bytes: to,
+            reuseSeq: from,
+            recycle: prepare.what === PREPARE_RECYCLE,
+          };
     this.#pool.start(id, job);
     this.#watch.begin(id);
     return true;
@@ -242,6 +249,8 @@ export class Compactor implements Actor {
     u32[slot + PREPARE.OK] = answer.failure === undefined ? 1 : 0;
     u32[slot + PREPARE.NO_SPACE] =
       answer.failure !== undefined && isFullDisk(answer.failure) ? 1 : 0;
+    const done = answer.value as PreparationResult | undefined;
+    u32[slot + PREPARE.RECYCLED] = done?.recycled === true ? 1 : 0;
     this.#durability.send();
     return true;
   }

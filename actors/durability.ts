@@ -8,6 +8,7 @@
  *   sequencer   RECORD         appended to the batch, written, synced
  *   sequencer   BOUND          answered with BOUND_REACHED to the keeper once `durable` is there
  *   sequencer   CLOSE          drained, synced, CLEAN; CLOSE to the keeper
+ *   keeper      OFFER          a segment that nobody needs: the next spare is made of it, or DECLINED
  *   compactor   PREPARED       room in the log is ready, or is not
  */
 import { invariant } from '../core/base/assert.ts';
@@ -45,6 +46,8 @@ import {
   MSG_BOUND_REACHED,
   MSG_CANCEL,
   MSG_CLOSE,
+  MSG_DECLINED,
+  MSG_OFFER,
   MSG_PREPARE,
   MSG_PREPARED,
   MSG_RECORD,
@@ -53,7 +56,9 @@ import {
   MSG_REPLAY_BEGIN,
   MSG_REPLAY_END,
   MSG_SEGMENT,
+  OFFER,
   PREPARE,
+  PREPARE_RECYCLE,
   PREPARE_SPARE,
   PREPARE_ZERO,
   RECORD,
@@ -253,6 +258,7 @@ export class Durability implements Actor {
       case PHASE_LIVE:
       case PHASE_CLOSING:
         worked = this.#takeLine() || worked;
+        worked = this.#takeOffer() || worked;
         worked = this.#tellRotations() || worked;
         worked = this.#answerBounds() || worked;
         return this.#write() || worked;
@@ -719,6 +725,31 @@ export class Durability implements Actor {
     return true;
   }
 
+  /** Without room for the answer it waits: the keeper deletes what is declined. */
+  #takeOffer(): boolean {
+    const slot = this.#fromKeeper.peek();
+    if (slot < 0 || this.#keeper.ring.room(4) < 4) return false;
+    const { u32 } = this.#fromKeeper;
+    invariant(
+      u32[slot + KIND_WORD] === MSG_OFFER,
+      'a message of the keeper',
+      u32[slot + KIND_WORD],
+    );
+    const seq = u32[slot + OFFER.SEQ];
+    this.#fromKeeper.pop();
+    if (this.#writer?.offerSegment(seq) !== true) this.#decline(seq);
+    return true;
+  }
+
+  #decline(seq: number): void {
+    const slot = this.#keeper.claim();
+    invariant(slot >= 0, 'room in the ring to the keeper was looked for');
+    const { u32 } = this.#keeper.ring;
+    u32[slot + KIND_WORD] = MSG_DECLINED;
+    u32[slot + OFFER.SEQ] = seq;
+    this.#keeper.send();
+  }
+
   #askForRoom(writer: LogWriter): void {
     if (this.#compactor.ring.room(2) < 2) return;
     const { clock, control } = this.#context;
@@ -736,7 +767,8 @@ export class Durability implements Actor {
     if (zero !== undefined) this.#prepare(PREPARE_ZERO, zero.seq, zero.from, zero.to);
     const spare: SpareJob | undefined = writer.spareWanted();
     if (spare !== undefined) {
-      this.#prepare(PREPARE_SPARE, spare.seq, spare.reuseSeq, spare.bytes);
+      const what = spare.recycle ? PREPARE_RECYCLE : PREPARE_SPARE;
+      this.#prepare(what, spare.seq, spare.reuseSeq, spare.bytes);
     }
     // Nothing is there to be prepared that could fail again: the disk's own word counts.
     if (isRetry && this.#preparing === 0) this.#isFull = false;
@@ -826,8 +858,9 @@ export class Durability implements Actor {
       this.#writer?.zeroed(seq, to, ok);
       if (ok) this.#counters.add(ZEROED_BYTES, to - getWide(u32, slot + PREPARE.FROM));
     } else {
-      this.#writer?.spareReady(seq, ok);
-      if (ok) this.#counters.add(ZEROED_BYTES, to);
+      const recycled = u32[slot + PREPARE.RECYCLED] === 1;
+      this.#writer?.spareReady(seq, ok, recycled);
+      if (ok && !recycled) this.#counters.add(ZEROED_BYTES, to);
     }
     this.#fromCompactor.pop();
     return true;
@@ -847,8 +880,10 @@ export class Durability implements Actor {
    */
   #finish(): boolean {
     if (this.#preparing > 0 || this.#rotations.length > 0) return false;
+    if (this.#keeper.ring.room(2) < 2) return false;
+    const offered = this.#writer?.takeBackOffer() ?? 0;
+    if (offered !== 0) this.#decline(offered);
     const slot = this.#keeper.claim();
-    if (slot < 0) return false;
     this.#keeper.ring.u32[slot + KIND_WORD] = MSG_CLOSE;
     this.#keeper.send();
     this.#phase = PHASE_CLOSED;

@@ -30,7 +30,7 @@ export type FlushCollection = {
 
 export type Job =
   | { readonly kind: 'zero'; path: string; seq: number; from: number; to: number }
-  | { readonly kind: 'spare'; seq: number; bytes: number; reuseSeq: number }
+  | { readonly kind: 'spare'; seq: number; bytes: number; reuseSeq: number; recycle: boolean }
   | {
       readonly kind: 'flush';
       jobId: number;
@@ -120,6 +120,11 @@ export function collectionsIn(arena: Arena, generation: number): number[] {
   return reader.collections();
 }
 
+export type PreparationResult = {
+  /** A spare that holds what was in its file before. */
+  readonly recycled: boolean;
+};
+
 /** Zeroing jobs know nothing of fuel: a step is one call to the disk. */
 class Preparation implements JobMachine {
   readonly #machine: ZeroFill | SpareMaker;
@@ -145,7 +150,7 @@ class Preparation implements JobMachine {
     }
   }
 
-  result(): unknown {
-    return null;
+  result(): PreparationResult {
+    return { recycled: this.#machine instanceof SpareMaker && this.#machine.recycled };
   }
 }

@@ -2,7 +2,7 @@
  * The log as the keeper sees it: its segments, when a checkpoint is due and when it is done, from which
  * offset on the log is still needed. A segment goes only when it ends below the older checkpoint and
  * below every history, is archived if a hook asks for that, and the manifest has said so first; the oldest
- * goes first. What stays is compressed (old-segments.ts). One checkpoint runs, at most one waits behind
+ * goes first, one of them to durability, which may make a spare of it. What stays is compressed (old-segments.ts). One checkpoint runs, at most one waits behind
  * it. A part of the keeper, on its thread; it owns no file and no ring.
  *
  *   a checkpoint's way: seal -> all below is in parts, and shown -> rollup on disk -> whoever asked is told
@@ -51,6 +51,8 @@ export type LogKeeperPorts = {
     calls: readonly StorageCall[],
     done: (answer: StorageAnswer) => void,
   ) => void;
+  /** Offers durability the file of a segment that nobody needs; false: its ring has no room now. */
+  readonly offerSegment: (seq: number) => boolean;
   /** Tells a client that its request is done; false: its ring has no room now. */
   readonly tellClient: (client: number, number: number) => boolean;
   /** A backup's checkpoint is on disk: holds it, and tells the client. */
@@ -236,20 +238,33 @@ export class LogKeeper {
       const gone = now.filter(({ seq }) => seq < first.seq);
       this.#views.segments = now.filter(({ seq }) => seq >= first.seq);
       this.#views.stale = true;
+      // One of them may be the log's next spare, the newest that lies there as it was written.
+      const spare = gone.findLast(({ seq }) => this.#old.isPlain(seq))?.seq ?? 0;
       this.#old.dropBelow(first.seq);
-      // Compressed or not: a job, or the command line, may be at it in this very moment.
-      const calls = gone.flatMap(({ seq }): StorageCall[] => [
-        { call: 'unlink', path: segmentPath(seq) },
-        { call: 'unlink', path: compressedPath(seq) },
-      ]);
       // Who misses a file looks into the view: it must say by then that the file is gone.
-      this.#views.afterPublish(() =>
-        this.#ports.submit(-1, calls, ({ failure }) => {
-          // What could not be deleted is an orphan now; the next open takes it.
-          if (failure === undefined) this.#values[SEGMENTS_DELETED] += gone.length;
-        }),
-      );
+      this.#views.afterPublish(() => {
+        const isOffered = spare !== 0 && this.#ports.offerSegment(spare);
+        this.#delete(gone.map(({ seq }) => seq).filter((seq) => !isOffered || seq !== spare));
+      });
       return true;
+    });
+  }
+
+  /** Durability has no use for the segment that it was offered. */
+  onDeclined(seq: number): void {
+    this.#delete([seq]);
+  }
+
+  #delete(seqs: readonly number[]): void {
+    if (seqs.length === 0) return;
+    // Compressed or not: a job, or the command line, may be at it in this very moment.
+    const calls = seqs.flatMap((seq): StorageCall[] => [
+      { call: 'unlink', path: segmentPath(seq) },
+      { call: 'unlink', path: compressedPath(seq) },
+    ]);
+    this.#ports.submit(-1, calls, ({ failure }) => {
+      // What could not be deleted is an orphan now; the next open takes it.
+      if (failure === undefined) this.#values[SEGMENTS_DELETED] += seqs.length;
     });
   }
 

@@ -83,10 +83,28 @@ export class LogTimes {
       } finally {
         reader.slot.leave();
       }
-      const found = find(segments, upper);
-      if (found !== undefined) return found;
+      let found: number | undefined;
+      try {
+        found = find(segments, upper);
+      } catch (error) {
+        // What has gone since may have been another file's bytes, or none.
+        if (tries === TRIES_MAX || this.#firstSeq() === segments[0]?.seq) throw error;
+        continue;
+      }
+      if (found !== undefined && this.#firstSeq() === segments[0]?.seq) return found;
       if (tries === TRIES_MAX)
         throw corrupt('MISSING_SEGMENT', 'a segment of the log is missing', {});
+    }
+  }
+
+  /** Number of the oldest segment there is now. A file is not used again while the view names its segment. */
+  #firstSeq(): number | undefined {
+    const reader = this.#reader;
+    reader.slot.enter();
+    try {
+      return reader.reloadView().segments()[0]?.seq;
+    } finally {
+      reader.slot.leave();
     }
   }
 

@@ -84,6 +84,12 @@ export const RECOVERED = { UPPER: 1, ORPHANS: 3 } as const;
 export const MSG_RECOVER = 10;
 export const RECOVER = { ADDRESS: 1, BYTES: 2 } as const;
 
+/** Nobody needs segment SEQ any more: its file may be the next spare, and is durability's from now on. */
+export const MSG_OFFER = 56;
+/** durability -> keeper: no spare is wanted; it is to be deleted. */
+export const MSG_DECLINED = 57;
+export const OFFER = { SEQ: 1 } as const;
+
 // sequencer -> keeper
 /** Generation ADDRESS is the open one (at start). */
 export const MSG_OPENED = 11;
@@ -117,13 +123,24 @@ export const MSG_CREDIT = 21;
 export const CREDIT = { JOBS: 1 } as const;
 
 // durability -> compactor, and back
-/** Prepare room in the log: PREPARE_ZERO fills [FROM, TO) of segment SEQ, PREPARE_SPARE makes a whole one. */
+/** Prepare room in the log: PREPARE_ZERO fills [FROM, TO) of segment SEQ, PREPARE_SPARE makes a whole one of TO bytes, of segment FROM's file if that is not 0. */
 export const MSG_PREPARE = 22;
 /** The same words, and OK. */
 export const MSG_PREPARED = 23;
-export const PREPARE = { WHAT: 1, SEQ: 2, FROM: 3, TO: 5, OK: 7, NO_SPACE: 8 } as const;
+export const PREPARE = {
+  WHAT: 1,
+  SEQ: 2,
+  FROM: 3,
+  TO: 5,
+  OK: 7,
+  NO_SPACE: 8,
+  /** The spare holds what was in its file before. */
+  RECYCLED: 9,
+} as const;
 export const PREPARE_ZERO = 1;
 export const PREPARE_SPARE = 2;
+/** The same, of a file that was a segment. */
+export const PREPARE_RECYCLE = 3;
 
 // keeper -> evictor, and back
 /** Generation ADDRESS enters the source; from now the source's version is VERSION. */

@@ -101,6 +101,11 @@ export class OldSegments {
     });
   }
 
+  /** Its file lies there as it was written, and no job is at it. */
+  isPlain(seq: number): boolean {
+    return this.#bySeq.get(seq)?.packed === false && this.#packing !== seq;
+  }
+
   /** The log begins at `seq` now. */
   dropBelow(seq: number): void {
     for (const known of this.#bySeq.keys()) if (known < seq) this.#bySeq.delete(known);

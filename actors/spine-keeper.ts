@@ -11,6 +11,7 @@
  *   durability  SEGMENT          a segment began: to the log's keeper (log-keeper.ts)
  *   durability  RECOVERED        the log is replayed
  *   durability  BOUND_REACHED    a sealed generation is durable, its flush may be linked
+ *   durability  DECLINED         a segment that was offered to it is deleted
  *   durability  CLOSE            the line has ended: everything here ends too
  *   compactor   CREDIT, RESULT   how many jobs may run; what became of one
  *   evictor     APPLIED          the row cache has taken a flushed generation in
@@ -75,12 +76,14 @@ import {
   MSG_BOUND_REACHED,
   MSG_CHECKPOINT,
   MSG_CLOSE,
+  MSG_DECLINED,
   MSG_COMPACT,
   MSG_COMPACT_END,
   MSG_DONE,
   MSG_EMPTY,
   MSG_FLUSH,
   MSG_FREE,
+  MSG_OFFER,
   MSG_OPENED,
   MSG_RECOVER,
   MSG_RECOVERED,
@@ -89,6 +92,7 @@ import {
   MSG_SEGMENT,
   MSG_SPARE,
   MSG_SPARE_PUBLISHED,
+  OFFER,
   RECOVER,
   REQUEST,
   SEGMENT,
@@ -289,6 +293,7 @@ export class SpineKeeper implements Actor {
       askSeal: () => this.#askSeal(),
       propose: (edit, show) => this.#edits.propose(edit, show),
       submit: (fd, calls, done) => this.#submit(fd, calls, done),
+      offerSegment: (seq) => this.#offerSegment(seq),
       tellClient: (client, number) => this.#tellClient(client, number),
       beginBackup: (client, number) => this.#beginBackup(client, number),
       backupFloor: () => this.#backups.floor,
@@ -631,6 +636,16 @@ export class SpineKeeper implements Actor {
     this.#sequencer.send();
   }
 
+  #offerSegment(seq: number): boolean {
+    const slot = this.#durability.claim();
+    if (slot < 0) return false;
+    const { u32 } = this.#durability.ring;
+    u32[slot + KIND_WORD] = MSG_OFFER;
+    u32[slot + OFFER.SEQ] = seq;
+    this.#durability.send();
+    return true;
+  }
+
   #takeFromDurability(): boolean {
     let worked = false;
     const inbox = this.#fromDurability;
@@ -664,6 +679,9 @@ export class SpineKeeper implements Actor {
           if (!isHeardOf) return worked;
           break;
         }
+        case MSG_DECLINED:
+          this.#log.onDeclined(u32[slot + OFFER.SEQ]);
+          break;
         case MSG_CLOSE:
           this.#closing = true;
           break;

@@ -10,7 +10,7 @@ import { TidemarkError, corrupt } from '../base/errors.ts';
 import { LOG_DIR, compressedPath, numberOf, segmentPath } from '../storage/names.ts';
 import type { OpenHow, Storage } from '../storage/storage.ts';
 import { FileBytes, READ_MORE, READ_RECORD, SegmentReader, isZero } from './reader.ts';
-import { RECORD_COMMIT } from './record.ts';
+import { RECORD_COMMIT, RECORD_HEADER_BYTES } from './record.ts';
 import { REASON_TRUNCATE, SEGMENT_BLOCK_BYTES, decodeSegmentBlock, saltOf } from './segment.ts';
 import type { SegmentHeader } from './segment.ts';
 import { expectOwn, openPacked, readPackedHeader } from './segment-source.ts';
@@ -28,6 +28,8 @@ export type ChainFacts = {
 export type UnusedSegment = {
   readonly seq: number;
   readonly zero: boolean;
+  /** Something stands where its first record would: it was another segment. */
+  readonly used: boolean;
   readonly bytes: number;
 };
 
@@ -317,14 +319,16 @@ function* readHeader(
   yield;
   const fd = files.open(path, 'read');
   yield;
-  const block = new Uint8Array(SEGMENT_BLOCK_BYTES);
+  const block = new Uint8Array(SEGMENT_BLOCK_BYTES + RECORD_HEADER_BYTES);
   const got = storage.read(fd, block, 0, block.length, 0);
   yield;
   const { header: decoded, damaged } = decodeSegmentBlock(block, path);
   // Cut inside its block: the write that made it was the last one, and failed.
-  const header = got < block.length ? undefined : decoded;
+  const header = got < SEGMENT_BLOCK_BYTES ? undefined : decoded;
   if (header === undefined) {
-    found.unused.push({ seq, zero: isZero(block, 0, got), bytes: storage.size(fd) });
+    const zero = isZero(block, 0, Math.min(got, SEGMENT_BLOCK_BYTES));
+    const used = !isZero(block, SEGMENT_BLOCK_BYTES, Math.max(0, got - SEGMENT_BLOCK_BYTES));
+    found.unused.push({ seq, zero, used, bytes: storage.size(fd) });
     yield;
   }
   files.close(fd);

@@ -97,6 +97,7 @@ export function createLog(storage: Storage, logId: Uint8Array, options: LogOptio
     claimed: 0,
     highestSeq: seq,
     spareSeq: 0,
+    spareRecycled: false,
     filled: false,
   };
 }

@@ -4,9 +4,11 @@
  * is its own until it has answered: the writer keeps out, or late zeros would cover commits. Step
  * machines over Storage, run by a merge worker; a step makes at most one storage call.
  */
+import { NO_BYTES } from '../base/bytes.ts';
 import { MiB } from '../base/limits.ts';
 import { LOG_DIR, segmentPath, sparePath } from '../storage/names.ts';
 import type { Storage } from '../storage/storage.ts';
+import { SEGMENT_BLOCK_BYTES } from './segment.ts';
 
 /** Zeros a new store begins with; each further chunk is twice the last. */
 export const zeroChunkBytesMin: number = 1 * MiB;
@@ -22,11 +24,15 @@ export type ZeroJob = {
   readonly to: number;
 };
 
-/** A zero-filled file to be made under segment `seq`'s name; `reuseSeq` names one made too late for its own number (0: none). */
+/**
+ * A file to be made under segment `seq`'s name. `reuseSeq` names one that is there already (0: none): a spare
+ * made too late for its own number, or with `recycle` a segment that nobody needs any more.
+ */
 export type SpareJob = {
   readonly seq: number;
   readonly bytes: number;
   readonly reuseSeq: number;
+  readonly recycle: boolean;
 };
 
 /** Fills a range of a segment. `step` returns true while there is more to do and throws what the disk throws. */
@@ -76,33 +82,84 @@ export class ZeroFill {
   }
 }
 
-/** Makes a spare segment: filled and synced under a name of its own, then renamed and the directory synced. */
+/**
+ * Makes a spare segment: filled and synced under a name of its own, then renamed and the directory synced.
+ * One that is recycled keeps its bytes but for its header block, which is blank on disk before the file has
+ * its new name: from then on nothing in it is a record, until a header of the new number stands there. One
+ * of another size, or that somebody else has linked, is let go of, and a new one filled.
+ */
 export class SpareMaker {
+  /** What was made of the file that was there: its bytes are still in it. */
+  recycled = false;
+
   readonly #storage: Storage;
   readonly #job: SpareJob;
   readonly #tmp: string;
-  readonly #zeros: Uint8Array;
+  /** The file that becomes the spare. */
+  #path: string;
+  #zeros: Uint8Array;
+  readonly #stepBytes: number;
   #fd = -1;
   #at = 0;
-  #phase: 'clear' | 'open' | 'fill' | 'close' | 'rename' | 'syncDir' | 'done';
+  #phase:
+    | 'look'
+    | 'drop'
+    | 'reopen'
+    | 'blank'
+    | 'sync'
+    | 'clear'
+    | 'open'
+    | 'fill'
+    | 'close'
+    | 'rename'
+    | 'syncDir'
+    | 'done';
 
   constructor(storage: Storage, job: SpareJob, stepBytes: number = STEP_BYTES) {
     this.#storage = storage;
     this.#job = job;
-    this.#tmp = job.reuseSeq === 0 ? sparePath(job.seq) : segmentPath(job.reuseSeq);
-    this.#zeros = new Uint8Array(job.reuseSeq === 0 ? Math.min(stepBytes, job.bytes) : 0);
-    this.#phase = job.reuseSeq === 0 ? 'clear' : 'rename';
+    this.#tmp = sparePath(job.seq);
+    this.#path = job.reuseSeq === 0 ? this.#tmp : segmentPath(job.reuseSeq);
+    this.#stepBytes = stepBytes;
+    this.#zeros = NO_BYTES;
+    this.#phase = job.reuseSeq === 0 ? 'clear' : job.recycle ? 'look' : 'rename';
   }
 
   step(): boolean {
     const storage = this.#storage;
     switch (this.#phase) {
+      case 'look': {
+        const found = storage.stat(this.#path);
+        const fits = found?.bytes === this.#job.bytes && found.links === 1;
+        this.#phase = fits ? 'reopen' : 'drop';
+        return true;
+      }
+      case 'drop':
+        storage.unlink(this.#path);
+        this.#path = this.#tmp;
+        this.#phase = 'clear';
+        return true;
+      case 'reopen':
+        this.#fd = storage.open(this.#path, 'write');
+        this.#phase = 'blank';
+        return true;
+      case 'blank':
+        this.#zeros = new Uint8Array(SEGMENT_BLOCK_BYTES);
+        writeZeros(storage, this.#fd, this.#zeros, SEGMENT_BLOCK_BYTES, 0, this.#path);
+        this.recycled = true;
+        this.#phase = 'sync';
+        return true;
+      case 'sync':
+        storage.sync(this.#fd);
+        this.#phase = 'close';
+        return true;
       case 'clear':
         storage.unlink(this.#tmp);
         this.#phase = 'open';
         return true;
       case 'open':
         this.#fd = storage.open(this.#tmp, 'create');
+        this.#zeros = new Uint8Array(Math.min(this.#stepBytes, this.#job.bytes));
         this.#phase = 'fill';
         return true;
       case 'fill':
@@ -113,7 +170,7 @@ export class SpareMaker {
         this.#phase = 'rename';
         return true;
       case 'rename':
-        storage.rename(this.#tmp, segmentPath(this.#job.seq));
+        storage.rename(this.#path, segmentPath(this.#job.seq));
         this.#phase = 'syncDir';
         return true;
       case 'syncDir':
@@ -146,7 +203,7 @@ export class SpareMaker {
   abandon(): void {
     const isUnderWay = this.#fd !== -1;
     this.release();
-    if (isUnderWay) this.#storage.unlink(this.#tmp);
+    if (isUnderWay) this.#storage.unlink(this.#path);
   }
 }
 

@@ -225,12 +225,16 @@ export class TailScan {
   claim = 0;
   /** Where the first of them stands, or -1. */
   firstAt = -1;
-  /** End of the last byte that is not zero; `from` when there is none. */
+  /**
+   * End of the last byte that is not zero; of a recycled segment, where old bytes lie everywhere, of the
+   * last record whose header is sound. `from` when there is none.
+   */
   contentEnd: number;
 
   readonly #source: SegmentBytes;
   readonly #salt: number;
   readonly #end: number;
+  readonly #isRecycled: boolean;
   readonly #bytes: Uint8Array;
   readonly #words: Uint32Array;
   readonly #header: RecordHeader = new RecordHeader();
@@ -242,10 +246,12 @@ export class TailScan {
     salt: number,
     from: number,
     end: number,
+    isRecycled: boolean,
     readBytes: number = readBytesDefault,
   ) {
     this.#source = source;
     this.#salt = salt;
+    this.#isRecycled = isRecycled;
     this.#at = from;
     this.#end = end;
     this.contentEnd = from;
@@ -263,7 +269,7 @@ export class TailScan {
     const got = this.#source.read(this.#bytes, 0, wanted, this.#at);
     const last = this.#isBlank(got) ? 0 : lastContent(this.#bytes, got);
     if (last > 0) {
-      this.contentEnd = this.#at + last;
+      if (!this.#isRecycled) this.contentEnd = this.#at + last;
       this.#look(got);
     }
     if (got < wanted || this.#at + got >= this.#end) return false;
@@ -292,6 +298,9 @@ export class TailScan {
       this.headers++;
       if (this.firstAt < 0) this.firstAt = this.#at + at;
       this.claim = Math.max(this.claim, this.#header.claim);
+      if (!this.#isRecycled) continue;
+      const recordEnd = Math.min(this.#end, this.#at + at + this.#header.bytes);
+      this.contentEnd = Math.max(this.contentEnd, recordEnd);
     }
   }
 }

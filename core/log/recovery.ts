@@ -29,6 +29,7 @@
  *   last segment, zeros or end of file      clean end; a manifest witness above k: LOG_BEHIND_MANIFEST
  *   last segment, a witness above k         CHECKSUM (witness: a claim beyond P, or the manifest's)
  *   last segment, bytes but no witness      torn tail: quarantined (strictTail: error TORN_TAIL)
+ *   the same, recycled, no sound header     clean end: what lies there is of the file's earlier use
  *   after CLEAN, whatever it is             as above, for CLEAN is the end until it is overwritten
  *
  *   end of the log                          the writer goes on
@@ -77,6 +78,7 @@ import { RECORD_CLEAN, RECORD_COMMIT, decodeSegmentEnd } from './record.ts';
 import type { RecordHeader } from './record.ts';
 import { preparedBytesOf } from './room.ts';
 import {
+  COMPAT_RECYCLED,
   COMPAT_ZERO_FILLED,
   REASON_RECOVERY,
   REASON_ROTATE,
@@ -488,7 +490,8 @@ export class LogRecovery {
     const position = reader.validBytes;
     const next = cursor.next;
 
-    const tail = yield* this.#scan(fd, last.seq, position, size);
+    const isRecycled = (last.compat & COMPAT_RECYCLED) !== 0;
+    const tail = yield* this.#scan(fd, last.seq, position, size, isRecycled);
     const tornBytes = tail.contentEnd - position;
     if (tail.claim > next) {
       throw this.#damaged(last.seq, position, found, next, {
@@ -574,9 +577,15 @@ export class LogRecovery {
     if (claim > this.#proven) this.#proven = claim;
   }
 
-  *#scan(fd: number, seq: number, from: number, end: number): Generator<void, TailScan, void> {
+  *#scan(
+    fd: number,
+    seq: number,
+    from: number,
+    end: number,
+    isRecycled: boolean,
+  ): Generator<void, TailScan, void> {
     const salt = saltOf(this.#facts.logId, seq);
-    const scan = new TailScan(this.#fileOf(fd), salt, from, end, this.#readBytes);
+    const scan = new TailScan(this.#fileOf(fd), salt, from, end, isRecycled, this.#readBytes);
     let more = true;
     while (more) {
       more = scan.step();
@@ -590,7 +599,8 @@ export class LogRecovery {
     yield;
     const size = this.#storage.size(fd);
     yield;
-    const scan = yield* this.#scan(fd, seq, SEGMENT_BLOCK_BYTES, size);
+    // Only its headers are asked for.
+    const scan = yield* this.#scan(fd, seq, SEGMENT_BLOCK_BYTES, size, true);
     this.#files.close(fd);
     yield;
     return scan;
@@ -669,10 +679,13 @@ export class LogRecovery {
   #resumeInPlace(last: SegmentHeader, fd: number, size: number, end: LogEnd): void {
     const { cursor } = end;
     let spareSeq = 0;
+    let spareRecycled = false;
     for (const unused of this.#unused.toReversed()) {
       const fits = unused.zero && unused.bytes === this.#options.segmentBytes;
-      if (fits && spareSeq === 0) spareSeq = unused.seq;
-      else this.orphans.push(segmentPath(unused.seq));
+      if (fits && spareSeq === 0) {
+        spareSeq = unused.seq;
+        spareRecycled = unused.used;
+      } else this.orphans.push(segmentPath(unused.seq));
     }
     this.#files.handOver(fd);
     this.resume = {
@@ -693,6 +706,7 @@ export class LogRecovery {
       claimed: cursor.next,
       highestSeq: this.#highestSeq,
       spareSeq,
+      spareRecycled,
       filled: this.#filled(),
     };
   }
@@ -804,6 +818,7 @@ export class LogRecovery {
       claimed: proven.next,
       highestSeq: seq,
       spareSeq: 0,
+      spareRecycled: false,
       filled: this.#filled(),
     };
   }
@@ -840,6 +855,7 @@ export class LogRecovery {
         claimed: 0,
         highestSeq: header.seq,
         spareSeq: 0,
+        spareRecycled: false,
         filled: false,
       },
     );

@@ -30,8 +30,9 @@ export type RoomResume = {
   readonly zeroedEnd: number;
   /** No number up to this one is used again. */
   readonly highestSeq: number;
-  /** A zero-filled file that waits under its number; 0: none. */
+  /** A file that waits under its number; 0: none. And whether old bytes are in it. */
   readonly spareSeq: number;
+  readonly spareRecycled: boolean;
   /** A segment has filled before: spares are worth making. */
   readonly filled: boolean;
 };
@@ -59,6 +60,9 @@ export class LogRoom {
   failed = false;
   readonly spares: SpareFigures = { ready: 0, missing: 0, made: 0, recycled: 0 };
 
+  /** Of the file that `nextSegment` gave last: old bytes are in it. */
+  nextIsRecycled = false;
+
   readonly #segmentBytes: number;
   readonly #prepare: boolean;
   readonly #gapBytes: number;
@@ -72,7 +76,13 @@ export class LogRoom {
   #highestSeq: number;
   #spareSeq: number;
   #spareOut = 0;
+  #spareRecycled: boolean;
   #lateSpareSeq = 0;
+  #lateSpareRecycled = false;
+  /** A segment that nobody needs any more; 0: none. */
+  #offeredSeq = 0;
+  /** One was offered since a spare was last filled: the next may be as well. */
+  #isOffering = false;
   /** The spare that is out is made of a file that was there. */
   #spareReused = false;
 
@@ -85,6 +95,7 @@ export class LogRoom {
     this.#filled = resume.filled;
     this.#highestSeq = resume.highestSeq;
     this.#spareSeq = resume.spareSeq;
+    this.#spareRecycled = resume.spareRecycled;
     this.spares.ready = resume.spareSeq === 0 ? 0 : 1;
   }
 
@@ -103,6 +114,7 @@ export class LogRoom {
   nextSegment(): number {
     this.#filled = true;
     const spare = this.#spareSeq;
+    this.nextIsRecycled = spare !== 0 && this.#spareRecycled;
     this.#spareSeq = 0;
     this.spares.ready = 0;
     if (spare !== 0) return spare;
@@ -171,18 +183,50 @@ export class LogRoom {
     if (ok && seq === liveSeq) this.zeroedEnd = to;
   }
 
-  spareWanted(): SpareJob | undefined {
+  /**
+   * A spare to make, while the next record of the live file goes at `position`. Where segments are offered,
+   * one is waited for until the live file is half full: filling a new one meanwhile would be for nothing.
+   */
+  spareWanted(position: number): SpareJob | undefined {
     if (!this.#mayPrepare() || !this.#filled) return undefined;
     if (this.#spareSeq !== 0 || this.#spareOut !== 0) return undefined;
+    if (this.#offeredSeq === 0 && this.#lateSpareSeq === 0) {
+      if (this.#isOffering && position * 2 < this.#segmentBytes) return undefined;
+      this.#isOffering = false;
+    }
     this.#highestSeq++;
     this.#spareOut = this.#highestSeq;
-    const reuseSeq = this.#lateSpareSeq;
+    const late = this.#lateSpareSeq;
+    const recycle = late === 0 && this.#offeredSeq !== 0;
+    const reuseSeq = recycle ? this.#offeredSeq : late;
+    if (recycle) this.#offeredSeq = 0;
     this.#lateSpareSeq = 0;
-    this.#spareReused = reuseSeq !== 0;
-    return { seq: this.#spareOut, bytes: this.#segmentBytes, reuseSeq };
+    this.#spareReused = late !== 0;
+    return { seq: this.#spareOut, bytes: this.#segmentBytes, reuseSeq, recycle };
   }
 
-  spareReady(seq: number, ok: boolean, liveSeq: number): void {
+  /**
+   * Segment `seq` is needed by nobody any more: its file may be the next spare. True: it is this log's from
+   * now on, and nobody else may touch it. False: no spare is wanted, for one is there, or in the making.
+   */
+  offer(seq: number): boolean {
+    this.#isOffering = true;
+    const isWanted = this.#mayPrepare() && this.#filled && this.#lateSpareSeq === 0;
+    if (!isWanted || this.#spareSeq !== 0 || this.#spareOut !== 0) return false;
+    if (this.#offeredSeq !== 0) return false;
+    this.#offeredSeq = seq;
+    return true;
+  }
+
+  /** The log ends: the segment that was offered and not used; 0: none. */
+  takeBackOffer(): number {
+    const seq = this.#offeredSeq;
+    this.#offeredSeq = 0;
+    return seq;
+  }
+
+  /** `recycled`: old bytes are in it. */
+  spareReady(seq: number, ok: boolean, liveSeq: number, recycled: boolean): void {
     invariant(seq === this.#spareOut, 'an answer belongs to its job', seq, this.#spareOut);
     this.#spareOut = 0;
     // A failed job may have left anything under its number, which is not used again.
@@ -190,10 +234,16 @@ export class LogRoom {
       this.failed = true;
       return;
     }
-    if (this.#spareReused) this.spares.recycled++;
+    const hasOld = recycled || (this.#spareReused && this.#lateSpareRecycled);
+    if (recycled || this.#spareReused) this.spares.recycled++;
     else this.spares.made++;
-    if (seq > liveSeq) this.#spareSeq = seq;
-    else this.#lateSpareSeq = seq;
+    if (seq > liveSeq) {
+      this.#spareSeq = seq;
+      this.#spareRecycled = hasOld;
+    } else {
+      this.#lateSpareSeq = seq;
+      this.#lateSpareRecycled = hasOld;
+    }
     this.spares.ready = this.#spareSeq === 0 ? 0 : 1;
   }
 

@@ -423,7 +423,7 @@ function* bisect(
   let high = end;
   while (high - low > PROBE_BYTES) {
     const middle = alignUp(low + Math.floor((high - low) / 2), RECORD_ALIGN);
-    const scan = new TailScan(source.bytes, source.salt, middle, high, PROBE_BYTES);
+    const scan = new TailScan(source.bytes, source.salt, middle, high, false, PROBE_BYTES);
     let seen: number;
     let more: boolean;
     // Room that nothing was written to is as good as the end.

@@ -66,6 +66,11 @@ const FORMAT_MAJOR = 1;
 const CHECKSUM_CRC32 = 1;
 
 export const COMPAT_ZERO_FILLED = 1;
+/**
+ * The file was another segment before. Behind this one's records lie the other's, whose salt makes them no
+ * records: bytes that are not zero prove nothing here, only sound headers do.
+ */
+export const COMPAT_RECYCLED = 2;
 
 export const REASON_CREATE = 0;
 export const REASON_ROTATE = 1;

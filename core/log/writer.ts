@@ -47,6 +47,7 @@ import {
 import { LogRoom } from './room.ts';
 import type { RoomOptions, RoomResume, SpareFigures } from './room.ts';
 import {
+  COMPAT_RECYCLED,
   COMPAT_ZERO_FILLED,
   REASON_ROTATE,
   SEGMENT_BLOCK_BYTES,
@@ -475,11 +476,22 @@ export class LogWriter {
 
   /** A spare segment to make, or undefined. What is returned must be run and answered by `spareReady`. */
   spareWanted(): SpareJob | undefined {
-    return this.#mayPrepare() ? this.#room.spareWanted() : undefined;
+    return this.#mayPrepare() ? this.#room.spareWanted(this.#position) : undefined;
   }
 
-  spareReady(seq: number, ok: boolean): void {
-    this.#room.spareReady(seq, ok, this.seq);
+  /** `recycled`: the spare was another segment, and holds its bytes. */
+  spareReady(seq: number, ok: boolean, recycled = false): void {
+    this.#room.spareReady(seq, ok, this.seq, recycled);
+  }
+
+  /** Nobody needs segment `seq` any more. True: its file is this log's now; false: it is to be deleted. */
+  offerSegment(seq: number): boolean {
+    return !this.#closing && this.failed === undefined && this.#room.offer(seq);
+  }
+
+  /** The segment that was offered and has not become a spare, once; 0: none. */
+  takeBackOffer(): number {
+    return this.#room.takeBackOffer();
   }
 
   /** After a failed job the writer appends, and asks for none until it is told to. */
@@ -669,7 +681,7 @@ export class LogWriter {
     // The header block goes before the first record, in the same write.
     const header: SegmentHeader = {
       roCompat: 0,
-      compat: this.#created ? 0 : COMPAT_ZERO_FILLED,
+      compat: this.#created ? 0 : this.#room.nextIsRecycled ? COMPAT_RECYCLED : COMPAT_ZERO_FILLED,
       logId: this.logId,
       seq: this.seq,
       baseOffset: this.baseOffset,

@@ -9,6 +9,7 @@ import { compressedPath } from '../storage/names.ts';
 import type { Storage } from '../storage/storage.ts';
 import {
   FileBytes,
+  READ_BAD_HEADER,
   READ_BAD_PAYLOAD,
   READ_CUT,
   READ_END,
@@ -26,7 +27,7 @@ import {
   RECORD_SEAL,
   RecordHeader,
 } from '../log/record.ts';
-import { saltOf } from '../log/segment.ts';
+import { COMPAT_RECYCLED, saltOf } from '../log/segment.ts';
 import { openPacked } from '../log/segment-source.ts';
 import type { PackedBytes } from '../log/segment-source.ts';
 import { admit, check } from '../log/verify.ts';
@@ -89,6 +90,7 @@ export function* walkSegment(
     yield;
     const salt = saltOf(logId, file.seq);
     const isLast = file.successor === undefined;
+    const isRecycled = ((file.header?.compat ?? 0) & COMPAT_RECYCLED) !== 0;
     const end = isLast && !isPacked ? Math.max(file.end, storage.size(fd)) : file.end;
     let source: SegmentBytes = new FileBytes(storage, fd);
     if (isPacked) {
@@ -106,7 +108,7 @@ export function* walkSegment(
       yield* read(reader, cursor, walk, isLast, onRecord, progress);
       if (walk.error !== undefined || walk.stopped === READ_RECORD) break;
       if (!isLast && walk.stopped === READ_END && walk.position === end) break;
-      const tail = new TailScan(source, salt, walk.position, end);
+      const tail = new TailScan(source, salt, walk.position, end, isRecycled);
       let more = true;
       while (more) {
         more = tail.step();
@@ -114,6 +116,8 @@ export function* walkSegment(
       }
       const bytes = tail.contentEnd - walk.position;
       walk.tail = { bytes, headers: tail.headers, claim: tail.claim, firstAt: tail.firstAt };
+      // Nothing of this segment: as good as the zeros that stand there otherwise.
+      if (isRecycled && bytes === 0 && walk.stopped === READ_BAD_HEADER) walk.stopped = READ_ZERO;
       // What proves it to have been written was written after it: look once more before calling it bad.
       if (tail.claim <= cursor.next || again === walk.position || walk.clean) break;
       again = walk.position;
@@ -208,7 +212,7 @@ export function* nextSound(
     if (isPacked) {
       position = yield* nextFrame(storage, fd, path, from, bytes);
     } else {
-      const tail = new TailScan(new FileBytes(storage, fd), salt, from, file.end);
+      const tail = new TailScan(new FileBytes(storage, fd), salt, from, file.end, true);
       while (tail.firstAt < 0 && tail.step()) yield;
       position = tail.firstAt;
       if (position >= 0) storage.read(fd, bytes, 0, bytes.length, position);

@@ -154,6 +154,7 @@ export class NewStore {
         claimed: at.upper,
         highestSeq: seq,
         spareSeq: 0,
+        spareRecycled: false,
         filled: false,
       },
     );

@@ -440,6 +440,7 @@ class Verification {
         salt,
         SEGMENT_BLOCK_BYTES,
         file.bytes,
+        true,
       );
       let more = true;
       while (more) {

@@ -10,6 +10,7 @@
  *   catalog    collections made, dropped and made again beside data
  *   resumed    dies between what the manifest writes and its syncs; what follows is built on that
  *   prepared   a segment made ahead has its name in the cache only when the store is closed and opened
+ *   recycled   segments that nobody needs any more become the next ones, old records and all
  *   buffered   commits are synced later than they are answered
  */
 import { KIND_KEYED } from '../../core/base/update.ts';
@@ -67,6 +68,8 @@ export class Hand {
   #commits = 0;
   /** The process dies before the first call that it is true of. */
   #diesAt: ((call: SimCall) => boolean) | undefined;
+  /** Sees every call before it is made. */
+  onCall: ((call: SimCall) => void) | undefined;
   /** Fails the first call that it is true of, once. */
   #failsAt: ((call: SimCall) => boolean) | undefined;
   readonly #fault: Fault | undefined;
@@ -108,6 +111,7 @@ export class Hand {
           call: `${call.call} ${call.path} ${call.position} ${call.length}`,
         });
       }
+      this.onCall?.(call);
       if (this.#diesAt?.(call) === true) return { kind: 'crash' };
       if (this.#failsAt?.(call) === true) {
         this.#failsAt = undefined;
@@ -455,6 +459,44 @@ const prepared: Workload = {
   },
 };
 
+const recycled: Workload = {
+  name: 'recycled',
+  how: SMALL,
+  run: async (hand) => {
+    hand.open();
+    const a = hand.create('a', false);
+    const isOld = (path: string): boolean => hand.disk.bytesOf(path)?.[4_096] !== 0;
+    let made = 0;
+    hand.onCall = ({ call, path }) => {
+      if (call !== 'rename' || path.startsWith(MANIFEST_DIR)) return;
+      if (isOld(path.split(' ')[0])) made++;
+    };
+    // Each round fills more than a segment, and two checkpoints let the one before it go.
+    for (let round = 0; round < 5; round++) {
+      for (let i = 0; i < 6; i++) {
+        hand.put(a, `k${hand.prng.below(6)}`, hand.prng.pick([700, 2_000, 3_000]));
+        hand.little();
+        if (i % 3 === 2) hand.sync();
+      }
+      await hand.checkpoint();
+      hand.engine.rest(30);
+    }
+    if (made < 2) throw new Error(`${made} segments were recycled`);
+    hand.put(a, 'before', 100);
+    hand.close();
+    hand.open();
+    for (let i = 0; i < 8; i++) {
+      hand.put(a, `k${hand.prng.below(6)}`, hand.prng.pick([60, 2_000, 3_000]));
+      hand.little();
+      if (i % 3 === 1) hand.sync();
+    }
+    hand.tear(a);
+    hand.open();
+    hand.put(a, 'last', 100);
+    hand.sync();
+  },
+};
+
 const buffered: Workload = {
   name: 'buffered',
   how: { ...SMALL, synced: false },
@@ -484,6 +526,7 @@ export const WORKLOADS: readonly Workload[] = [
   recovery,
   resumed,
   prepared,
+  recycled,
   catalog,
   buffered,
 ];

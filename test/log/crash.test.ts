@@ -43,6 +43,9 @@ class Hand {
   readonly #disk: SimDisk;
   readonly #seen: Witnessed;
   readonly #prng: Prng;
+  readonly #bases: Map<number, number> = new Map();
+  /** Spares made of old segments. */
+  recycled = 0;
 
   constructor(disk: SimDisk, writer: LogWriter, seen: Witnessed, prng: Prng) {
     this.#disk = disk;
@@ -60,6 +63,7 @@ class Hand {
 
   step(wantSync: boolean): string {
     const step = this.writer.step(wantSync);
+    if (step === 'rotated') this.#bases.set(this.writer.seq, this.writer.baseOffset);
     assert.ok(this.writer.durable >= this.#seen.durable, 'durable never goes back');
     this.#seen.durable = this.writer.durable;
     return step;
@@ -98,7 +102,22 @@ class Hand {
     if (spare === undefined) return;
     const maker = new SpareMaker(this.#disk, spare);
     while (maker.step());
-    this.writer.spareReady(spare.seq, true);
+    this.writer.spareReady(spare.seq, true, maker.recycled);
+    if (maker.recycled) this.recycled++;
+  }
+
+  /** As the keeper does it: the log's start moves on first, then what lies below goes, or becomes a spare. */
+  drop(): void {
+    const { facts } = this.#seen;
+    const { seq } = facts.start!;
+    const base = this.#bases.get(seq);
+    if (base === undefined || seq <= facts.firstSeq) return;
+    this.#seen.facts = { ...facts, firstSeq: seq, firstOffset: base };
+    for (let gone = facts.firstSeq; gone < seq; gone++) {
+      const path = segmentPath(gone);
+      if (this.#disk.stat(path) === undefined || this.writer.offerSegment(gone)) continue;
+      this.#disk.unlink(path);
+    }
   }
 }
 
@@ -135,6 +154,29 @@ const busy: Life = (disk, seen, prng) => {
     if (i % 3 === 1) hand.sync();
     if (i === 7) hand.flushed();
   }
+};
+
+/** As busy, with spares made of segments that a flush has made superfluous; and an end with such a spare. */
+const recycling: Life = (disk, seen, prng) => {
+  let hand = born(disk, seen, prng);
+  for (let i = 0; i < 34; i++) {
+    hand.commit(prng.pick([300, 1500, 2500]));
+    if (i % 3 === 0) hand.prepare();
+    if (i % 3 === 1) hand.sync();
+    if (i % 5 === 4) {
+      hand.flushed();
+      hand.drop();
+    }
+  }
+  assert.ok(hand.recycled >= 2, `${hand.recycled} segments recycled`);
+  hand.prepare();
+  close(hand.writer);
+  seen.durable = hand.writer.durable;
+  hand = reborn(disk, seen, prng);
+  for (let i = 0; i < 6; i++) hand.commit(prng.pick([32, 300, 2500]));
+  hand.sync();
+  hand.commit(700);
+  hand.write();
 };
 
 /** Closed and opened again, over CLEAN, with a spare left over; then a crash, a recovery, and more. */
@@ -278,7 +320,7 @@ function enumerate(life: Life, seed: number, from: number, step: number): number
   return states;
 }
 
-for (const life of [quiet, busy, several]) {
+for (const life of [quiet, busy, recycling, several]) {
   test(`nothing acknowledged is lost, whenever it dies: ${life.name}`, () => {
     let states = 0;
     for (const seed of [1, 2]) states += enumerate(life, seed, 0, 1);
@@ -365,7 +407,7 @@ const HARMLESS = /ZeroFill\.step|SpareMaker\.#fill|LogRecovery\.#syncFiles/;
 test('turning any one sync off is noticed, but those that are only for speed', () => {
   Error.stackTraceLimit = 20;
   const sites = new Set<string>();
-  for (const life of [quiet, busy, several]) {
+  for (const life of [quiet, busy, recycling, several]) {
     live(life, 1, (call) => {
       if (isSync(call)) sites.add(siteOf());
       return undefined;
@@ -375,10 +417,10 @@ test('turning any one sync off is noticed, but those that are only for speed', (
   for (const site of sites) {
     if (HARMLESS.test(site)) continue;
     let noticed = false;
-    for (let round = 0; round < 60 && !noticed; round++) {
-      const life = [busy, several, quiet][round % 3] ?? busy;
+    for (let round = 0; round < 120 && !noticed; round++) {
+      const life = [busy, several, quiet, recycling][round % 4] ?? busy;
       const prng = new Prng(round);
-      const dieAt = 5 + prng.below(80);
+      const dieAt = 5 + prng.below(life === recycling ? 240 : 80);
       const elide = (call: SimCall): SimFault | undefined =>
         isSync(call) && siteOf() === site ? { kind: 'skip' } : undefined;
       try {

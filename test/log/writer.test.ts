@@ -340,6 +340,7 @@ test('offsets end at 2^53 - 1', () => {
     claimed: 0,
     highestSeq: 1,
     spareSeq: 0,
+    spareRecycled: false,
     filled: false,
   };
   const writer = new LogWriter(disk, SMALL, resume);
@@ -669,7 +670,7 @@ test('spares are made once a segment has filled, used in order, and late ones ar
   assert.equal(writer.spareWanted(), undefined);
   rotate();
   const job = writer.spareWanted();
-  assert.deepEqual(job, { seq: 3, bytes: 16_384, reuseSeq: 0 });
+  assert.deepEqual(job, { seq: 3, bytes: 16_384, reuseSeq: 0, recycle: false });
   assert.equal(writer.spareWanted(), undefined);
   // Too late: the rotation makes its own file, under a number of its own.
   rotate();
@@ -679,7 +680,7 @@ test('spares are made once a segment has filled, used in order, and late ones ar
   while (late.step());
   writer.spareReady(3, true);
   const renamed = writer.spareWanted();
-  assert.deepEqual(renamed, { seq: 5, bytes: 16_384, reuseSeq: 3 });
+  assert.deepEqual(renamed, { seq: 5, bytes: 16_384, reuseSeq: 3, recycle: false });
   assert.ok(renamed !== undefined);
   const rename = new SpareMaker(disk, renamed);
   while (rename.step());
