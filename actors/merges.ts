@@ -12,9 +12,9 @@ import { MiB, logBatchBytesMax, partBytesTarget } from '../core/base/limits.ts';
 import type { Counters } from '../core/shared/counters.ts';
 import { keysMost, runCount, sumsOf } from '../core/spine/batch.ts';
 import type { SpineState } from '../core/spine/batch.ts';
-import type { MergeResult as JobMergeResult } from '../core/spine/merge-job.ts';
+import type { MergeInput, MergeResult as JobMergeResult } from '../core/spine/merge-job.ts';
 import { isRangePart, partRef } from '../core/spine/part-format.ts';
-import type { PartInfo, PartRef } from '../core/spine/part-format.ts';
+import type { PartInfo } from '../core/spine/part-format.ts';
 import { PART_SHAPE } from '../core/spine/part-writer.ts';
 import {
   chooseMerge,
@@ -586,19 +586,19 @@ export class Merges {
   }
 }
 
-function mergeInputs(
-  spine: Spine<PartInfo>,
-  choice: MergeChoice<PartInfo>,
-): { bid: number; runs: { runId: number; parts: PartRef[] }[] }[] {
+function mergeInputs(spine: Spine<PartInfo>, choice: MergeChoice<PartInfo>): MergeInput[] {
   const wanted = new Set(choice.runs.map((run) => run.runId));
   const byBid = new Map(spine.state().hollows.map((placed) => [placed.hollow.bid, placed.hollow]));
-  return choice.inputs.map((bid) => ({
-    bid,
-    runs: byBid
-      .get(bid)!
-      .runs.filter((run) => wanted.has(run.runId))
-      .map((run) => ({ runId: run.runId, parts: run.parts.map(partRef) })),
-  }));
+  return choice.inputs.map((bid) => {
+    const { desc, runs } = byBid.get(bid)!;
+    return {
+      bid,
+      desc,
+      runs: runs
+        .filter((run) => wanted.has(run.runId))
+        .map((run) => ({ runId: run.runId, parts: run.parts.map(partRef) })),
+    };
+  });
 }
 
 function hasRangeSets(runs: Iterable<{ readonly rangeSets: number }>): boolean {

@@ -91,6 +91,7 @@ function mergeOurs(directory: string): number {
     kind: KIND_KEYED,
     inputs: runs.map((parts, i) => ({
       bid: i + 1,
+      desc: { lower: i, upper: i + 1, since: 0 },
       runs: [{ runId: i + 1, parts: parts.map(partRef) }],
     })),
     since: ROWS,

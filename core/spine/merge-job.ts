@@ -5,9 +5,11 @@
  * are synced before the result exists, and deleted when there will be none.
  */
 import { invariant } from '../base/assert.ts';
-import { corrupt } from '../base/errors.ts';
+import { corrupt, TidemarkError } from '../base/errors.ts';
+import { isFrontier, le } from '../base/frontier.ts';
 import { fanInMax } from '../base/limits.ts';
 import type { Storage } from '../storage/storage.ts';
+import type { Description } from './batch.ts';
 import { consolidation, hidden } from './consolidate.ts';
 import type { Consolidation } from './consolidate.ts';
 import { MergeCursor } from './merge-cursor.ts';
@@ -24,7 +26,11 @@ import { figuresOf, rowFuel, RunOutput, sumsOfParts } from './run-output.ts';
 import type { RowFigures } from './run-output.ts';
 
 /** Runs of one hollow batch, oldest first: all of them, or some for a partial result. */
-export type MergeInput = { bid: number; runs: { runId: number; parts: PartRef[] }[] };
+export type MergeInput = {
+  bid: number;
+  desc: Description;
+  runs: { runId: number; parts: PartRef[] }[];
+};
 
 export type MergeRequest = {
   jobId: number;
@@ -117,6 +123,7 @@ export class MergeJob {
   }
 
   #open(): void {
+    checkRequest(this.#request);
     const runs = this.#request.inputs.flatMap((input) => input.runs);
     invariant(runs.length > 0 && runs.length <= fanInMax, 'a job has runs', runs.length);
     const all: PartInfo[] = [];
@@ -235,4 +242,31 @@ export class MergeJob {
       // What could not be deleted is an orphan; the sweep of the next open takes it.
     }
   }
+}
+
+/**
+ * Whoever sent it may be another process: what lies between two inputs must be nobody's, for in keyed
+ * collections the order of runs is meaning, and nothing that an input has forgotten can be promised.
+ */
+function checkRequest({ inputs, since }: MergeRequest): void {
+  let upper: number | undefined;
+  for (const { bid, desc } of inputs) {
+    if (!isFrontier(desc.lower) || !isFrontier(desc.upper) || !le(desc.lower, desc.upper)) {
+      throw badRequest('BATCH_BOUNDS', `batch ${bid} covers [${desc.lower}, ${desc.upper})`);
+    }
+    if (upper !== undefined && desc.lower !== upper) {
+      throw badRequest(
+        'BATCH_GAP',
+        `batch ${bid} begins at ${desc.lower}, the one before ends at ${upper}`,
+      );
+    }
+    if (!isFrontier(since) || !le(desc.since, since)) {
+      throw badRequest('BATCH_SINCE', `batch ${bid} has forgotten ${desc.since}, the job ${since}`);
+    }
+    upper = desc.upper;
+  }
+}
+
+function badRequest(finding: string, message: string): TidemarkError {
+  return new TidemarkError('TIDEMARK_INTERNAL', `a merge that cannot be: ${message}`, { finding });
 }

@@ -105,7 +105,13 @@ function* cutRun(
     jobId: 1,
     collection,
     kind: run.parts[0].kind,
-    inputs: [{ bid: hollow.bid, runs: [{ runId: run.runId, parts: run.parts.map(partRef) }] }],
+    inputs: [
+      {
+        bid: hollow.bid,
+        desc: hollow.desc,
+        runs: [{ runId: run.runId, parts: run.parts.map(partRef) }],
+      },
+    ],
     since: hollow.desc.since,
     // What lies below is not looked at, so no tombstone may go.
     oldest: false,

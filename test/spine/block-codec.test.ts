@@ -192,6 +192,7 @@ test('a merge reads and writes compressed parts, by any number of runs', () => {
     kind: KIND_KEYED,
     inputs: runs.map((parts, i) => ({
       bid: i + 1,
+      desc: { lower: i, upper: i + 1, since: 0 },
       runs: [{ runId: i + 1, parts: parts.map(partRef) }],
     })),
     since: 1_000_000,

@@ -11,7 +11,7 @@ import { TidemarkError } from '../../core/base/errors.ts';
 import { Prng } from '../../core/base/prng.ts';
 import { KIND_KEYED, KIND_UPSERT } from '../../core/base/update.ts';
 import { MergeJob } from '../../core/spine/merge-job.ts';
-import type { MergeRequest, MergeResult } from '../../core/spine/merge-job.ts';
+import type { MergeInput, MergeRequest, MergeResult } from '../../core/spine/merge-job.ts';
 import { partRef } from '../../core/spine/part-format.ts';
 import type { PartInfo, PartRef } from '../../core/spine/part-format.ts';
 import { readFooters } from '../../core/spine/part-reader.ts';
@@ -47,6 +47,7 @@ function requestOf(runs: readonly PartInfo[][], more: Partial<MergeRequest> = {}
     kind: KIND_KEYED,
     inputs: runs.map((parts, i) => ({
       bid: 10 + i,
+      desc: { lower: i, upper: i + 1, since: 0 },
       runs: [{ runId: 100 + i, parts: parts.map(partRef) }],
     })),
     since: 0,
@@ -405,4 +406,44 @@ test('rows that are not those of the footer fail the job, and so do two versions
     code: 'TIDEMARK_UNSUPPORTED_FORMAT',
   });
   assert.equal(outputs(disk).size, 0);
+});
+
+test('a job whose inputs are no neighbours, or have forgotten more than it may, is refused', () => {
+  const disk = simDisk();
+  const open = openFiles(disk);
+  const runs = [[put('a', 1, 'x')], [put('b', 6, 'y')], [put('c', 11, 'z')]].map((rows, i) =>
+    writeRun(disk, 1 + 100 * i, rows, SMALL),
+  );
+  const [first, second, third] = requestOf(runs).inputs;
+  const at = (lower: number, upper: number, since = 0): MergeInput['desc'] => ({
+    lower,
+    upper,
+    since,
+  });
+  const three = (a: MergeInput['desc'], b: MergeInput['desc'], c: MergeInput['desc']) => ({
+    since: 3,
+    inputs: [
+      { ...first, desc: a },
+      { ...second, desc: b },
+      { ...third, desc: c },
+    ],
+  });
+  for (const [name, more] of [
+    ['BATCH_GAP', three(at(0, 5), at(6, 10), at(10, 15))],
+    ['BATCH_GAP', three(at(0, 6), at(5, 10), at(10, 15))],
+    ['BATCH_GAP', three(at(0, 5), at(10, 15), at(5, 10))],
+    ['BATCH_BOUNDS', three(at(0, 5), at(5, 4), at(4, 15))],
+    ['BATCH_BOUNDS', three(at(0, 5), at(5, -1), at(4, 15))],
+    ['BATCH_SINCE', three(at(0, 5), at(5, 10, 4), at(10, 15))],
+  ] as const) {
+    assert.throws(() => run(disk, requestOf(runs, more)), finding(name), name);
+    assert.equal(outputs(disk).size, 0);
+    assert.equal(open(), 0);
+  }
+  // As much as an input has forgotten is right, and stands on the result; more too.
+  for (const since of [3, 9]) {
+    const right = three(at(0, 5, 3), at(5, 10), at(10, 15));
+    const outFiles = { first: since === 3 ? OUT : OUT + 1_000, count: 400 };
+    assert.equal(run(disk, requestOf(runs, { ...right, since, outFiles })).since, since);
+  }
 });

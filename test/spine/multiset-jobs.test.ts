@@ -83,6 +83,7 @@ function requestOf(runs: readonly PartInfo[][], more: Partial<MergeRequest> = {}
     kind: KIND_MULTISET,
     inputs: runs.map((parts, i) => ({
       bid: 10 + i,
+      desc: { lower: i, upper: i + 1, since: 0 },
       runs: [{ runId: 100 + i, parts: parts.map(partRef) }],
     })),
     since: 0,

@@ -97,6 +97,7 @@ class Store {
       kind: this.#kind,
       inputs: inputs.map(({ parts }, i) => ({
         bid: i + 1,
+        desc: { lower: i, upper: i + 1, since: 0 },
         runs: [{ runId: i + 1, parts: parts.map(partRef) }],
       })),
       hiding: newer.map(partRef),
