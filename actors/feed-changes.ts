@@ -312,6 +312,7 @@ export class ChunkChanges implements AskedRows {
 
   /** Looks up all old rows in the range, in turns: who asks for them later finds them, or waits for them. */
   lookAhead(range: ByteRange | undefined): Promise<void> {
+    if (this.transactions === 0) return Promise.resolve();
     this.#oldBytesLeft = OLD_BYTES_PER_LOAD;
     this.#firstEnd = 0;
     return this.#begin(new OldReads(this.#client, this.collection), 0, 0, range);

@@ -16,7 +16,7 @@ import { FRONTIER_LOGGED } from './waiter.ts';
 import type { Waiter } from './waiter.ts';
 
 /** Bytes of log that are kept for those who come after. */
-const KEPT_BYTES_MAX: number = 2 * MiB;
+const KEPT_BYTES_MAX: number = 8 * MiB;
 /** A piece costs more than its bytes once it is decoded. */
 const CHUNK_COST_BYTES: number = 4 * KiB;
 /** With so many feeds what is read ahead for one is there when it gets to it. */

@@ -82,7 +82,9 @@ export type FeedTarget = {
   readonly isNamed: boolean;
 };
 
-/** Changes that are made into items at once; the event loop has its turn in between. */
+/** Work in memory, that of who takes the items included, after which the event loop has a turn. */
+const TURN_MS_MAX = 4;
+/** Changes that are made into items at once. */
 const CHANGES_PER_SLICE = 256;
 const SNAPSHOT_ROWS = 1_024;
 /** Bytes at which a piece of a snapshot is closed; one batch of rows more fits below the promised 1 MiB. */
@@ -120,6 +122,8 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
   #readyBytes: number[] = [];
   #at = 0;
   #delivered: number;
+  /** When the event loop had its last turn on the way of this feed. */
+  #turnAtMs = 0;
   /** Collections came or went below `#next`. */
   #isCatalogTouched = false;
   #lastItemAtMs: number;
@@ -387,8 +391,18 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
       await this.#wait();
       return;
     }
-    const chunk = hub.chunkInMemory(this.#next) ?? (await hub.chunk(this.#next, this.#place));
+    const { clock } = this.#client.context;
+    let chunk = hub.chunkInMemory(this.#next);
+    if (chunk === undefined) {
+      chunk = await hub.chunk(this.#next, this.#place);
+      this.#turnAtMs = clock.ticksMs();
+    } else if (clock.ticksMs() - this.#turnAtMs > TURN_MS_MAX) {
+      // Who takes what is in memory, as fast as it goes, leaves no turn to others by himself.
+      await turn();
+      this.#turnAtMs = clock.ticksMs();
+    }
     if (this.#ended) return;
+    this.#client.assertUsable();
     // Who asks for it meets what went wrong.
     hub
       .readAhead(chunk)

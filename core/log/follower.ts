@@ -41,8 +41,11 @@ import {
 
 /** Read at once at first; a record that is larger is read whole. */
 export const followBytesDefault: number = 64 * KiB;
-/** Each read that was too small for what is there is followed by one twice as large, up to so many times. */
-export const followGrowthMax = 4;
+/**
+ * Each read that was too small for what is there is followed by one twice as large, up to so many times: a
+ * larger piece shares more of what is read for it, a still larger one is checked for too long without a turn.
+ */
+export const followGrowthMax = 16;
 
 /** A segment as the directory of the log names it. */
 export type FollowSegment = { readonly seq: number; readonly base: number };

@@ -656,6 +656,30 @@ inBothHosts('batches hand out what is there, up to a size', async (home) => {
   assert.throws(() => users.changes().batches({ maxBytes: 0 }), misuse(/maxBytes/));
 });
 
+inBothHosts('who is busy with what is in memory leaves turns to others', async (home) => {
+  const engine = await home.open();
+  const users = await usersOf(engine);
+  for (let n = 0; n < 6_000; n++) void users.put(`k${n}`, 'v'.repeat(60));
+  const { offset } = await users.put('last', '');
+  let turns = 0;
+  let counting = true;
+  const count = (): void => {
+    turns++;
+    if (counting) setImmediate(count);
+  };
+  setImmediate(count);
+  let batches = 0;
+  const feed = users.changes({ after: -1, old: false });
+  for await (const batch of feed.batches()) {
+    batches++;
+    for (const startedAt = performance.now(); performance.now() - startedAt < 6;);
+    if (batch.at(-1)!.offset === offset) break;
+  }
+  counting = false;
+  assert.ok(batches > 10, `${batches} batches`);
+  assert.ok(turns >= batches - 2, `${turns} turns`);
+});
+
 inBothHosts('feeds end with the engine, with their signal, with return', async (home) => {
   const engine = await home.open();
   const users = await usersOf(engine);
