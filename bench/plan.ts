@@ -30,7 +30,7 @@ export const FULL: Sizes = {
   loadRows: 3_000_000, // 348 MB of keys and values: 20 memtables of 16 MiB
   quietSeconds: 1,
   sustainedRows: 10_000_000,
-  restSeconds: 45,
+  restSeconds: 60,
   asOfRows: 1_000_000,
   readRows: 1_000_000,
   readSeconds: 5,
