@@ -250,7 +250,7 @@ export class CommitLine {
   /** Finishes and commits a transaction that was built elsewhere. Throws with the set as it was. */
   commitSet(set: WriteSet, sync: boolean, conditions?: Conditions): Promise<Receipt> {
     this.#checkRoom();
-    this.#stage.assertNotEncoding();
+    this.assertNotEncoding();
     set.assertNotEncoding();
     if (set.end > this.#commitBytesMax) {
       this.#counters.add(REFUSED_TOO_LARGE, 1);
@@ -680,8 +680,14 @@ export class CommitLine {
     this.#endWait();
   }
 
-  /** Resolves when everything committed so far has its place in the order. */
+  /** Throws while a codec of the caller's runs in the middle of a put: what ends the record would cut it in two. */
+  assertNotEncoding(): void {
+    this.#stage.assertNotEncoding();
+  }
+
+  /** Resolves when everything committed so far has its place in the order. Throws while a codec runs. */
   sequenced(): Promise<void> {
+    this.assertNotEncoding();
     this.#flush();
     const last = this.#waiting.at(-1) ?? this.#outstanding.at(-1) ?? this.#returned.at(-1);
     if (last === undefined) return Promise.resolve();

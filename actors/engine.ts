@@ -823,7 +823,14 @@ export class Engine extends EventEmitter<EngineEvents> {
 
   /** Finishes what was committed, writes CLEAN, gives the threads back. Twice is once. */
   close(): Promise<void> {
-    this.#closed ??= this.#close();
+    if (this.#closed === undefined) {
+      try {
+        this.#client.line.assertNotEncoding();
+      } catch (error) {
+        return Promise.reject(error);
+      }
+      this.#closed = this.#close();
+    }
     return this.#closed;
   }
 

@@ -59,6 +59,8 @@ export class TransactionScope extends Transaction {
   /** Of these by collection and key, those after the first few. */
   #seen: Set<string> | undefined;
   readonly #ranges: RangeRead[] = [];
+  /** The rows of the store in each; each holds the time on its own, until it ends. */
+  readonly #rows: RangeIterable<Buffer, Buffer, OwnRow>[] = [];
   /** So much was read of these that one condition on all of a collection stands for it. */
   readonly #whole: Set<number> = new Set();
   #areRangesAdded = false;
@@ -215,6 +217,7 @@ export class TransactionScope extends Transaction {
           (key, value) => ({ key: key(), value: value() }),
         ),
     );
+    this.#rows.push(rows);
     const writes = this.#ownWrites();
     const own = writes.within(collection.id, range.bounds);
     if (range.bounds.reverse) own.reverse();
@@ -322,6 +325,8 @@ export class TransactionScope extends Transaction {
   override end(): void {
     super.end();
     this.#isOver = true;
+    // Walks that were left, or whose codec threw, go no further.
+    for (const rows of this.#rows) rows.return();
   }
 
   /** @internal Once. */

@@ -114,6 +114,7 @@ export class Transaction {
     const { reader, line } = this.#client;
     try {
       this.#assertOpen();
+      this.#set.assertNotEncoding();
       this.#client.assertUsable();
       const sync = checkCommit(this.#client, options);
       const conditions = checkExpect(this.#client, options);

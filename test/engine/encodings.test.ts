@@ -412,3 +412,35 @@ inBothHosts('a codec may read from the engine, and must not write to it', async 
   assert.equal(rows.getSync('name 1'), 'name 2');
   assert.deepEqual(names.getSync(1), 'name 1');
 });
+
+inBothHosts('a codec cannot end the record that it is in the middle of', async (home) => {
+  const engine = await home.open();
+  let meddle: (() => Promise<unknown>) | undefined;
+  let meddled: Promise<unknown> = Promise.resolve();
+  const meddling: Codec<string> = {
+    name: 'meddling',
+    encode(text) {
+      if (meddle !== undefined) meddled = meddle().then(() => 'done', String);
+      meddle = undefined;
+      return Buffer.from(text);
+    },
+    decode: (bytes) => Buffer.from(bytes).toString(),
+  };
+  const rows = await engine.collection('rows', { key: 'utf8', value: meddling });
+  const ways = [() => engine.flush(), () => engine.checkpoint(), () => engine.close()];
+  for (const [i, way] of ways.entries()) {
+    const before = rows.put('a', `${i}`);
+    meddle = way;
+    const during = rows.put('b', `${i}`);
+    const after = rows.put('c', `${i}`);
+    await Promise.all([before, during, after]);
+    assert.match(String(await meddled), /TypeError: a codec must not write/);
+    assert.deepEqual(rows.getManySync(['a', 'b', 'c']), [`${i}`, `${i}`, `${i}`]);
+  }
+  const tx = engine.transaction();
+  meddle = () => tx.commit();
+  await tx.put(rows, 'd', 'd').commit();
+  assert.match(String(await meddled), /TypeError: a codec must not write/);
+  assert.equal(rows.getSync('d'), 'd');
+  await engine.close();
+});

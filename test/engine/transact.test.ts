@@ -5,7 +5,7 @@
  */
 import assert from 'node:assert/strict';
 import { Prng } from '../../core/base/prng.ts';
-import type { Collection, Engine, TransactionScope } from '../../actors/index.ts';
+import type { Codec, Collection, Engine, TransactionScope } from '../../actors/index.ts';
 import { coded, inBothHosts, misuse } from './world.ts';
 
 type Counters = Collection<string, number>;
@@ -470,4 +470,37 @@ inBothHosts('the checker sees what happens without checks', async (home) => {
   };
   await Promise.all(Array.from({ length: 8 }, worker));
   assert.ok(anomalies(done) > 0, 'snapshots alone are not serializable');
+});
+
+inBothHosts('whatever becomes of a walk, a transact that is over holds nothing', async (home) => {
+  const engine = await home.open();
+  let isBad = false;
+  const badAtTimes: Codec<string> = {
+    name: 'bad at times',
+    encode: (text) => Buffer.from(text),
+    decode(bytes) {
+      if (isBad) throw new Error('bad');
+      return Buffer.from(bytes).toString();
+    },
+  };
+  const rows = await engine.collection('rows', { key: 'utf8', value: badAtTimes });
+  for (let i = 0; i < 40; i++) void rows.put(`k${i}`, 'v');
+  await rows.put('last', 'v');
+  const read = async (tx: TransactionScope): Promise<void> => {
+    for await (const row of tx.entries(rows)) void row;
+  };
+  isBad = true;
+  await assert.rejects(
+    engine.transact((tx) => [...tx.entries(rows)]),
+    /bad/,
+  );
+  await assert.rejects(engine.transact(read), /bad/);
+  isBad = false;
+  const left = await engine.transact((tx) => {
+    const walk = tx.entries(rows);
+    walk.next();
+    return [walk];
+  });
+  assert.throws(() => [...left[0]], misuse(/transaction is over/));
+  assert.deepEqual(engine.stats().holds.list, []);
 });
