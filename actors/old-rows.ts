@@ -15,7 +15,7 @@ import { gatherValue, isContiguous } from '../core/shared/record-pages.ts';
 import { BlockSearch, CONTINUES, FOUND, blockFault } from '../core/spine/block.ts';
 import { isPacked, unpackBlock } from '../core/spine/block-codec.ts';
 import { filterMayHold } from '../core/spine/filter.ts';
-import { blockBytes, blockOffset, findBlock } from '../core/spine/part-index.ts';
+import { blockBytes, blockCount, blockOffset, findBlock } from '../core/spine/part-index.ts';
 import { badBlock } from '../core/spine/part-reader.ts';
 import { keyHash as partKeyHash } from '../core/spine/row-hash.ts';
 import { partPath } from '../core/storage/names.ts';
@@ -29,6 +29,11 @@ const GAP_BYTES_MAX: number = 32 * KiB;
 /** Bytes that are read at once, and reads: each waits for a turn of the event loop. */
 const BYTES_AT_ONCE: number = 4 * MiB;
 const READS_AT_ONCE = 32;
+
+/** The block is the last of its part. */
+const NONE = -1;
+/** There may be a block behind it; only the index knows. */
+const UNKNOWN = 0;
 
 /** Who asked for rows: what their keys are, and who is told. */
 export interface AskedRows {
@@ -205,6 +210,7 @@ export class OldRows {
           number,
           position,
           blockBytes(memory, index, number),
+          number + 1 < blockCount(memory, index) ? blockBytes(memory, index, number + 1) : NONE,
           !isThere,
         );
         isThere = true;
@@ -234,6 +240,8 @@ export class OldReads {
   readonly #blocks: number[] = [];
   readonly #positions: number[] = [];
   readonly #bytes: number[] = [];
+  /** Of the block after it in its part: NONE, or UNKNOWN. */
+  readonly #nextBytes: number[] = [];
   /** Where the candidates of the row begin that is being located. */
   #first = 0;
   /** Opened for these reads, by file. */
@@ -288,6 +296,7 @@ export class OldReads {
     block: number,
     position: number,
     bytes: number,
+    nextBytes: number,
     isFirst: boolean,
   ): void {
     if (isFirst) this.#first = this.#fds.length;
@@ -296,6 +305,7 @@ export class OldReads {
     this.#blocks.push(block);
     this.#positions.push(position);
     this.#bytes.push(bytes);
+    this.#nextBytes.push(nextBytes);
   }
 
   /** Takes the row that `find` has just said is on the disk. */
@@ -434,14 +444,25 @@ export class OldReads {
         const isThere = search.kind !== OP_DELETE && search.time >= this.#hidden[row];
         const { valueBytes, valueOffset, valueLength } = search;
         asked.answer(i, isThere ? valueBytes : undefined, valueOffset, valueOffset + valueLength);
-      } else if (found === CONTINUES) {
-        this.#findHeld(row);
+      } else if (found === CONTINUES && this.#nextBytes[this.#at[row]] !== NONE) {
+        if (this.#advance(this.#at[row])) this.#left.push(row);
+        else this.#findHeld(row);
       } else if (++this.#at[row] < this.#firsts[row + 1]) {
         this.#left.push(row);
       } else {
         asked.answer(i, undefined, 0, 0);
       }
     }
+  }
+
+  /** The versions of the key go on in the next block: that is looked into next. False: where it is, is not known. */
+  #advance(at: number): boolean {
+    if (this.#nextBytes[at] === UNKNOWN) return false;
+    this.#blocks[at]++;
+    this.#positions[at] += this.#bytes[at];
+    this.#bytes[at] = this.#nextBytes[at];
+    this.#nextBytes[at] = UNKNOWN;
+    return true;
   }
 
   /** More versions than a block holds lie above: follows them the plain way. */
