@@ -14,6 +14,7 @@ import {
   EXIT_INTERRUPTED,
   EXIT_OK,
   countOf,
+  cursorOf,
   interrupt,
   isLive,
   lockOf,
@@ -32,7 +33,7 @@ const TAIL_LINES = 10;
 export async function inspect([directory]: readonly string[], flags: Flags): Promise<number> {
   const storage = storageOf(directory);
   const progress = newProgress();
-  const report = await run(inspectStore(storage, nameOf, progress), progress);
+  const report = await run(inspectStore(storage, { nameOf, cursorOf }, progress), progress);
   if (report === undefined) return EXIT_INTERRUPTED;
   const lock = lockOf(storage, directory);
   if (flags['json'] === true) writeJson({ directory: resolve(directory), lock, ...report });

@@ -39,7 +39,7 @@ function time(atMs: number | undefined): string {
 }
 
 export function printInspect(directory: string, lock: LockReport, report: StoreReport): string {
-  const { manifest, segments, spines, files, log } = report;
+  const { manifest, segments, spines, holds, files, log } = report;
   const out: string[] = [`${directory}\n`];
   out.push(`lock         ${lockLine(lock)}\n`);
   if (manifest === undefined) {
@@ -119,7 +119,10 @@ export function printInspect(directory: string, lock: LockReport, report: StoreR
           '>rows',
           '>bytes',
           '>runs',
+          '>debt',
+          '>space',
           'levels (runs: rows)',
+          'merging (level: rows)',
         ],
         spines.map((s) => [
           s.collection,
@@ -130,9 +133,31 @@ export function printInspect(directory: string, lock: LockReport, report: StoreR
           s.rows,
           s.bytes,
           s.runs.length,
+          s.debtBytes,
+          s.amplification.space.toFixed(2),
           s.levels.map(({ level, runs, rows }) => `${level} (${runs}: ${rows})`).join(' ') ||
             undefined,
+          s.merges.map(({ level, rows }) => `${level}: ${rows}`).join(' ') || undefined,
         ]),
+      ),
+    );
+  }
+  if (holds.length > 0) {
+    out.push('\nholds\n');
+    out.push(
+      table(
+        ['kind', 'name', '>from offset', 'collections', 'until it lags'],
+        holds.map((hold) =>
+          hold.kind === 'backup'
+            ? [hold.kind, hold.file, hold.offset]
+            : [
+                hold.kind,
+                JSON.stringify(hold.name).slice(1, -1),
+                hold.offset,
+                hold.collections.join(' '),
+                lagLine(hold.maxLag),
+              ],
+        ),
       ),
     );
   }
@@ -146,6 +171,11 @@ export function printInspect(directory: string, lock: LockReport, report: StoreR
     if (list.length > 0) out.push(`${name.padEnd(12)} ${list.join(' ')}\n`);
   }
   return out.join('');
+}
+
+function lagLine(maxLag: Readonly<Record<string, number>>): string | undefined {
+  const bounds = Object.entries(maxLag).map(([unit, most]) => `${most} ${unit}`);
+  return bounds.join(' or ') || undefined;
 }
 
 function lockLine({ state, holder }: LockReport): string {

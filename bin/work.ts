@@ -15,8 +15,10 @@ import {
   checkCatalogRow,
   nameOfCatalogKey,
 } from '../actors/catalog.ts';
+import { CURSORS_LOWER, checkCursorRow, nameOfCursorKey } from '../actors/cursor-row.ts';
 import { NodeStorage } from '../actors/node-storage.ts';
 import { identify, isGone, markReleased } from '../actors/process-identity.ts';
+import type { CursorOf } from '../core/store/inspect.ts';
 import type { LockReport } from './print.ts';
 
 export const EXIT_OK = 0;
@@ -121,6 +123,17 @@ export function nameOf(
   try {
     const name = nameOfCatalogKey(key);
     return { id: checkCatalogRow(CATALOG_VALUES.decode(value), name).id, name };
+  } catch {
+    return undefined;
+  }
+}
+
+export function cursorOf(key: Uint8Array, value: Uint8Array): ReturnType<CursorOf> {
+  if (key[0] !== CURSORS_LOWER[0]) return undefined;
+  try {
+    const name = nameOfCursorKey(key);
+    const { after, collections, maxLag } = checkCursorRow(CATALOG_VALUES.decode(value), name);
+    return { kind: 'cursor', name, offset: after + 1, collections, maxLag: { ...maxLag } };
   } catch {
     return undefined;
   }

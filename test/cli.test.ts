@@ -11,7 +11,7 @@ import { join } from 'node:path';
 import { before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { open } from '../actors/index.ts';
-import { until } from './engine/world.ts';
+import { quiet, until } from './engine/world.ts';
 import { OPTIONS, contentsOf, copyOf, fill, flip, freshDirectory, makeStore } from './store/kit.ts';
 
 const SCRIPT = fileURLToPath(new URL('../dist/bin/tidemark.js', import.meta.url));
@@ -116,6 +116,88 @@ test('inspect tells manifest, segments, collections by name, and who holds the l
     assert.ok(out.includes(word), `${word} in:\n${out}`);
   }
   assert.deepEqual(contentsOf(closed), contents, 'nothing is changed');
+});
+
+type InspectedSpine = {
+  collection: number;
+  name: string;
+  runs: unknown[];
+  levels: { level: number; batches: number; runs: number }[];
+  merges: { level: number; remaining: number }[];
+  debtBytes: number;
+  amplification: { read: number; space: number };
+};
+
+test('inspect tells levels, debt and merges in flight as the engine does, and what holds history', async () => {
+  const directory = freshDirectory();
+  const engine = await open(directory, OPTIONS);
+  const words = await engine.collection('words', { value: 'utf8' });
+  const feed = words.changes({ cursor: 'index "a"', maxLag: { offsets: 5_000 } });
+  const first = feed.next();
+  for (let round = 0; round < 7; round++) {
+    await fill(engine, 6, round);
+    await engine.flush();
+  }
+  const { offset } = (await first).value!;
+  await feed.ack(offset);
+  await feed.return!();
+  await quiet(engine);
+  const { spines, holds } = await json<{ spines: InspectedSpine[]; holds: unknown }>(
+    'inspect',
+    directory,
+  );
+  const { collections } = engine.stats();
+  let pairs = 0;
+  for (const spine of spines) {
+    const own = collections.find(({ id }) => id === spine.collection);
+    assert.ok(own !== undefined, `the engine has ${spine.name}`);
+    assert.equal(spine.debtBytes, own.debtBytes);
+    assert.equal(spine.runs.length, own.runs.length);
+    assert.equal(spine.amplification.read, own.runs.length);
+    assert.equal(
+      spine.levels.reduce((sum, { batches }) => sum + batches, 0),
+      own.spineBatches,
+    );
+    assert.equal(spine.merges.length, own.doubles);
+    assert.ok(spine.amplification.space >= 1, `${spine.amplification.space}`);
+    for (const { remaining } of spine.merges) assert.ok(remaining > 0, 'else they were one');
+    pairs += spine.merges.length;
+  }
+  assert.ok(pairs > 0, 'a merge is in flight');
+  assert.deepEqual(holds, [
+    {
+      kind: 'cursor',
+      name: 'index "a"',
+      offset: offset + 1,
+      collections: [collections.find(({ name }) => name === 'words')!.id],
+      maxLag: { offsets: 5_000 },
+    },
+  ]);
+  const { out } = await run('inspect', directory);
+  for (const word of ['debt', 'space', 'merging', 'cursor', '5000 offsets', 'index \\"a\\"']) {
+    assert.ok(out.includes(word), `${word} in:\n${out}`);
+  }
+  await engine.close();
+});
+
+test('inspect tells of a backup that is under way, or that a crash left', async () => {
+  const directory = copyOf(closed);
+  const rollup = readdirSync(join(directory, 'manifest')).findLast((n) => n.endsWith('.rollup'))!;
+  const bytes = readFileSync(join(directory, 'manifest', rollup));
+  writeFileSync(join(directory, 'tmp', 'backup-0-7.rollup'), bytes);
+  writeFileSync(join(directory, 'tmp', 'backup-1-2.rollup'), bytes.subarray(0, 50));
+  const { holds } = await json<{ holds: { file: string; offset?: number }[] }>(
+    'inspect',
+    directory,
+  );
+  assert.deepEqual(
+    holds.map(({ file, offset }) => [file, offset === undefined]),
+    [
+      ['tmp/backup-0-7.rollup', false],
+      ['tmp/backup-1-2.rollup', true],
+    ],
+  );
+  assert.ok(holds[0].offset! > 0, 'from its checkpoint on');
 });
 
 test('a copy of a store that is open elsewhere says so', async () => {

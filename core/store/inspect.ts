@@ -10,13 +10,16 @@ import { RECORD_COMMIT } from '../log/record.ts';
 import { SEGMENT_BLOCK_BYTES } from '../log/segment.ts';
 import { cursorAtBase } from '../log/verify.ts';
 import type { Hollow, SpineState } from '../spine/batch.ts';
+import { decodeRollup } from '../spine/manifest.ts';
 import type { LoadedManifest } from '../spine/manifest-store.ts';
 import type { PartInfo } from '../spine/part-format.ts';
+import { debtBytes, liveRuns, spaceOf } from '../spine/policy.ts';
+import { batchesOf } from '../spine/spine.ts';
 import { RunCursor, OwnRunParts } from '../spine/run-cursor.ts';
 import { PARTS_DIR, QUARANTINE_DIR, TMP_DIR } from '../storage/names.ts';
 import type { Storage } from '../storage/storage.ts';
 import { walkSegment } from './log-walk.ts';
-import { chainOf, lookAt } from './look.ts';
+import { chainOf, lookAt, readWhole } from './look.ts';
 import type { SegmentFile, SegmentPlace, StoreLook } from './look.ts';
 import { findingOf } from './report.ts';
 import type { Machine, Progress } from './report.ts';
@@ -51,6 +54,8 @@ export type SegmentReport = {
 
 export type LevelReport = {
   readonly level: number;
+  /** Of the spine: neighbours whose parts lie side by side until a merge makes one of them. */
+  readonly batches: number;
   readonly runs: number;
   readonly rows: number;
   readonly bytes: number;
@@ -65,6 +70,23 @@ export type SpineReport = {
   readonly rows: number;
   readonly bytes: number;
   readonly merging: number;
+  /** Pairs of batches that are becoming one, as the manifest says: what a job has done since is not in it. */
+  readonly merges: readonly {
+    readonly level: number;
+    readonly rows: number;
+    readonly bytes: number;
+    readonly since: number;
+    /** Fuel until they count as one. */
+    readonly remaining: number;
+  }[];
+  /** In batches of several runs, which wait for a merge. */
+  readonly debtBytes: number;
+  readonly amplification: {
+    /** Runs that a read may have to look into; filters spare it most. */
+    readonly read: number;
+    /** Bytes in parts by those that a merge of all is thought to leave; 1: nothing to be had. */
+    readonly space: number;
+  };
   /** Newest first. */
   readonly levels: readonly LevelReport[];
   readonly runs: readonly {
@@ -123,12 +145,27 @@ export type LogPositionReport = {
   readonly atMs: number;
 };
 
+/** What keeps history and log, as far as files say it: snapshots, feeds and iterators live in memory only. */
+export type HoldReport =
+  | {
+      readonly kind: 'cursor';
+      readonly name: string;
+      /** First offset that it has not confirmed. */
+      readonly offset: number;
+      readonly collections: readonly number[];
+      /** Until it lags more than that. */
+      readonly maxLag: Readonly<Record<string, number>>;
+    }
+  /** Under way, or left by a crash. */
+  | { readonly kind: 'backup'; readonly file: string; readonly offset: number | undefined };
+
 export type StoreReport = {
   readonly manifest: ManifestReport | undefined;
   readonly manifestError: string | undefined;
   readonly segments: readonly SegmentReport[];
   readonly log: { readonly next: number | undefined; readonly clean: boolean };
   readonly spines: readonly SpineReport[];
+  readonly holds: readonly HoldReport[];
   readonly files: {
     readonly parts: number;
     readonly partBytes: number;
@@ -148,6 +185,12 @@ export type NameOf = (
   value: Uint8Array,
 ) => { id: number; name: string } | undefined;
 
+/** Likewise of a cursor. */
+export type CursorOf = (
+  key: Uint8Array,
+  value: Uint8Array,
+) => Extract<HoldReport, { kind: 'cursor' }> | undefined;
+
 const REASONS: readonly string[] = ['create', 'rotate', 'recovery', 'truncate', 'import'];
 /** By number; 0: not packed. */
 const CODECS: readonly SegmentReport['codec'][] = [undefined, 'deflate', 'zstd'];
@@ -155,7 +198,7 @@ const KINDS: readonly string[] = ['', 'keyed', 'multiset', 'upsert'];
 
 export function* inspectStore(
   storage: Storage,
-  nameOf: NameOf,
+  { nameOf, cursorOf }: { readonly nameOf: NameOf; readonly cursorOf: CursorOf },
   progress: Progress,
 ): Machine<StoreReport> {
   progress.what = 'manifest';
@@ -182,9 +225,13 @@ export function* inspectStore(
   }
   segments.sort((a, b) => a.seq - b.seq);
   const names = new Map<number, string>([[CATALOG_ID, '(catalog)']]);
-  for (const [key, value] of catalog) {
-    const named = nameOf(Buffer.from(key, 'latin1'), value);
+  const holds: HoldReport[] = backupsIn(storage);
+  for (const [text, value] of catalog) {
+    const key = Buffer.from(text, 'latin1');
+    const named = nameOf(key, value);
     if (named !== undefined) names.set(named.id, named.name);
+    const cursor = cursorOf(key, value);
+    if (cursor !== undefined) holds.push(cursor);
   }
   progress.what = 'done';
   return {
@@ -194,6 +241,7 @@ export function* inspectStore(
     segments,
     log: { next, clean },
     spines: manifest === undefined ? [] : spineReports(manifest, names),
+    holds,
     files: filesReport(storage, manifest),
   };
 }
@@ -386,17 +434,27 @@ function spineReport(
   name: string | undefined,
   spine: SpineState<PartInfo>,
 ): SpineReport {
-  const levels = new Map<number, { runs: number; rows: number; bytes: number }>();
-  for (const { id, level } of spine.batches) {
-    const sum = levels.get(level) ?? { runs: 0, rows: 0, bytes: 0 };
-    for (const placed of spine.hollows) {
-      if (placed.id[0] < id[0] || placed.id[1] > id[1]) continue;
-      sum.runs += placed.hollow.runs.length;
-      sum.rows += placed.hollow.len;
-      sum.bytes += bytesOf(placed.hollow);
-    }
-    levels.set(level, sum);
+  const batches = batchesOf(spine);
+  const levels = new Map<number, Omit<LevelReport, 'level'>>();
+  const merges: SpineReport['merges'][number][] = [];
+  for (const [i, { level }] of spine.batches.entries()) {
+    const { parts, len } = batches[i];
+    const before = levels.get(level) ?? { batches: 0, runs: 0, rows: 0, bytes: 0 };
+    const bytes = parts.reduce((sum, { hollow }) => sum + bytesOf(hollow), 0);
+    levels.set(level, {
+      batches: before.batches + 1,
+      runs: before.runs + parts.reduce((sum, { hollow }) => sum + hollow.runs.length, 0),
+      rows: before.rows + len,
+      bytes: before.bytes + bytes,
+    });
   }
+  for (const { id, since, remaining } of spine.merges) {
+    const { level } = spine.batches.find((batch) => batch.id[0] === id[0])!;
+    const { rows, bytes } = levels.get(level)!;
+    merges.push({ level, rows, bytes, since, remaining });
+  }
+  const space = spaceOf(batches, spine.since, 0);
+  const left = space.bytes - space.reclaimable;
   const hollows = spine.hollows.map(({ hollow }) => hollow);
   const kind = hollows.find(({ runs }) => runs.length > 0)?.runs[0].parts[0].kind;
   return {
@@ -408,6 +466,9 @@ function spineReport(
     rows: hollows.reduce((sum, { len }) => sum + len, 0),
     bytes: hollows.reduce((sum, hollow) => sum + bytesOf(hollow), 0),
     merging: spine.merges.length,
+    merges,
+    debtBytes: debtBytes(batches),
+    amplification: { read: liveRuns(batches), space: left > 0 ? space.bytes / left : 1 },
     levels: [...levels]
       .map(([level, sum]) => ({ level, ...sum }))
       .toSorted((a, b) => a.level - b.level),
@@ -427,6 +488,23 @@ function spineReport(
       })),
     ),
   };
+}
+
+function backupsIn(storage: Storage): HoldReport[] {
+  return storage
+    .list(TMP_DIR)
+    .filter((name) => /^backup-[0-9]+-[0-9]+\.rollup$/.test(name))
+    .map((name) => {
+      const file = `${TMP_DIR}/${name}`;
+      let offset: number | undefined;
+      try {
+        const bytes = readWhole(storage, file);
+        if (bytes !== undefined) offset = decodeRollup(bytes, file).state.flushed.upper;
+      } catch {
+        // It is being written, or was when the power went.
+      }
+      return { kind: 'backup', file, offset };
+    });
 }
 
 function bytesOf(hollow: Hollow<PartInfo>): number {

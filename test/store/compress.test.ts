@@ -28,7 +28,9 @@ function compress(directory: string): CompressReport {
 
 function inspect(directory: string): StoreReport {
   const storage = new NodeStorage(directory);
-  return runToEnd(inspectStore(storage, () => undefined, newProgress()));
+  return runToEnd(
+    inspectStore(storage, { nameOf: () => undefined, cursorOf: () => undefined }, newProgress()),
+  );
 }
 
 function dump(directory: string, more: { tolerate?: boolean; from?: number } = {}): Dumped[] {

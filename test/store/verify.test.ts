@@ -39,7 +39,8 @@ before(async () => {
 
 function inspect(directory: string): StoreReport {
   const progress = { what: '', doneBytes: 0, totalBytes: 0 };
-  return runToEnd(inspectStore(new NodeStorage(directory), () => undefined, progress));
+  const readers = { nameOf: () => undefined, cursorOf: () => undefined };
+  return runToEnd(inspectStore(new NodeStorage(directory), readers, progress));
 }
 
 test('a sound store has no findings, closed in order or not, and is not changed', () => {
