@@ -28,11 +28,16 @@ type Effect = { readonly edit: number; readonly show: () => boolean };
 
 const NO_TICKET = 0;
 
+/** A disk that says it has room, and has none: a quota, most often. */
+const NO_SPACE_RETRY_MS = 1_000;
+
 export class Edits {
   /** Undefined until the store may be written to, and in a read-only one. */
   store: ManifestStore | undefined;
   bids: IdReserve = new IdReserve(1);
   runIds: IdReserve = new IdReserve(1);
+  /** The engine is open: what finds no room waits. Before that it is a reason not to open. */
+  mayWait = false;
   readonly #clock: Clock;
   readonly #counters: Counters;
   readonly #submit: Submit;
@@ -40,6 +45,8 @@ export class Edits {
   #files: IdReserve = new IdReserve(1);
   #reserving = false;
   #ticket: number = NO_TICKET;
+  /** A rollup found no room although the disk says it has some: not before this again. */
+  #retryAt = 0;
   readonly #effects: Effect[] = [];
 
   /** `hasSpace`: the disk takes a batch of edits; asked before each. */
@@ -94,8 +101,9 @@ export class Edits {
   write(onRolledUp: (store: ManifestStore) => void): boolean {
     const store = this.store!;
     if (this.#ticket !== NO_TICKET) return false;
-    // A full disk is no failure: edits wait for it. One that fills up while it is written to is.
+    // A full disk is no failure: edits wait for it. One that fills up while an edit is written is.
     if (store.idle || !this.#hasSpace()) return false;
+    if (this.#clock.ticksMs() < this.#retryAt) return false;
     const program = store.program();
     if (program === undefined) return false;
     this.#counters.add(EDIT_BATCHES, 1);
@@ -108,6 +116,10 @@ export class Edits {
       this.#counters.observe(MANIFEST_US, (this.#clock.ticksMs() - startedAt) * 1_000);
       const progress = store.onAnswer(answer);
       if (progress.failure !== undefined) throw progress.failure;
+      if (progress.noSpace !== undefined) {
+        if (!this.mayWait) throw progress.noSpace;
+        this.#retryAt = this.#clock.ticksMs() + NO_SPACE_RETRY_MS;
+      }
       if (progress.rolledUp) onRolledUp(store);
     });
     return true;

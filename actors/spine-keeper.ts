@@ -507,6 +507,7 @@ export class SpineKeeper implements Actor {
     this.#views.publish();
     this.#spines.readCatalog();
     this.#opened = true;
+    this.#edits.mayWait = true;
     this.#log.start(this.#edits.store);
     if (!config.readOnly) this.#sweepOrphans();
     control.moveState(STATE_STARTING, STATE_OPEN);

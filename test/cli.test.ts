@@ -140,7 +140,7 @@ test('inspect tells levels, debt and merges in flight as the engine does, and wh
   }
   const { offset } = (await first).value!;
   await feed.ack(offset);
-  await feed.return!();
+  await feed.return();
   await quiet(engine);
   const { spines, holds } = await json<{ spines: InspectedSpine[]; holds: unknown }>(
     'inspect',

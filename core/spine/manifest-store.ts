@@ -21,7 +21,7 @@
  */
 import { invariant } from '../base/assert.ts';
 import { equalAt, getU16 } from '../base/bytes.ts';
-import { corrupt, TidemarkError, toPlainError } from '../base/errors.ts';
+import { corrupt, isFullDisk, TidemarkError, toPlainError } from '../base/errors.ts';
 import { lt } from '../base/frontier.ts';
 import { editBytesPerRollup, editsPerRollup } from '../base/limits.ts';
 import { editsPath, HEAD_PATH, MANIFEST_DIR, rollupPath, tmpPath } from '../storage/names.ts';
@@ -54,6 +54,8 @@ export type ManifestProgram = { readonly fd: number; readonly calls: readonly St
 export type ManifestProgress = {
   /** Undefined, or why nothing more can be written: the engine is to be poisoned. */
   readonly failure: unknown;
+  /** Undefined, or what a rollup found no room for: nothing has changed, `program` begins it anew. */
+  readonly noSpace?: unknown;
   /** Number of the last edit on disk. */
   readonly answered: number;
   /** A rollup was finished by this answer: `checkpoints` moved. */
@@ -266,7 +268,11 @@ export class ManifestStore {
     const flight = this.#flight;
     invariant(flight !== FLIGHT_NONE, 'an answer to a program');
     this.#flight = FLIGHT_NONE;
-    if (answer.failure !== undefined) return this.#fail(answer.failure);
+    if (answer.failure !== undefined) {
+      // What it was written to is in tmp/, and nobody knows of it.
+      const isLost = flight !== FLIGHT_ROLLUP || !isFullDisk(toPlainError(answer.failure));
+      return isLost ? this.#fail(answer.failure) : this.#rollupLater(answer.failure);
+    }
     if (flight === FLIGHT_EDITS) this.#onEdits();
     else if (flight === FLIGHT_ROLLUP) {
       if (!sameBytes(this.#rollupBytes!, this.#readBack!)) {
@@ -303,6 +309,13 @@ export class ManifestStore {
   #fail(failure: unknown): ManifestProgress {
     this.#failed = true;
     return { failure, answered: this.#answered, rolledUp: false };
+  }
+
+  #rollupLater(noSpace: unknown): ManifestProgress {
+    this.#rollupBytes = undefined;
+    this.#readBack = undefined;
+    this.#rollupAfter ??= this.#answered;
+    return { failure: undefined, noSpace, answered: this.#answered, rolledUp: false };
   }
 
   #editsProgram(): ManifestProgram {

@@ -9,7 +9,7 @@ import { test } from 'node:test';
 import { open } from '../../actors/index.ts';
 import type { Collection, Engine, OpenOptions } from '../../actors/index.ts';
 import { KiB, MiB } from '../../core/base/limits.ts';
-import { SimDisk } from '../sim/disk.ts';
+import { FATE_LOST, SimDisk } from '../sim/disk.ts';
 import type { SimCall, SimFault } from '../sim/disk.ts';
 import { coded, until } from './world.ts';
 
@@ -217,4 +217,89 @@ test('a store of one commit takes about a MiB', async () => {
     const used = 64 * MiB - disk.freeBytes();
     assert.ok(used < 1.2 * MiB, `${used} bytes`);
   }
+});
+
+test('a torn tail that finds no room in quarantine refuses the open and changes nothing; with room it opens', async () => {
+  const disk = new SimDisk({ answerAtOnce: true });
+  const options: OpenOptions = { segmentBytes: 1 * MiB };
+  const engine = await open('/sim', optionsOn(disk, options));
+  const rows = await openRows(engine);
+  for (let n = 0; n < 8; n++) await rows.put(n, Buffer.from(`${n}`));
+  const { position } = engine.stats().log;
+  const torn = disk.processCrash();
+  await engine.close();
+  const path = 'wal/0000000001.seg';
+  const bytes = Buffer.from(torn.bytesOf(path)!);
+  // What a write leaves of which no header reached the disk.
+  bytes.fill(0x5a, position + 512, position + 9_000);
+  torn.remove(path);
+  torn.plant(path, bytes);
+  torn.answerAtOnce = true;
+  const before = torn.bytesOf(path);
+  const full = (): SimFault => ({ kind: 'throw', code: 'ENOSPC' });
+  const faults: readonly ((call: SimCall) => SimFault)[] = [
+    full,
+    ({ call }) => (call === 'write' ? { kind: 'short', bytes: 100 } : full()),
+  ];
+  for (const fault of faults) {
+    for (const which of ['open', 'write', 'fdatasync', 'fsync']) {
+      let failed = 0;
+      torn.fault = (call) => {
+        if (!call.path.startsWith('quarantine') || call.call !== which) return undefined;
+        failed++;
+        return fault(call);
+      };
+      await assert.rejects(
+        open('/sim', optionsOn(torn, options)),
+        (error: { code?: unknown }) =>
+          error.code === 'TIDEMARK_NO_SPACE' || error.code === 'TIDEMARK_IO',
+        which,
+      );
+      assert.equal(failed, 1, `${which} failed`);
+      assert.deepEqual(torn.bytesOf(path), before, 'the log is as it was');
+      assert.deepEqual(torn.openFiles, [], which);
+    }
+  }
+  torn.fault = undefined;
+  const again = await open('/sim', optionsOn(torn, options));
+  const found = await openRows(again);
+  for (let n = 0; n < 8; n++) assert.equal(found.getSync(n)?.toString(), `${n}`);
+  await until('published', () => again.stats().log.recovery.verdict === 'torn');
+  assert.equal(torn.list('quarantine').length, 1, 'what the failed attempts left is not beside it');
+  await again.close();
+});
+
+test('a checkpoint that finds no room waits for it: commits go on, and nothing is poisoned', async () => {
+  const disk = new SimDisk({ answerAtOnce: true });
+  const engine = await open('/sim', optionsOn(disk, { segmentBytes: 1 * MiB }));
+  const rows = await openRows(engine);
+  let isFullNow = true;
+  const failed = new Set<string>();
+  disk.fault = ({ call, path }) => {
+    const isItsOwn = path.endsWith('.rollup') || path.includes('HEAD');
+    if (!isFullNow || !isItsOwn || (call !== 'write' && call !== 'open')) return undefined;
+    failed.add(call);
+    return { kind: 'throw', code: 'ENOSPC' };
+  };
+  let next = 0;
+  for (; next < 20; next++) await rows.put(next, VALUE);
+  let isDone = false;
+  const checked = engine.checkpoint().then(() => (isDone = true));
+  await until('the rollup finds no room', () => failed.size > 0);
+  for (; next < 200; next++) await rows.put(next, VALUE);
+  assert.equal(engine.state, 'open', String(engine.failure?.stack));
+  assert.equal(isDone, false, 'it is not there');
+  assert.equal(engine.stats().log.checkpoints.newer, 0);
+  isFullNow = false;
+  await checked;
+  await until('it is now', () => engine.stats().log.checkpoints.newer > 0);
+  const crashed = disk.powerLoss(() => FATE_LOST);
+  disk.fault = undefined;
+  await engine.close();
+  crashed.fault = undefined;
+  crashed.answerAtOnce = true;
+  const again = await open('/sim', optionsOn(crashed, { segmentBytes: 1 * MiB }));
+  const found = await openRows(again);
+  for (let n = 0; n < next; n++) assert.ok(found.hasSync(n), `${n}`);
+  await again.close();
 });
