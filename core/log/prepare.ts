@@ -101,6 +101,7 @@ export class SpareMaker {
   readonly #stepBytes: number;
   #fd = -1;
   #at = 0;
+  #isNamed = false;
   #phase:
     | 'look'
     | 'drop'
@@ -171,6 +172,7 @@ export class SpareMaker {
         return true;
       case 'rename':
         storage.rename(this.#path, segmentPath(this.#job.seq));
+        this.#isNamed = true;
         this.#phase = 'syncDir';
         return true;
       case 'syncDir':
@@ -201,7 +203,8 @@ export class SpareMaker {
 
   /** The job is given up: what it has filled must not keep a full disk full. */
   abandon(): void {
-    const isUnderWay = this.#fd !== -1;
+    // What was to be recycled is nobody's else: it goes too, unless it is a spare by now.
+    const isUnderWay = this.#fd !== -1 || (this.#job.recycle && !this.#isNamed);
     this.release();
     if (isUnderWay) this.#storage.unlink(this.#path);
   }
