@@ -81,7 +81,7 @@ export class ChunkChanges implements AskedRows {
   #firstEnd = 0;
   /** Below this transaction the last `loadOld` found all that it asked for. */
   oldUpper = 0;
-  /** Old rows that are on their way from the disk. */
+  /** Ends with all old rows that are on their way from the disk, found or not. */
   #pending: Promise<void> | undefined;
   /** Decoded with these codecs, those of who asked first. */
   #keyCodec: Codec<unknown> | undefined;
@@ -307,7 +307,7 @@ export class ChunkChanges implements AskedRows {
     }
     if (reads.count > 0) return this.#begin(reads, from, to, range);
     // What others asked for may fail for reasons of theirs: who still misses something asks himself.
-    return this.oldUpper === from ? this.#pending?.catch(() => {}) : undefined;
+    return this.oldUpper === from ? this.#pending : undefined;
   }
 
   /** Looks up all old rows in the range, in turns: who asks for them later finds them, or waits for them. */
@@ -321,14 +321,15 @@ export class ChunkChanges implements AskedRows {
   #begin(reads: OldReads, from: number, to: number, range: ByteRange | undefined): Promise<void> {
     const before = this.#pending;
     const own = this.#readAhead(reads, from, to, range);
+    // Who waits for all waits until each has ended; what goes wrong with one is for who asked for it.
+    const ended = own.catch(() => {});
     const all: Promise<void> =
-      before === undefined ? own : Promise.all([before, own]).then(() => undefined);
+      before === undefined ? ended : Promise.all([before, ended]).then(() => undefined);
     this.#pending = all;
-    const done = (): void => {
+    void all.then(() => {
       if (this.#pending === all) this.#pending = undefined;
-    };
-    all.then(done, done);
-    return all;
+    });
+    return own;
   }
 
   /** The first of transactions [from, to) of which something is not known; `to` when all is. */

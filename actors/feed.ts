@@ -452,18 +452,26 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
       const at = changes.transactionAt(this.#next);
       if (at < changes.transactions) sources.push({ target, changes, at, to: at });
     }
-    let upper = slice(sources, log.to, this.#next);
+    const sliceUpper = slice(sources, log.to, this.#next);
+    let upper = sliceUpper;
     if (this.#old) {
-      for (const { target, changes, at, to } of sources) {
-        if (at === to) continue;
-        for (;;) {
-          const loading = changes.loadOld(at, to, target.range);
-          if (loading === undefined) break;
-          await loading;
-          if (this.#ended) return;
+      // While one is waited for, another feed may let go of what those before it had found.
+      for (let isSure = false; !isSure;) {
+        isSure = true;
+        upper = sliceUpper;
+        for (const source of sources) {
+          const { target, changes, at, to } = source;
+          if (at === to) continue;
+          for (;;) {
+            const loading = changes.loadOld(at, to, target.range);
+            if (loading === undefined) break;
+            await loading;
+            if (this.#ended) return;
+            if (source !== sources[0]) isSure = false;
+          }
+          // Old rows of some are enough for now.
+          if (changes.oldUpper < to) upper = Math.min(upper, changes.offsets[changes.oldUpper]);
         }
-        // Old rows of some are enough for now.
-        if (changes.oldUpper < to) upper = Math.min(upper, changes.offsets[changes.oldUpper]);
       }
       for (const source of sources) source.to = source.changes.transactionAt(upper);
     }

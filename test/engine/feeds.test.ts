@@ -3,6 +3,8 @@
  * that is still there; what they hold, what they share, and how they end.
  */
 import assert from 'node:assert/strict';
+import { closeSync, openSync, readFileSync, readdirSync, writeSync } from 'node:fs';
+import { join } from 'node:path';
 import { json } from '../../actors/index.ts';
 import type { Collection, Engine, Feed, FeedItem, Update } from '../../actors/index.ts';
 import { Prng } from '../../core/base/prng.ts';
@@ -749,3 +751,67 @@ inBothHosts('what makes no sense is a TypeError', async (home: Home) => {
   assert.equal(engine.stats().feeds.running, 0);
   assert.equal(engine.stats().holds.count, 0);
 });
+
+inBothHosts(
+  'a feed of several tells old rows that another has let go of meanwhile',
+  async (home) => {
+    const engine = await home.open();
+    const options = { key: 'utf8', value: 'utf8', history: Infinity } as const;
+    const large = await engine.collection('large', options);
+    const small = await engine.collection('small', options);
+    for (let i = 0; i < 20; i++) void small.put(`${i}`, 'old');
+    await engine.flush();
+    // In memory, and more than is kept for others.
+    for (let i = 0; i < 20; i++) void large.put(`${i}`, `${i}`.padEnd(300_000, '.'));
+    await small.put('last', '');
+    const after = engine.upper - 1;
+    const tx = engine.transaction();
+    for (let i = 0; i < 20; i++) tx.delete(large, `${i}`).put(small, `${i}`, 'new');
+    await tx.commit();
+    await using both = engine.changes([large, small], { after });
+    await using alone = large.changes({ after });
+    const [[ofBoth], [ofOne]] = await Promise.all([take(both, 1), take(alone, 1)]);
+    assert.deepEqual([ofBoth.updates.length, ofOne.updates.length], [60, 20]);
+  },
+);
+
+inBothHosts('damage that one feed meets does not end another that does not', async (home) => {
+  const engine = await home.open();
+  const rows = await engine.collection('rows', { key: 'utf8', value: 'buffer', history: Infinity });
+  const prng = new Prng(5);
+  const values = Array.from({ length: 200 }, () =>
+    Buffer.from(Array.from({ length: 1_000 }, () => prng.below(256))),
+  );
+  for (const first of ['a', 'z']) {
+    for (const [i, value] of values.entries()) void rows.put(`${first}${i}`, value);
+  }
+  await engine.flush();
+  damage(home.directory, values[150]);
+  const after = engine.upper - 1;
+  const tx = engine.transaction();
+  for (const [i] of values.entries()) tx.delete(rows, `a${i}`).delete(rows, `z${i}`);
+  await tx.commit();
+  await using hit = rows.changes({ after, gte: 'z' });
+  await using well = rows.changes({ after, lt: 'b' });
+  const [ofHit, ofWell] = await Promise.allSettled([hit.next(), take(well, 1)]);
+  assert.equal(ofHit.status, 'rejected', 'it was tried');
+  coded('TIDEMARK_CORRUPT')(ofHit.reason);
+  assert.equal(ofWell.status, 'fulfilled', 'it goes on');
+  assert.equal(ofWell.value[0].updates.length, values.length);
+});
+
+/** Changes a byte of the last row with a value, in the part that holds it. */
+function damage(directory: string, value: Buffer): void {
+  const files = readdirSync(directory, { recursive: true, withFileTypes: true });
+  for (const file of files) {
+    const path = join(file.parentPath, file.name);
+    if (!file.isFile() || !path.includes('part')) continue;
+    const at = readFileSync(path).lastIndexOf(value);
+    if (at < 0) continue;
+    const fd = openSync(path, 'r+');
+    writeSync(fd, Uint8Array.of(value[0] ^ 1), 0, 1, at);
+    closeSync(fd);
+    return;
+  }
+  assert.fail('no part holds it');
+}
