@@ -3,7 +3,7 @@
  * in the view gives the segment, bisection in it a record nearby, reading on from there the very one. Exact
  * for all that the log still has. Called by clients on their own thread; it reads a few blocks and waits.
  */
-import { corrupt } from '../core/base/errors.ts';
+import { TidemarkError, corrupt } from '../core/base/errors.ts';
 import { READ_MORE, READ_RECORD } from '../core/log/reader.ts';
 import {
   openSegmentNow,
@@ -12,8 +12,10 @@ import {
   readIdentity,
   runNow,
 } from '../core/log/segment-source.ts';
+import type { SegmentHeader } from '../core/log/segment.ts';
 import type { SegmentSource } from '../core/log/segment-source.ts';
 import type { ViewSegment } from '../core/spine/view.ts';
+import type { Storage } from '../core/storage/storage.ts';
 import type { ActorContext } from './actor.ts';
 import { historyLost, notYet } from './reader.ts';
 import type { Reader } from './reader.ts';
@@ -85,7 +87,7 @@ export class LogTimes {
       }
       let found: number | undefined;
       try {
-        found = find(segments, upper);
+        found = find([...segments, ...this.#unnamed(segments.at(-1)?.seq ?? 0)], upper);
       } catch (error) {
         // What has gone since may have been another file's bytes, or none.
         if (tries === TRIES_MAX || this.#firstSeq() === segments[0]?.seq) throw error;
@@ -108,6 +110,24 @@ export class LogTimes {
     }
   }
 
+  /** Segments that the log is in already, and that no view names yet: they themselves say who came before. */
+  #unnamed(last: number): ViewSegment[] {
+    const { storage, control } = this.#context;
+    const segments: ViewSegment[] = [];
+    for (let seq = control.logSeq(); seq > last;) {
+      this.#logId ??= readIdentity(storage, last);
+      const header = this.#logId === undefined ? undefined : headerOf(storage, this.#logId, seq);
+      if (header === undefined) {
+        // The log is on its way into it, and has not written to it.
+        seq--;
+        continue;
+      }
+      segments.unshift({ seq, base: header.baseOffset, atMs: header.baseAtMs });
+      seq = header.prevSeq;
+    }
+    return segments;
+  }
+
   /** Undefined: the segment is not there. */
   #in(seq: number, find: (source: SegmentSource) => Found): Found | undefined {
     const { storage } = this.#context;
@@ -120,6 +140,22 @@ export class LogTimes {
     } finally {
       source.close();
     }
+  }
+}
+
+/** Undefined: the segment is not there, or has no header yet. */
+function headerOf(storage: Storage, logId: Uint8Array, seq: number): SegmentHeader | undefined {
+  try {
+    const source = openSegmentNow(storage, logId, seq);
+    source?.close();
+    return source?.header;
+  } catch (error) {
+    const isNotYet =
+      error instanceof TidemarkError &&
+      // Or the header of what the file was before.
+      (error.detail['kind'] === 'header' || error.detail['finding'] === 'MISNAMED_SEGMENT');
+    if (isNotYet) return undefined;
+    throw error;
   }
 }
 
@@ -138,10 +174,12 @@ function lastRecord(
     const answer = reader.next();
     if (answer === READ_MORE) continue;
     if (answer !== READ_RECORD) break;
-    if (header.minTxOffset >= upper || !passes(header)) break;
-    if (header.txCount === 0) continue;
+    if (!passes(header)) break;
+    // Met first, it may be one of the log's own, which says what came last, or lie behind `upper`: all
+    // that is before it passes too.
     offset = Math.min(header.minTxOffset + header.txCount, upper) - 1;
     atMs = header.committedAtMs;
+    if (header.minTxOffset >= upper) break;
   }
   return { offset, atMs };
 }

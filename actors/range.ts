@@ -119,7 +119,8 @@ export class RangeIterable<K, V, T> implements IterableIterator<T>, AsyncIterabl
 
   next(): IteratorResult<T, undefined> {
     try {
-      if (this.#batch === undefined || this.#at === this.#batch.count) {
+      // Of a key with many values a batch may have more than is left.
+      if (this.#batch === undefined || this.#at === this.#batch.count || this.#left <= 0) {
         if (!this.#fill()) return { done: true, value: undefined };
       }
       const value = this.#make(this.#key, this.#value, this.#diff);

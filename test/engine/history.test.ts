@@ -204,6 +204,23 @@ class Timed {
   }
 }
 
+test('a time behind the last commit is found where the log ends with a record of its own', async () => {
+  const timed = new Timed();
+  let engine = await timed.open({});
+  try {
+    const words = await engine.collection('words', { history: Infinity });
+    // Far enough from each other that the log is not read from its beginning.
+    for (let i = 0; i < 3; i++) await words.put('key', 'v'.repeat(150_000));
+    const upper = engine.upper;
+    await engine.close();
+    engine = await timed.open({});
+    assert.equal(engine.offsetAt(new Date(timed.nowMs + 1_000)), upper - 1);
+    assert.equal(engine.offsetAt(engine.timeOf(upper - 1)), upper - 1);
+  } finally {
+    await engine.close();
+  }
+});
+
 test('times and offsets are those of a list, over segments, flushes and reopening', async () => {
   const timed = new Timed();
   const random = new Prng(63);

@@ -423,3 +423,18 @@ inBothHosts('ranges are deleted from multisets too, before and after merges', as
     ],
   );
 });
+
+inBothHosts('a limit is kept inside a key with many values, in both directions', async (home) => {
+  const engine = await home.open();
+  const edges = await engine.collection('edges', { kind: 'multiset', key: 'utf8', value: 'u64' });
+  const tx = engine.transaction();
+  for (let value = 0; value < 400; value++) tx.update(edges, 'one', value, 1);
+  await tx.commit();
+  for (const limit of [0, 1, 16, 17, 60, 300, 399, 400, 401]) {
+    for (const reverse of [false, true]) {
+      const values = [...edges.values({ limit, reverse })];
+      const all = Array.from({ length: 400 }, (_, i) => (reverse ? 399 - i : i));
+      assert.deepEqual(values, all.slice(0, limit), `limit ${limit}`);
+    }
+  }
+});

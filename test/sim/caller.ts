@@ -31,9 +31,19 @@ import { transact } from '../../actors/transact.ts';
 import { TransactShared } from '../../actors/transact.ts';
 import type { WriteSet } from '../../actors/write-set.ts';
 import { Transaction } from '../../actors/transaction.ts';
+import { Backups } from './backups.ts';
+import type { Copy } from './backups.ts';
 import { Following } from './following.ts';
 import { Multisets } from './multisets.ts';
-import type { CatalogChange, Model, ModelCollection, ModelOp, ModelRow, ModelTx } from './model.ts';
+import type {
+  CatalogChange,
+  Model,
+  ModelCollection,
+  ModelOp,
+  ModelRow,
+  ModelTx,
+  Slot,
+} from './model.ts';
 import type { ActWeights, Settings } from './settings.ts';
 import type { Trace } from './trace.ts';
 import { Attempts } from './transacting.ts';
@@ -127,6 +137,7 @@ export class Caller {
   writtenPromised = 0;
   readonly #following: Following;
   readonly #multisets: Multisets;
+  readonly #backups: Backups;
   readonly #transactShared: TransactShared = new TransactShared();
   /** Who knows what a write set of `transact` has read. */
   readonly #judges: WeakMap<WriteSet, Judge> = new WeakMap();
@@ -163,6 +174,16 @@ export class Caller {
       },
       isLost: (error) => isCode(error, 'TIDEMARK_HISTORY_LOST'),
       onBroken: (error) => this.#broke(error),
+      note: (what, n) => this.#note(what, n),
+    });
+    this.#backups = new Backups({
+      world,
+      client: this.client,
+      number: parts.number,
+      prng: parts.prng,
+      await: (promise, what, check, refused) => this.#await(promise, what, check, refused),
+      isBusy: (error) => isCode(error, 'TIDEMARK_BUSY'),
+      isFailedRead: (error) => this.#isFailedRead(error),
       note: (what, n) => this.#note(what, n),
     });
     this.#multisets = new Multisets({
@@ -250,6 +271,7 @@ export class Caller {
       return;
     }
     try {
+      this.#backups.goOn();
       this[chosen]();
     } catch (error) {
       if (!this.#isFailedRead(error)) throw error;
@@ -743,7 +765,58 @@ export class Caller {
     }
     if (visible === 0) return newest;
     const T = this.#time(visible);
-    return { options: { asOf: T }, T, held: undefined };
+    const upper = this.#timedUpper;
+    if (T >= upper || !prng.chance(0.1)) return { options: { asOf: T }, T, held: undefined };
+    // Of those that were committed in the same millisecond the last.
+    const atMs = this.#parts.model.atMs[T];
+    return { options: { asOf: new Date(atMs) }, T: this.#newestAt(atMs, upper), held: undefined };
+  }
+
+  /** What the log can say times of. */
+  get #timedUpper(): number {
+    return Math.min(this.#visible, this.#parts.world.context.control.written());
+  }
+
+  /** The last offset below `upper` committed at or before that time; -1: none was. */
+  #newestAt(ms: number, upper: number): number {
+    const { atMs } = this.#parts.model;
+    let low = 0;
+    let high = upper;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if (atMs[middle] <= ms) low = middle + 1;
+      else high = middle;
+    }
+    return low - 1;
+  }
+
+  /** Times of day and offsets, either way, as far back as some collection has its history. */
+  #checkTimes(): void {
+    const { prng, model } = this.#parts;
+    const upper = this.#timedUpper;
+    if (upper === 0) return;
+    const visible = this.#visible;
+    const offset = this.#time(upper);
+    const ms = model.atMs[offset] + prng.pick([0, 0, -1, 1]);
+    const expected = this.#newestAt(ms, upper);
+    const kept = model
+      .allAt(visible - 1)
+      .map(({ id, createdAt }) => Math.max(createdAt, model.mayLoseBelow(id, visible)));
+    const floor = Math.min(visible, ...kept);
+    try {
+      const found = this.client.times.timeOf(offset);
+      this.#note('time', offset);
+      if (found !== model.atMs[offset]) {
+        throw new SimFailure(`${offset} was at ${found}, not ${model.atMs[offset]}`);
+      }
+      this.compared++;
+      const newest = this.client.times.offsetAt(ms);
+      if (newest !== expected) throw new SimFailure(`at ${ms} was ${newest}, not ${expected}`);
+      this.compared++;
+    } catch (error) {
+      const isBefore = Math.min(offset, expected) <= floor;
+      if (!isCode(error, 'TIDEMARK_HISTORY_LOST') || !isBefore) throw error;
+    }
   }
 
   /** A time that is there: mostly a late one. */
@@ -779,8 +852,11 @@ export class Caller {
       if (held.given && held.mayBeLost.has(id) && !held.read.has(id)) return;
       throw new SimFailure(`a snapshot at ${T} has lost collection ${id}: ${describe(error)}`);
     }
-    const bound = model.mayLoseBelow(id, visible);
-    if (when.options.asOf !== undefined && T < bound) return;
+    const { asOf } = when.options;
+    // A time of day is looked for in the log, which has what collections have since they were made.
+    const made = asOf instanceof Date ? (model.collections.get(id)?.createdAt ?? 0) + 1 : 0;
+    const bound = Math.max(made, model.mayLoseBelow(id, visible));
+    if (asOf !== undefined && T < bound) return;
     throw new SimFailure(
       `collection ${id} is lost at ${T}, promised from ${bound} on: ${describe(error)}`,
     );
@@ -1084,9 +1160,24 @@ export class Caller {
     this.#await(this.client.compact(one), 'compact', () => {}, ignoreBusy);
   }
 
+  backup(): void {
+    if (!this.#parts.readOnly) this.#backups.act();
+  }
+
+  /** A backup that was made since the last call. */
+  takeBackup(): Copy | undefined {
+    const { made } = this.#backups;
+    this.#backups.made = undefined;
+    return made;
+  }
+
   multiset(): void {
-    const { model, readOnly } = this.#parts;
+    const { model, readOnly, settings, prng } = this.#parts;
     const live = model.multisetsAt(this.#visible - 1);
+    if (live.length === 0 && !readOnly) {
+      this.#alterCatalog(prng.pick(settings.slots.filter(({ values }) => values !== undefined)));
+      return;
+    }
     this.#multisets.act(live, !readOnly, this.unsettled < 200);
   }
 
@@ -1138,11 +1229,15 @@ export class Caller {
   // ---------------------------------------------------------------- collections
 
   catalog(): void {
+    const { prng, settings } = this.#parts;
+    this.#alterCatalog(prng.pick(settings.slots));
+  }
+
+  #alterCatalog(slot: Slot): void {
     const { prng, model, settings } = this.#parts;
     // One at a time, by one client: as the public face does.
     if (this.#parts.number !== 0 || this.#catalogBusy) return;
     const live = model.allAt(this.#visible - 1);
-    const slot = prng.pick(settings.slots);
     const existing = live.find((collection) => collection.slot.name === slot.name);
     const key = catalogKey(slot.name);
     const history = prng.chance(0.6) ? settings.history : prng.pick([0, 1, 20, Infinity]);
@@ -1188,6 +1283,7 @@ export class Caller {
     const { model, prng } = this.#parts;
     const visible = this.#visible;
     this.#checkCatalog(visible);
+    if (prng.chance(0.5)) this.#checkTimes();
     const live = model.allAt(visible - 1);
     if (live.length === 0) return;
     const { id } = prng.pick(live);
@@ -1225,21 +1321,22 @@ export class Caller {
   }
 
   /** Everything that readers see now, and some of what they saw. */
-  checkAll(): void {
+  checkAll(hasPast: boolean = true): void {
     try {
-      this.#checkAll();
+      this.#checkAll(hasPast);
     } catch (error) {
       if (!this.#isFailedRead(error)) throw error;
     }
   }
 
-  #checkAll(): void {
+  #checkAll(hasPast: boolean): void {
     const { model } = this.#parts;
     const visible = this.#visible;
     this.#checkCatalog(visible);
     const when: When = { options: {}, T: visible - 1, held: undefined };
     for (const { id } of model.multisetsAt(visible - 1)) {
       this.#multisets.checkAll(id, {}, visible - 1);
+      if (!hasPast) continue;
       const T = Math.max(model.mayLoseBelow(id, visible), this.#time(visible));
       try {
         this.#multisets.checkAll(id, { asOf: T }, T);
@@ -1257,7 +1354,7 @@ export class Caller {
       const back = rows.entries({ reverse: true });
       this.#pull({ rows: back, expected: reversed, what: `${what} reversed`, at: 0 }, Infinity);
       const bound = model.mayLoseBelow(id, visible);
-      for (let n = 0; n < 3 && visible > 0; n++) {
+      for (let n = 0; n < 3 && visible > 0 && hasPast; n++) {
         const T = Math.max(bound, this.#time(visible));
         const then = `all of ${id} at ${T}`;
         const past = model.rowsAt(id, T);
@@ -1301,6 +1398,7 @@ export class Caller {
     for (const { rows } of this.#iterators.splice(0)) rows.return();
     this.#following.letGo();
     this.#multisets.letGo();
+    this.#backups.letGo();
   }
 
   // ---------------------------------------------------------------- promises

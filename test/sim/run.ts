@@ -21,6 +21,7 @@ import type { Job } from '../../actors/jobs.ts';
 import { auditClosed, auditQuiet } from './audit.ts';
 import type { Baseline } from './audit.ts';
 import { Caller } from './caller.ts';
+import { Copies } from './copies.ts';
 import { SimClock } from './clock.ts';
 import { SimCrash, SimDisk } from './disk.ts';
 import type { SimCall, SimFault } from './disk.ts';
@@ -89,6 +90,8 @@ class Simulation {
     operations: 0,
     compared: 0,
     pairs: 0,
+    backups: 0,
+    restores: 0,
     closes: 0,
     processCrashes: 0,
     powerLosses: 0,
@@ -112,6 +115,8 @@ class Simulation {
     audits: 0,
     jobs: 0,
   };
+  #copyArena: Arena | undefined;
+  readonly #copies: Copies = new Copies(() => (this.#copyArena ??= Arena.create(ARENA_BYTES)));
   #disk: SimDisk = new SimDisk();
   #tick = 0;
   /** What must be there whatever happens, and what must be there unless the power goes. */
@@ -166,6 +171,8 @@ class Simulation {
     await this.#live(true);
     this.counts['transactions'] = this.#model.upper;
     this.counts['operations'] = this.#model.operations;
+    this.counts['backups'] = this.#copies.looked - this.#copies.restored;
+    this.counts['restores'] = this.#copies.restored;
   }
 
   // ---------------------------------------------------------------- a life
@@ -688,6 +695,7 @@ class Simulation {
       touched = true;
       await settle();
       if (prng.chance(mood.turning)) world.endTurn(number);
+      await this.#lookIntoBackup(caller);
     } else if (prng.chance(0.5)) {
       touched = world.endTurn(number);
     }
@@ -696,6 +704,21 @@ class Simulation {
     else world.afterAct();
     await settle();
     if (world.clients[number].line.waitingTransactions > 0) this.counts['fullRings']++;
+  }
+
+  /** What a client has made of the store, and what can be made of both. */
+  async #lookIntoBackup(caller: Caller): Promise<void> {
+    const backup = caller.takeBackup();
+    if (backup === undefined) return;
+    const disaster = this.#disaster;
+    const nowMs = this.#clock.nowMs();
+    const parts = { model: this.#model, settings: this.#life, prng: disaster, nowMs };
+    const whole = { ...backup, disk: backup.disk.processCrash() };
+    await this.#copies.lookInto(whole, parts, true);
+    if (!disaster.chance(0.7)) return;
+    const upper = this.#world.context.control.durable();
+    const store = this.#disk.processCrash();
+    await this.#copies.restore(backup, store, upper, parts);
   }
 }
 

@@ -30,6 +30,7 @@ export type ActWeights = {
   catalog: number;
   look: number;
   multiset: number;
+  backup: number;
 };
 
 export type Settings = {
@@ -129,7 +130,9 @@ function drawValueBytes(prng: Prng): (prng: Prng) => number {
   };
 }
 
-const ACTS: Omit<ActWeights, 'multiset'> = {
+type DrawnWeights = Omit<ActWeights, 'multiset' | 'backup'>;
+
+const ACTS: DrawnWeights = {
   put: 30,
   remove: 10,
   removeRange: 2,
@@ -153,7 +156,7 @@ const ACTS: Omit<ActWeights, 'multiset'> = {
   look: 4,
 };
 
-function drawActs(prng: Prng): Omit<ActWeights, 'multiset'> {
+function drawActs(prng: Prng): DrawnWeights {
   const acts = { ...ACTS };
   for (const name of Object.keys(acts) as (keyof typeof ACTS)[]) {
     acts[name] *= prng.pick([0, 0.3, 1, 1, 1, 3]);
@@ -195,7 +198,7 @@ export function drawSettings(prng: Prng): Settings {
   const slots: Slot[] = [];
   const count = prng.between(1, 5);
   for (let i = 0; i < count; i++) slots.push({ name: `c${i}`, keys: drawKeys(prng) });
-  const settings: Omit<Settings, 'acts'> & { acts: Omit<ActWeights, 'multiset'> } = {
+  const settings: Omit<Settings, 'acts'> & { acts: DrawnWeights } = {
     synced: prng.chance(0.6),
     syncIntervalMs: prng.pick([1, 10, 50, 1_000]),
     memtableBytes: prng.pick([16, 32, 64, 64, 64, 128, 256, 1_024, 4_096]) * KiB,
@@ -232,6 +235,10 @@ export function drawSettings(prng: Prng): Settings {
   return {
     ...settings,
     slots: [...slots, ...multisets],
-    acts: { ...settings.acts, multiset: multisets.length > 0 ? prng.pick([8, 25, 60]) : 0 },
+    acts: {
+      ...settings.acts,
+      multiset: multisets.length > 0 ? prng.pick([8, 25, 60]) : 0,
+      backup: prng.pick([0, 0, 0.5, 3]),
+    },
   };
 }
