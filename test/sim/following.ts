@@ -66,7 +66,8 @@ export class Following {
 
   /** True while a feed may wait for a turn of the event loop. */
   get wantsTurn(): boolean {
-    return this.#feeds.some(({ state, isPulled }) => state !== undefined && isPulled);
+    // Also one that catches up gives a turn now and then.
+    return this.#feeds.some(({ isPulled }) => isPulled);
   }
 
   /** Opens a feed, goes on with one, or leaves one. */
