@@ -163,10 +163,13 @@ export class Transaction {
   /** @internal Tells the feeds that are confirmed in it, once it is committed. */
   telling(committed: Promise<Receipt>): Promise<Receipt> {
     if (this.#acks.length === 0) return committed;
-    return committed.then((receipt) => {
+    const told = committed.then((receipt) => {
       for (const acked of this.#acks) acked();
       return receipt;
     });
+    // As of any commit: one that nobody awaits must not end the process when it fails.
+    told.catch(() => {});
+    return told;
   }
 
   #assertOpen(): void {

@@ -232,3 +232,19 @@ inBothHosts('killed at any moment, a reader goes on with what was not confirmed'
   assert.deepEqual(values, [...values.keys()], 'in order, without gaps');
   assert.ok(stored >= 0 && values.length > 5, `cursor at ${stored}`);
 });
+
+inBothHosts('a refused commit with a place in it may go unheard', async (home) => {
+  const engine = await home.open();
+  const users = await usersOf(engine);
+  const jobs = await engine.collection('jobs', { key: 'utf8', value: 'utf8' });
+  await using feed = jobs.changes({ cursor: 'worker' });
+  await jobs.put('a', '');
+  const { value } = await feed.next();
+  // On its way, so that the sequencer is the one who refuses.
+  const first = users.put('ada', '1');
+  const tx = engine.transaction().put(users, 'bob', '1').ack(feed, value!.offset);
+  void tx.commit({ expect: [{ collection: users, key: 'ada', offset: null }] });
+  await first;
+  await engine.flush();
+  assert.equal(users.hasSync('bob'), false);
+});
