@@ -4,8 +4,9 @@
  * passed. What finds no room waits here, bounded; then commits are refused with TIDEMARK_BUSY. Runs on
  * the client's thread and never blocks it.
  *
- * A commit with conditions is a record of its own. When the sequencer cannot tell any more whether they
- * hold, it gives the record back, and all that follow: they come again in their order, looked at anew.
+ * A commit with conditions is a record of its own, or shares one with others that read at one time. When
+ * the sequencer cannot tell any more whether they hold, it gives the record back, and all that follow: they
+ * come again in their order, looked at anew.
  *
  * A record is staged in private memory and copied into pages once, when it closes: encoding into
  * private bytes is faster, and a transaction that fails halfway leaves no trace.

@@ -2,8 +2,9 @@
  * The log as the keeper sees it: its segments, when a checkpoint is due and when it is done, from which
  * offset on the log is still needed. A segment goes only when it ends below the older checkpoint and
  * below every history, is archived if a hook asks for that, and the manifest has said so first; the oldest
- * goes first, one of them to durability, which may make a spare of it. What stays is compressed (old-segments.ts). One checkpoint runs, at most one waits behind
- * it. A part of the keeper, on its thread; it owns no file and no ring.
+ * goes first, one of them to durability, which may make a spare of it. What stays is compressed
+ * (old-segments.ts). One checkpoint runs, at most one waits behind it. A part of the keeper, on its
+ * thread; it owns no file and no ring.
  *
  *   a checkpoint's way: seal -> all below is in parts, and shown -> rollup on disk -> whoever asked is told
  */

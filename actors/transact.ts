@@ -60,11 +60,12 @@ export async function transact<R>(
 ): Promise<R> {
   if (typeof run !== 'function') throw new TypeError('transact takes a function');
   const { retries, signal, durability } = checkTransact(options);
-  client.assertUsable();
   let leaveLine: (() => void) | undefined;
   try {
     for (let attempt = 0; ; attempt++) {
       signal?.throwIfAborted();
+      // Before a share of the hold is taken, which only the scope gives back.
+      client.assertUsable();
       let conflict: TidemarkError;
       let isOld: boolean;
       const scope = new TransactionScope(client, shared.holdNewest(client));

@@ -16,6 +16,12 @@ const files = readdirSync(import.meta.dirname, { recursive: true, encoding: 'utf
   .filter((path) => wanted.length === 0 || wanted.some((part) => path.includes(part)))
   .toSorted();
 
+if (files.length === 0) {
+  // Without a file the runner would look for tests itself.
+  console.error(`no test file has ${wanted.join(' or ')} in its path`);
+  process.exit(2);
+}
+
 const run = spawnSync(
   process.execPath,
   ['--import', 'tsx', '--test', `--test-concurrency=${availableParallelism()}`, ...files],
