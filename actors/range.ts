@@ -10,7 +10,7 @@ import type { Codec } from './encodings.ts';
 import { byteRange, successor } from './key-range.ts';
 import type { KeyBounds } from './key-range.ts';
 import { checkFields } from './options.ts';
-import type { Resume } from './pair-reader.ts';
+import { PairPlace } from './pair-place.ts';
 import { BATCH_SLAB_BYTES } from './reader.ts';
 import type { RangeBounds, RowBatch } from './reader.ts';
 import type { Snapshot } from './snapshot.ts';
@@ -28,8 +28,6 @@ export type CheckedRange = { readonly bounds: RangeBounds; readonly limit: numbe
 
 const ROWS_FIRST = 16;
 const ROWS_MAX = 1_024;
-/** Batches inside one key of a multiset seek by going over what was read: each is twice as large, up to this. */
-const INSIDE_KEY_MAX = 256;
 
 /** What a walk shows of a collection. */
 export const WALK_ROWS = 0;
@@ -79,8 +77,7 @@ export class RangeIterable<K, V, T> implements IterableIterator<T>, AsyncIterabl
   readonly #hold: Hold;
   readonly #walk: number;
   /** Behind which value of the key at the bound the next batch begins. */
-  #resume: Resume | undefined;
-  #insideKey = 1;
+  readonly #place: PairPlace = new PairPlace();
   #left: number;
   #rows = ROWS_FIRST;
   #batch: RowBatch | undefined;
@@ -178,9 +175,9 @@ export class RangeIterable<K, V, T> implements IterableIterator<T>, AsyncIterabl
             this.#collection,
             this.#hold.T,
             this.#bounds,
-            this.#resume,
-            this.#insideKey === 1 ? rows : ROWS_MAX * this.#insideKey,
-            BATCH_SLAB_BYTES * this.#insideKey,
+            this.#place.resume,
+            this.#place.factor === 1 ? rows : ROWS_MAX * this.#place.factor,
+            BATCH_SLAB_BYTES * this.#place.factor,
           );
     this.#at = 0;
     if (this.#batch.count === 0) {
@@ -207,15 +204,7 @@ export class RangeIterable<K, V, T> implements IterableIterator<T>, AsyncIterabl
 
   /** As `#moveBounds`, to the next value of the key. */
   #moveInside(batch: RowBatch, key: Uint8Array): void {
-    const { places, slab, count } = batch;
-    const last = (count - 1) * 3;
-    const value = new Uint8Array(slab.subarray(places[last + 1], places[last + 2]));
-    const isInside =
-      this.#resume !== undefined &&
-      compareBytes(this.#resume.key, key) === 0 &&
-      compareBytes(slab.subarray(places[0], places[1]), key) === 0;
-    this.#insideKey = isInside ? Math.min(INSIDE_KEY_MAX, 2 * this.#insideKey) : 1;
-    this.#resume = { key, value };
+    this.#place.moveOn(batch, key);
     if (this.#bounds.reverse) {
       this.#bounds.upper = successor(key);
       this.#bounds.upperOpen = false;

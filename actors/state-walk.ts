@@ -3,16 +3,12 @@
  * batch after the other. Between batches nothing is held but what the caller holds: each enters anew and
  * goes on behind the last row. Used by feeds and differences, on their client's thread.
  */
-import { compareBytes } from '../core/base/bytes.ts';
 import type { Client } from './client.ts';
 import { successor } from './key-range.ts';
 import type { ByteRange } from './key-range.ts';
-import type { Resume } from './pair-reader.ts';
+import { PairPlace } from './pair-place.ts';
 import { BATCH_SLAB_BYTES } from './reader.ts';
 import type { RangeBounds, RowBatch } from './reader.ts';
-
-/** Batches inside one key of a multiset seek by going over what was read: each is twice as large, up to this. */
-const INSIDE_KEY_MAX = 256;
 
 /** What is walked: an id, and whether a key may have several values. */
 export type Walked = { readonly id: number; readonly kind: 'keyed' | 'multiset' };
@@ -23,8 +19,7 @@ export class StateWalk {
   readonly isMultiset: boolean;
   readonly #T: number;
   readonly #bounds: RangeBounds;
-  #resume: Resume | undefined;
-  #insideKey = 1;
+  readonly #place: PairPlace = new PairPlace();
   /** Nothing follows the last batch. */
   ended: boolean;
 
@@ -51,9 +46,9 @@ export class StateWalk {
             this.#id,
             this.#T,
             this.#bounds,
-            this.#resume,
-            rowsMax * this.#insideKey,
-            BATCH_SLAB_BYTES * this.#insideKey,
+            this.#place.resume,
+            rowsMax * this.#place.factor,
+            BATCH_SLAB_BYTES * this.#place.factor,
           )
         : reader.readRange(this.#id, this.#T, this.#bounds, rowsMax);
     } finally {
@@ -70,22 +65,15 @@ export class StateWalk {
     return this.isMultiset ? batch.diffs[row] : 1;
   }
 
-  #moveOn({ slab, places, count }: RowBatch): void {
+  #moveOn(batch: RowBatch): void {
+    const { slab, places, count } = batch;
     const last = (count - 1) * 3;
     const key = new Uint8Array(slab.subarray(places[last], places[last + 1]));
     if (!this.isMultiset) {
       this.#bounds.lower = successor(key);
       return;
     }
-    const isInside =
-      this.#resume !== undefined &&
-      compareBytes(this.#resume.key, key) === 0 &&
-      compareBytes(slab.subarray(places[0], places[1]), key) === 0;
-    this.#insideKey = isInside ? Math.min(INSIDE_KEY_MAX, 2 * this.#insideKey) : 1;
-    this.#resume = {
-      key,
-      value: new Uint8Array(slab.subarray(places[last + 1], places[last + 2])),
-    };
+    this.#place.moveOn(batch, key);
     this.#bounds.lower = key;
   }
 }
