@@ -23,6 +23,11 @@ export type RoomOptions = {
   readonly preparedBytes?: number;
   /** False where overwriting is no cheaper (copy-on-write file systems): no zeros ahead, no spares. */
   readonly prepare?: boolean;
+  /**
+   * False where syncs are few: zeros ahead would cost as many bytes as the log itself, and save nothing.
+   * Segments grow as they are written, and a spare is a name alone.
+   */
+  readonly zeros?: boolean;
 };
 
 export type RoomResume = {
@@ -50,7 +55,8 @@ export type SpareFigures = {
 
 /** Zeros that a segment begins with under these options. */
 export function preparedBytesOf(options: RoomOptions): number {
-  return (options.prepare ?? true) ? (options.preparedBytes ?? zeroChunkBytesMin) : 0;
+  const isZeroed = (options.prepare ?? true) && (options.zeros ?? true);
+  return isZeroed ? (options.preparedBytes ?? zeroChunkBytesMin) : 0;
 }
 
 export class LogRoom {
@@ -62,9 +68,12 @@ export class LogRoom {
 
   /** Of the file that `nextSegment` gave last: old bytes are in it. */
   nextIsRecycled = false;
+  /** And how much of it is written: all of a spare that was filled or recycled. */
+  nextBytes = 0;
 
   readonly #segmentBytes: number;
   readonly #prepare: boolean;
+  readonly #zeros: boolean;
   readonly #gapBytes: number;
   #chunkBytes: number;
   // The zeroing job that is out; #zeroSeq 0: none.
@@ -75,6 +84,7 @@ export class LogRoom {
   #filled: boolean;
   #highestSeq: number;
   #spareSeq: number;
+  #spareBytes: number;
   #spareOut = 0;
   #spareRecycled: boolean;
   #lateSpareSeq = 0;
@@ -89,12 +99,14 @@ export class LogRoom {
   constructor(options: RoomOptions, resume: RoomResume) {
     this.#segmentBytes = options.segmentBytes;
     this.#prepare = options.prepare ?? true;
+    this.#zeros = options.zeros ?? true;
     this.#gapBytes = options.preparedBytes ?? zeroChunkBytesMin;
     this.#chunkBytes = this.#gapBytes;
     this.zeroedEnd = resume.zeroedEnd;
     this.#filled = resume.filled;
     this.#highestSeq = resume.highestSeq;
     this.#spareSeq = resume.spareSeq;
+    this.#spareBytes = options.segmentBytes;
     this.#spareRecycled = resume.spareRecycled;
     this.spares.ready = resume.spareSeq === 0 ? 0 : 1;
   }
@@ -115,6 +127,7 @@ export class LogRoom {
     this.#filled = true;
     const spare = this.#spareSeq;
     this.nextIsRecycled = spare !== 0 && this.#spareRecycled;
+    this.nextBytes = spare === 0 ? 0 : this.#spareBytes;
     this.#spareSeq = 0;
     this.spares.ready = 0;
     if (spare !== 0) return spare;
@@ -123,9 +136,14 @@ export class LogRoom {
     return -this.#highestSeq;
   }
 
-  /** The live file is a new one now. */
-  opened(created: boolean): void {
-    this.zeroedEnd = created ? 0 : this.#segmentBytes;
+  /** The live file is the one that `nextSegment` gave. */
+  opened(): void {
+    this.zeroedEnd = this.nextBytes;
+  }
+
+  /** Nothing is prepared: whoever writes appends, and what is promised is what the disk has to spare. */
+  get isAppending(): boolean {
+    return !this.#zeros;
   }
 
   /**
@@ -134,7 +152,7 @@ export class LogRoom {
    */
   preparedFor(position: number): number {
     const live = this.zeroedEnd - position;
-    const spare = this.#spareSeq === 0 ? 0 : this.#segmentBytes - SEGMENT_BLOCK_BYTES;
+    const spare = this.#spareSeq === 0 ? 0 : this.#spareBytes - SEGMENT_BLOCK_BYTES;
     return Math.max(0, Math.max(live, spare) - RESERVE_BYTES);
   }
 
@@ -146,7 +164,7 @@ export class LogRoom {
 
   /** Bytes that the spare under way will take from the disk. */
   get spareBytesOut(): number {
-    return this.#spareOut === 0 ? 0 : this.#segmentBytes;
+    return this.#spareOut === 0 ? 0 : this.#newSpareBytes;
   }
 
   /**
@@ -155,7 +173,7 @@ export class LogRoom {
    * wanted now.
    */
   zeroWanted(seq: number, position: number, promised = 0, wanted = 0): ZeroJob | undefined {
-    if (!this.#mayPrepare() || this.#zeroSeq === seq) return undefined;
+    if (!this.#zeros || !this.#mayPrepare() || this.#zeroSeq === seq) return undefined;
     const room = this.zeroedEnd - position;
     if (room * 2 >= this.#chunkBytes && room - RESERVE_BYTES >= wanted) return undefined;
     // With no room left a gap is kept, into which the writer may append while the job runs.
@@ -202,7 +220,7 @@ export class LogRoom {
     if (recycle) this.#offeredSeq = 0;
     this.#lateSpareSeq = 0;
     this.#spareReused = late !== 0;
-    return { seq: this.#spareOut, bytes: this.#segmentBytes, reuseSeq, recycle };
+    return { seq: this.#spareOut, bytes: this.#newSpareBytes, reuseSeq, recycle };
   }
 
   /**
@@ -210,6 +228,8 @@ export class LogRoom {
    * now on, and nobody else may touch it. False: no spare is wanted, for one is there, or in the making.
    */
   offer(seq: number): boolean {
+    // One that grew as it was written has a size of its own.
+    if (!this.#zeros) return false;
     this.#isOffering = true;
     const isWanted = this.#mayPrepare() && this.#filled && this.#lateSpareSeq === 0;
     if (!isWanted || this.#spareSeq !== 0 || this.#spareOut !== 0) return false;
@@ -239,6 +259,7 @@ export class LogRoom {
     else this.spares.made++;
     if (seq > liveSeq) {
       this.#spareSeq = seq;
+      this.#spareBytes = this.#newSpareBytes;
       this.#spareRecycled = hasOld;
     } else {
       this.#lateSpareSeq = seq;
@@ -247,7 +268,12 @@ export class LogRoom {
     this.spares.ready = this.#spareSeq === 0 ? 0 : 1;
   }
 
+  get #newSpareBytes(): number {
+    return this.#zeros ? this.#segmentBytes : SEGMENT_BLOCK_BYTES;
+  }
+
   #mayPrepare(): boolean {
-    return this.#prepare && !this.failed && this.#meanBatchBytes <= PREPARE_BATCH_BYTES_MAX;
+    if (!this.#prepare || this.failed) return false;
+    return !this.#zeros || this.#meanBatchBytes <= PREPARE_BATCH_BYTES_MAX;
   }
 }

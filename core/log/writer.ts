@@ -277,6 +277,11 @@ export class LogWriter {
     return this.#mayPrepare();
   }
 
+  /** Nothing is prepared ahead: segments grow as they are written. */
+  get isAppending(): boolean {
+    return this.#room.isAppending;
+  }
+
   /** What became of spare segments so far. */
   get spares(): Readonly<SpareFigures> {
     return this.#room.spares;
@@ -681,7 +686,7 @@ export class LogWriter {
     // The header block goes before the first record, in the same write.
     const header: SegmentHeader = {
       roCompat: 0,
-      compat: this.#created ? 0 : this.#room.nextIsRecycled ? COMPAT_RECYCLED : COMPAT_ZERO_FILLED,
+      compat: this.#compatOfNext(),
       logId: this.logId,
       seq: this.seq,
       baseOffset: this.baseOffset,
@@ -697,6 +702,11 @@ export class LogWriter {
     this.#staged += SEGMENT_BLOCK_BYTES;
     this.#batchBytes += SEGMENT_BLOCK_BYTES;
     this.#phase = PHASE_SEAL_WRITE;
+  }
+
+  #compatOfNext(): number {
+    if (this.#room.nextIsRecycled) return COMPAT_RECYCLED;
+    return this.#room.nextBytes >= this.#segmentBytes ? COMPAT_ZERO_FILLED : 0;
   }
 
   #sealWrite(): LogStep {
@@ -718,7 +728,7 @@ export class LogWriter {
       this.#fail('open', error, 0);
     }
     this.#fileSeq = this.seq;
-    this.#room.opened(this.#created);
+    this.#room.opened();
   }
 
   #firstWrite(): void {

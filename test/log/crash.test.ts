@@ -121,14 +121,14 @@ class Hand {
   }
 }
 
-function born(disk: SimDisk, seen: Witnessed, prng: Prng): Hand {
-  const writer = LogWriter.create(disk, LOG_ID, OPTIONS);
+function born(disk: SimDisk, seen: Witnessed, prng: Prng, options: LogOptions = OPTIONS): Hand {
+  const writer = LogWriter.create(disk, LOG_ID, options);
   seen.created = true;
   return new Hand(disk, writer, seen, prng);
 }
 
-function reborn(disk: SimDisk, seen: Witnessed, prng: Prng): Hand {
-  const writer = resumed(disk, recover(disk, seen.facts, OPTIONS), OPTIONS);
+function reborn(disk: SimDisk, seen: Witnessed, prng: Prng, options: LogOptions = OPTIONS): Hand {
+  const writer = resumed(disk, recover(disk, seen.facts, options), options);
   return new Hand(disk, writer, seen, prng);
 }
 
@@ -153,6 +153,26 @@ const busy: Life = (disk, seen, prng) => {
     if (i % 4 === 0) hand.prepare();
     if (i % 3 === 1) hand.sync();
     if (i === 7) hand.flushed();
+  }
+};
+
+/** Without zeros: appended to, spares that are names alone; then opened with zeros, and without again. */
+const growing: Life = (disk, seen, prng) => {
+  const options = { ...OPTIONS, zeros: false };
+  let hand = born(disk, seen, prng, options);
+  for (const next of [OPTIONS, options, undefined]) {
+    for (let i = 0; i < 12; i++) {
+      hand.commit(prng.pick([300, 1500, 2500]));
+      if (i % 4 === 0) hand.prepare();
+      if (i % 3 === 1) hand.sync();
+    }
+    hand.flushed();
+    hand.drop();
+    hand.prepare();
+    if (next === undefined) return;
+    close(hand.writer);
+    seen.durable = hand.writer.durable;
+    hand = reborn(disk, seen, prng, next);
   }
 };
 
@@ -320,7 +340,7 @@ function enumerate(life: Life, seed: number, from: number, step: number): number
   return states;
 }
 
-for (const life of [quiet, busy, recycling, several]) {
+for (const life of [quiet, busy, recycling, growing, several]) {
   test(`nothing acknowledged is lost, whenever it dies: ${life.name}`, () => {
     let states = 0;
     for (const seed of [1, 2]) states += enumerate(life, seed, 0, 1);
@@ -407,7 +427,7 @@ const HARMLESS = /ZeroFill\.step|SpareMaker\.#fill|LogRecovery\.#syncFiles/;
 test('turning any one sync off is noticed, but those that are only for speed', () => {
   Error.stackTraceLimit = 20;
   const sites = new Set<string>();
-  for (const life of [quiet, busy, recycling, several]) {
+  for (const life of [quiet, busy, recycling, growing, several]) {
     live(life, 1, (call) => {
       if (isSync(call)) sites.add(siteOf());
       return undefined;

@@ -709,6 +709,41 @@ test('spares are made once a segment has filled, used in order, and late ones ar
   );
 });
 
+test('without zeros segments grow as they are written, and a spare is a name alone', () => {
+  const options = { ...SMALL, zeros: false };
+  const disk = storeDisk();
+  const writer = LogWriter.create(disk, LOG_ID, options);
+  const prng = new Prng(1);
+  assert.equal(disk.stat('wal/0000000001.seg')?.bytes, 4096);
+  assert.equal(writer.zeroWanted(100_000, 100_000), undefined);
+  const rotate = (): LogStep[] => {
+    const steps: LogStep[] = [];
+    const { seq } = writer;
+    while (writer.seq === seq) appendTo(writer, payloadOf(prng, 1, 5000), 1);
+    while (writer.full) steps.push(writer.step(true));
+    drain(writer);
+    return steps;
+  };
+  rotate();
+  assert.equal(writer.preparedBytes, 0);
+  assert.equal(writer.offerSegment(1), false, 'a segment of a size of its own is no spare');
+  const job = writer.spareWanted();
+  assert.deepEqual(job, { seq: 3, bytes: 4096, reuseSeq: 0, recycle: false });
+  assert.ok(job !== undefined, 'it was looked at above');
+  const maker = new SpareMaker(disk, job);
+  while (maker.step());
+  writer.spareReady(3, true);
+  assert.equal(writer.preparedBytes, 0, 'nothing is promised for its sake');
+  assert.deepEqual(rotate(), ['wrote', 'synced', 'moved', 'wrote', 'synced', 'rotated']);
+  assert.equal(writer.seq, 3);
+  assert.equal(disk.stat('wal/0000000003.seg')?.bytes, writer.position);
+  close(writer);
+  assert.equal(recover(disk, factsOf(), options).recovery.next, writer.next);
+  // With zeros wanted such a spare is none: it is not used, and goes.
+  const { recovery } = recover(disk, factsOf(), SMALL);
+  assert.equal(recovery.next, writer.next);
+});
+
 test('large batches and disks without cheap overwrites get no preparation', () => {
   const disk = storeDisk();
   const writer = LogWriter.create(disk, LOG_ID, { segmentBytes: 64 << 20, prepare: false });
