@@ -25,7 +25,10 @@ export interface JobPool {
   cancel(id: number): void;
   /** Steps that a running job has done; 0 before it has a worker, or where its steps are the host's own. */
   steps(id: number): number;
-  /** Ends a job with its worker; it answers as failed, and the next job gets another worker. */
+  /**
+   * Ends a job with its worker; it answers as failed, and the next job gets another worker. A job that writes
+   * where the log is to go on answers only when its thread is gone: a call that it hangs in may yet be done.
+   */
   replace(id: number): void;
   poll(): JobAnswer | undefined;
   /** Runs a slice of pending work where there are no worker threads; true when it did something. */
@@ -67,6 +70,15 @@ export function makeWorkers(workerUrl: URL, count: number): Piscina<WorkerTask, 
   return workers;
 }
 
+type Running = {
+  readonly flag: CancelFlag;
+  readonly abort: AbortController;
+  /** It writes where the log will, once it has answered. */
+  readonly isOfLog: boolean;
+  /** Its worker was ended: resolves when the thread is gone. */
+  ended: Promise<unknown> | undefined;
+};
+
 export class PiscinaPool implements JobPool {
   readonly workers: number;
   readonly #piscina: Piscina<WorkerTask, unknown>;
@@ -74,7 +86,7 @@ export class PiscinaPool implements JobPool {
   readonly #directory: string;
   readonly #descriptors: SharedArrayBuffer;
   readonly #wake: () => void;
-  readonly #running: Map<number, { flag: CancelFlag; abort: AbortController }> = new Map();
+  readonly #running: Map<number, Running> = new Map();
   readonly #answers: JobAnswer[] = [];
 
   constructor(
@@ -95,7 +107,9 @@ export class PiscinaPool implements JobPool {
   start(id: number, job: Job): void {
     const flag = new CancelFlag();
     const abort = new AbortController();
-    this.#running.set(id, { flag, abort });
+    const isOfLog = job.kind === 'zero' || job.kind === 'spare';
+    const running: Running = { flag, abort, isOfLog, ended: undefined };
+    this.#running.set(id, running);
     const task = {
       job,
       arena: this.#arena,
@@ -105,7 +119,11 @@ export class PiscinaPool implements JobPool {
     };
     this.#piscina.run(task, { signal: abort.signal }).then(
       (value) => this.#answer({ id, value }),
-      (error: unknown) => this.#answer({ id, failure: toPlainError(error) }),
+      (error: unknown) => {
+        const answer = (): void => this.#answer({ id, failure: toPlainError(error) });
+        if (running.ended === undefined) answer();
+        else void running.ended.finally(answer);
+      },
     );
   }
 
@@ -118,7 +136,14 @@ export class PiscinaPool implements JobPool {
   }
 
   replace(id: number): void {
-    this.#running.get(id)?.abort.abort();
+    const running = this.#running.get(id);
+    if (running === undefined || running.ended !== undefined) return;
+    const before = this.#piscina.threads;
+    running.abort.abort();
+    if (!running.isOfLog) return;
+    const left = new Set(this.#piscina.threads);
+    const gone = before.filter((thread) => !left.has(thread));
+    running.ended = Promise.all(gone.map((thread) => thread.terminate()));
   }
 
   poll(): JobAnswer | undefined {

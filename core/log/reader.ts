@@ -23,6 +23,7 @@ import {
   RECORD_WATERMARK,
   RecordHeader,
   isRecordHeader,
+  isRecordTrace,
   syncWordOf,
 } from './record.ts';
 
@@ -227,12 +228,13 @@ export class TailScan {
   firstAt = -1;
   /**
    * End of the last byte that is not zero; of a recycled segment, where old bytes lie everywhere, of the
-   * last record whose header is sound. `from` when there is none.
+   * last record whose header is sound, or of one at `from` whose header is half so. `from` when there is none.
    */
   contentEnd: number;
 
   readonly #source: SegmentBytes;
   readonly #salt: number;
+  readonly #from: number;
   readonly #end: number;
   readonly #isRecycled: boolean;
   readonly #bytes: Uint8Array;
@@ -252,6 +254,7 @@ export class TailScan {
     this.#source = source;
     this.#salt = salt;
     this.#isRecycled = isRecycled;
+    this.#from = from;
     this.#at = from;
     this.#end = end;
     this.contentEnd = from;
@@ -270,6 +273,7 @@ export class TailScan {
     const last = this.#isBlank(got) ? 0 : lastContent(this.#bytes, got);
     if (last > 0) {
       if (!this.#isRecycled) this.contentEnd = this.#at + last;
+      else if (this.#at === this.#from) this.#lookForTrace(got);
       this.#look(got);
     }
     if (got < wanted || this.#at + got >= this.#end) return false;
@@ -284,6 +288,16 @@ export class TailScan {
     if (got !== this.#bytes.length) return false;
     if (zeros.length < got) zeros = Buffer.alloc(got);
     return zeros.compare(this.#bytes, 0, got, 0, got) === 0;
+  }
+
+  /** Where a record would begin, one that is damaged in one place must not pass for what was there before. */
+  #lookForTrace(got: number): void {
+    if (got < RECORD_HEADER_BYTES) return;
+    if (!isRecordTrace(this.#bytes, 0, this.#salt, this.#at)) return;
+    this.#header.decode(this.#bytes, 0, 0, this.#at);
+    const { payloadLen, bytes } = this.#header;
+    const length = payloadLen <= commitBytesMax ? bytes : RECORD_HEADER_BYTES;
+    this.contentEnd = Math.min(this.#end, this.#at + length);
   }
 
   #look(got: number): void {

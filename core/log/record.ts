@@ -176,6 +176,23 @@ export function isRecordHeader(
   );
 }
 
+/**
+ * True when half of a header of this place stands at bytes[at]: its sync word, or numbers that pass its CRC.
+ * Bytes that some other use of the file left have neither; a header with one damaged place has one of them.
+ */
+export function isRecordTrace(
+  bytes: Uint8Array,
+  at: number,
+  salt: number,
+  position: number,
+): boolean {
+  return (
+    getU32(bytes, at + RECORD_SYNC_OFFSET) === syncWordOf(salt) ||
+    getU32(bytes, at + RECORD_HEADER_CRC_OFFSET) ===
+      crc32Table(bytes, at + CRC_FROM, CRC_BYTES, crcSeed(salt, position))
+  );
+}
+
 /** The numbers of a record. One object per reader, filled anew for each record. */
 export class RecordHeader {
   kind = 0;

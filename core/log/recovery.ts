@@ -29,7 +29,7 @@
  *   last segment, zeros or end of file      clean end; a manifest witness above k: LOG_BEHIND_MANIFEST
  *   last segment, a witness above k         CHECKSUM (witness: a claim beyond P, or the manifest's)
  *   last segment, bytes but no witness      torn tail: quarantined (strictTail: error TORN_TAIL)
- *   the same, recycled, no sound header     clean end: what lies there is of the file's earlier use
+ *   the same, recycled, not half a header   clean end: what lies there is of the file's earlier use
  *   after CLEAN, whatever it is             as above, for CLEAN is the end until it is overwritten
  *
  *   end of the log                          the writer goes on

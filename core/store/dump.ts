@@ -12,11 +12,14 @@ import {
   RECORD_ALIGN,
   RECORD_CLEAN,
   RECORD_COMMIT,
+  RECORD_HEADER_BYTES,
+  RECORD_KIND_OFFSET,
   RECORD_PAD,
   RECORD_SEAL,
   RECORD_WATERMARK,
+  isRecordHeader,
 } from '../log/record.ts';
-import { SEGMENT_BLOCK_BYTES } from '../log/segment.ts';
+import { SEGMENT_BLOCK_BYTES, saltOf } from '../log/segment.ts';
 import { isZero } from '../log/reader.ts';
 import type { SegmentReader } from '../log/reader.ts';
 import { cursorAtBase } from '../log/verify.ts';
@@ -84,6 +87,8 @@ export type DumpPlace = {
   readonly cursor: Cursor | undefined;
   readonly seq: number;
   readonly position: number;
+  /** Of the segment: tells its records from whatever else lies in its file. */
+  readonly salt: number;
 };
 
 const RECORD_KINDS: { readonly [kind: number]: string } = {
@@ -179,7 +184,10 @@ class Dump {
       place = yield* this.#segment(logId, file, place);
       if (place.next >= to) break;
     }
-    return place ?? { next: from, cursor: undefined, seq: top.seq, position: SEGMENT_BLOCK_BYTES };
+    if (place !== undefined) return place;
+    const { seq } = top;
+    const salt = saltOf(logId, seq);
+    return { next: from, cursor: undefined, seq, position: SEGMENT_BLOCK_BYTES, salt };
   }
 
   *#segment(
@@ -223,6 +231,7 @@ class Dump {
         cursor: atClean ?? { ...cursor },
         seq: file.seq,
         position: at,
+        salt: saltOf(logId, file.seq),
       };
       if (next >= this.#options.to) return here;
       if (walk.error === undefined) {
@@ -330,21 +339,27 @@ function bytesOf(bytes: Uint8Array, offset: number, length: number): DumpedBytes
 /** True when nothing can have been added behind the place: a cheap look, so that following costs little. */
 export function isStill(storage: Storage, place: DumpPlace): boolean {
   const path = segmentPath(place.seq);
-  if (!isBlank(storage, path, place.position)) return false;
+  const header = new Uint8Array(RECORD_HEADER_BYTES);
+  if (readAt(storage, path, header, place.position) < 0) return false;
+  // What is there may be zeros, bytes of an earlier use of the file, or the CLEAN that the next record is to replace.
+  const isRecord = isRecordHeader(header, 0, place.salt, place.position);
+  if (isRecord && header[RECORD_KIND_OFFSET] !== RECORD_CLEAN) return false;
   for (const name of storage.list(LOG_DIR)) {
     if (!name.endsWith('.seg') || `${LOG_DIR}/${name}` <= path) continue;
     // A spare that has been taken has a header.
-    if (!isBlank(storage, `${LOG_DIR}/${name}`, 0)) return false;
+    const begin = new Uint8Array(RECORD_ALIGN);
+    const got = readAt(storage, `${LOG_DIR}/${name}`, begin, 0);
+    if (got < 0 || !isZero(begin, 0, got)) return false;
   }
   return true;
 }
 
-function isBlank(storage: Storage, path: string, position: number): boolean {
-  if (storage.stat(path) === undefined) return false;
+/** How many bytes there were; -1 when the file is not there. */
+function readAt(storage: Storage, path: string, bytes: Uint8Array, position: number): number {
+  if (storage.stat(path) === undefined) return -1;
   const fd = storage.open(path, 'read');
   try {
-    const bytes = new Uint8Array(RECORD_ALIGN);
-    return isZero(bytes, 0, storage.read(fd, bytes, 0, bytes.length, position));
+    return storage.read(fd, bytes, 0, bytes.length, position);
   } finally {
     storage.close(fd);
   }

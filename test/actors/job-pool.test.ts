@@ -3,10 +3,12 @@
  * for a worker that never comes.
  */
 import assert from 'node:assert/strict';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import { closeSync, mkdtempSync, openSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import type { Worker } from 'node:worker_threads';
 import { pathToFileURL } from 'node:url';
 import { PiscinaPool, makeWorkers } from '../../actors/job-pool.ts';
 import type { JobAnswer } from '../../actors/job-pool.ts';
@@ -18,7 +20,7 @@ const NO_BYTES = new SharedArrayBuffer(8);
 /** A pool whose workers run this instead of jobs. */
 async function withPool(
   code: string,
-  use: (pool: PiscinaPool, threads: () => number) => Promise<void>,
+  use: (pool: PiscinaPool, threads: () => Worker[], directory: string) => Promise<void>,
 ): Promise<void> {
   const directory = mkdtempSync(join(tmpdir(), 'tidemark-'));
   const file = join(directory, 'worker.mjs');
@@ -26,7 +28,7 @@ async function withPool(
   const workers = makeWorkers(pathToFileURL(file), 2);
   try {
     const pool = new PiscinaPool(workers, NO_BYTES, directory, NO_BYTES, () => {});
-    await use(pool, () => workers.threads.length);
+    await use(pool, () => workers.threads, directory);
   } finally {
     await workers.destroy();
     rmSync(directory, { recursive: true });
@@ -51,7 +53,7 @@ test('a worker that dies idle fails no job, and the next one has another', async
     for (let id = 0; id < 4; id++) {
       pool.start(id, job('last'));
       assert.deepEqual(await answerOf(pool), { id, value: 'last' });
-      await until('the worker is gone', () => threads() === 0);
+      await until('the worker is gone', () => threads().length === 0);
     }
   });
 });
@@ -121,3 +123,38 @@ test('a worker that hears nothing any more is replaced, and its job fails', asyn
     }
   });
 });
+
+for (const kind of ['zero', 'spare']) {
+  test(`a ${kind} job whose call hangs answers when its thread is gone, not before`, async () => {
+    const code = `import { closeSync, openSync } from 'node:fs';
+    export default ({ job, cancel, directory }) => {
+      Atomics.store(new Int32Array(cancel), 1, 7);
+      closeSync(openSync(directory + '/pipe', 'r'));
+      return job.kind;
+    }`;
+    await withPool(code, async (pool, threads, directory) => {
+      execFileSync('mkfifo', [join(directory, 'pipe')]);
+      pool.start(1, job(kind));
+      await until('it has begun', () => pool.steps(1) === 7);
+      const [thread] = threads();
+      let isGone = false;
+      thread.on('exit', () => (isGone = true));
+      pool.replace(1);
+      pool.replace(1);
+      let answer: JobAnswer | undefined;
+      try {
+        for (let i = 0; i < 200 && !isGone; i++) {
+          await turn();
+          answer = pool.poll();
+          assert.ok(answer === undefined || isGone, 'it may still write');
+        }
+      } finally {
+        closeSync(openSync(join(directory, 'pipe'), 'r+'));
+      }
+      answer ??= await answerOf(pool);
+      assert.ok(isGone, 'the thread is gone');
+      assert.equal(answer.id, 1);
+      assert.match(answer.failure?.message ?? '', /aborted/);
+    });
+  });
+}

@@ -7,6 +7,14 @@ import { TidemarkError } from '../../core/base/errors.ts';
 import { Prng } from '../../core/base/prng.ts';
 import { PayloadWalker, validatePayload } from '../../core/log/payload.ts';
 import {
+  READ_BAD_HEADER,
+  READ_MORE,
+  READ_RECORD,
+  SegmentReader,
+  TailScan,
+} from '../../core/log/reader.ts';
+import type { SegmentBytes } from '../../core/log/reader.ts';
+import {
   RECORD_CLEAN,
   RECORD_COMMIT,
   RECORD_HEADER_BYTES,
@@ -21,6 +29,7 @@ import {
   isRecordHeader,
 } from '../../core/log/record.ts';
 import {
+  COMPAT_RECYCLED,
   REASON_ROTATE,
   SEGMENT_BLOCK_BYTES,
   SEGMENT_COPY_OFFSET,
@@ -151,6 +160,73 @@ test('version 1 keeps its bytes, and reads back field by field', () => {
   }
   assert.deepEqual(bytes, new Uint8Array(readFileSync(new URL('v1.seg', GOLDEN))));
   assert.equal(text, readFileSync(new URL('v1.txt', GOLDEN), 'utf8'));
+});
+
+/** The golden segment's file as segment 9: another header, two records; behind them what was there. */
+function goldenRecycled(): Uint8Array {
+  const bytes = goldenSegment();
+  const to = { words: new Uint32Array(bytes.buffer), bytes, at: SEGMENT_BLOCK_BYTES };
+  const seq = 9;
+  const base = 2 ** 33 + 40;
+  const atMs = 1_700_000_000_456;
+  encodeSegmentBlock(bytes, 0, {
+    roCompat: 0,
+    compat: COMPAT_RECYCLED,
+    logId: LOG_ID,
+    seq,
+    baseOffset: base,
+    prevSeq: 8,
+    prevEndPos: 7_777,
+    prevChain: 0x0123_4567,
+    epoch: 4,
+    plannedBytes: 8_192,
+    baseAtMs: atMs,
+    reason: REASON_ROTATE,
+  });
+  const salt = saltOf(LOG_ID, seq);
+  const one = transactionOf(OPS.slice(0, 2));
+  put(to, salt, RECORD_COMMIT, 1, 1, base, 4, 0x0123_4567, base, atMs + 1, one);
+  const chain = chainAfter(0x0123_4567, base, 1, 4, one.length, crc32(one), atMs + 1);
+  put(to, salt, RECORD_WATERMARK, 1, 0, base + 1, 4, chain, base + 1, atMs + 1, NONE);
+  return bytes;
+}
+
+test('a recycled segment keeps its bytes too: its own records, and what lies behind them', () => {
+  const bytes = goldenRecycled();
+  const text = printSegment(bytes);
+  if (REWRITE) {
+    writeFileSync(new URL('v1-recycled.seg', GOLDEN), bytes);
+    writeFileSync(new URL('v1-recycled.txt', GOLDEN), text);
+  }
+  const golden = new Uint8Array(readFileSync(new URL('v1-recycled.seg', GOLDEN)));
+  assert.deepEqual(bytes, golden);
+  assert.equal(text, readFileSync(new URL('v1-recycled.txt', GOLDEN), 'utf8'));
+  const { header } = decodeSegmentBlock(golden, 'it');
+  assert.equal(header?.compat, COMPAT_RECYCLED);
+  const source: SegmentBytes = {
+    read: (target, at, length, position) => {
+      const part = golden.subarray(position, position + length);
+      target.set(part, at);
+      return part.length;
+    },
+  };
+  const salt = saltOf(LOG_ID, 9);
+  const reader = new SegmentReader(source, 9, salt, SEGMENT_BLOCK_BYTES, golden.length);
+  const kinds: number[] = [];
+  let found = reader.next();
+  for (; found === READ_MORE || found === READ_RECORD; found = reader.next()) {
+    if (found === READ_RECORD) kinds.push(reader.header.kind);
+  }
+  assert.deepEqual(kinds, [RECORD_COMMIT, RECORD_WATERMARK]);
+  assert.equal(found, READ_BAD_HEADER, 'old bytes');
+  const tail = new TailScan(source, salt, reader.position, golden.length, true);
+  while (tail.step());
+  assert.equal(tail.headers, 0);
+  assert.equal(tail.contentEnd, reader.position, 'nothing of this segment');
+  // To its old number they are records still.
+  const before = new TailScan(source, saltOf(LOG_ID, 7), reader.position, golden.length, true);
+  while (before.step());
+  assert.ok(before.headers > 0, `${before.headers} old headers`);
 });
 
 test('headers are what a naive encoder makes of the table', () => {

@@ -9,7 +9,13 @@ import { TidemarkError } from '../../core/base/errors.ts';
 import { Prng } from '../../core/base/prng.ts';
 import { SpareMaker } from '../../core/log/prepare.ts';
 import type { LogFacts } from '../../core/log/recovery.ts';
-import { COMPAT_RECYCLED, COMPAT_ZERO_FILLED, decodeSegmentBlock } from '../../core/log/segment.ts';
+import { recordBytes, syncWordOf } from '../../core/log/record.ts';
+import {
+  COMPAT_RECYCLED,
+  COMPAT_ZERO_FILLED,
+  decodeSegmentBlock,
+  saltOf,
+} from '../../core/log/segment.ts';
 import { LogWriter } from '../../core/log/writer.ts';
 import { segmentPath } from '../../core/storage/names.ts';
 import type { SimDisk } from '../sim/disk.ts';
@@ -157,6 +163,55 @@ test('damage below what was durable is CHECKSUM in a recycled segment as in any 
       );
     }
   }
+});
+
+test('the last record with one damaged place is a torn tail, never the end of the log', () => {
+  const { disk, writer, facts, prng } = begunInOld(7);
+  appendTo(writer, payloadOf(prng, 1, 300), 1);
+  drain(writer);
+  const { next, position } = writer;
+  appendTo(writer, payloadOf(prng, 1, 300), 1);
+  drain(writer);
+  const path = segmentPath(writer.seq);
+  const end = writer.position;
+  const found = (change: (bytes: Buffer) => void): string => {
+    const copy = disk.processCrash();
+    const bytes = Buffer.from(copy.bytesOf(path)!);
+    change(bytes);
+    copy.remove(path);
+    copy.plant(path, bytes);
+    const { recovery } = recover(copy, facts);
+    assert.equal(recovery.next, next);
+    return `${recovery.torn?.position} ${recovery.epoch}`;
+  };
+  const torn = `${position} 1`;
+  for (let bit = 0; bit < (end - position) * 8; bit++) {
+    const at = position + (bit >> 3);
+    const flip = (bytes: Buffer): void => void (bytes[at] ^= 1 << (bit & 7));
+    assert.equal(found(flip), torn, `bit ${bit & 7} of byte ${at - position}`);
+  }
+  // Of a header that is gone as a whole nothing tells, be it by zeros or by what was there before.
+  const wipe = (bytes: Buffer): void => void bytes.fill(0, position, position + 48);
+  assert.equal(found(wipe), 'undefined 0');
+});
+
+/** Every record as large as the one that stood in its place: old and new headers at the same positions. */
+test('old records that stand exactly where the next would are not taken for it', () => {
+  const { disk, writer, facts, prng } = begunInOld(8);
+  const old = Buffer.from(disk.bytesOf(segmentPath(writer.seq))!);
+  const places = [];
+  const payload = payloadOf(prng, 1, 900);
+  while (writer.position + 2 * recordBytes(payload.length) < SMALL.segmentBytes) {
+    appendTo(writer, payload, 1);
+    drain(writer);
+    places.push(writer.position);
+    const { recovery } = recover(disk.processCrash(), facts, { strictTail: true });
+    assert.equal(recovery.next, writer.next);
+    assert.equal(recovery.torn, undefined);
+  }
+  const olds = [1, 2, 3, 4].map((seq) => syncWordOf(saltOf(LOG_ID, seq)));
+  const stood = places.filter((at) => olds.includes(old.readUInt32LE(at)));
+  assert.ok(stood.length >= 3, `${stood.length} of ${places.length} positions were headers before`);
 });
 
 test('a recycled spare that waits is used after CLEAN, and says of itself what it is', () => {
