@@ -8,13 +8,15 @@
  *   client    POPULATE        a row from the parts is taken, unless the source has moved on; lossy
  *   client    TOUCH           rows that were read become the newest; lossy
  *   pool      (its limit)     above it pages are emptied and given back; limit 0: everything is
+ *
+ * What the budget of views does not use is lent to the cache, but for a reserve that views may take at once.
  */
 import { invariant } from '../core/base/assert.ts';
 import { clientsMax } from '../core/base/limits.ts';
 import { OFFER_ABSENT, OFFER_PAGE, TOUCH_IDS_MAX } from '../core/cache/layout.ts';
 import { RowCache } from '../core/cache/row-cache.ts';
 import { NewestRows } from '../core/memtable/newest.ts';
-import { KIND_CACHE } from '../core/shared/buffer-pool.ts';
+import { KIND_CACHE, KIND_VIEW } from '../core/shared/buffer-pool.ts';
 import { ACTOR_EVICTOR } from '../core/shared/control.ts';
 import type { Counters } from '../core/shared/counters.ts';
 import { RetireList } from '../core/shared/epoch.ts';
@@ -42,6 +44,8 @@ const OFFERS_PER_TICK = 128;
 const TOUCH_SLOTS_PER_TICK = 64;
 /** Shortest period: rows that are read all the time are reported once in it. */
 const PERIOD_MS = 10;
+/** A quarter of the views' budget, and a quarter of what they use, is never lent: they grow by less in a turn. */
+const RESERVE_SHIFT = 2;
 /** How soon to look again whether readers have left what was retired. */
 const WAIT_MS = 5;
 
@@ -75,6 +79,8 @@ export class Evictor implements Actor {
   #periodAtMs: number;
   /** The next client whose offers are taken first. */
   #turn = 0;
+  /** Pages that the cache has been lent. */
+  #lent = 0;
 
   constructor(context: ActorContext) {
     const { arena, pool, control, topology } = context;
@@ -100,6 +106,7 @@ export class Evictor implements Actor {
   }
 
   tick(): boolean {
+    this.#borrow();
     let worked = this.#enter();
     // What was read lately is known before anything is evicted.
     worked = this.#takeTouches() || worked;
@@ -166,6 +173,18 @@ export class Evictor implements Actor {
     this.#fromKeeper.pop();
     this.#keeper.send();
     return true;
+  }
+
+  /** As views grow, the cache shrinks: what is over its limit goes in the same turn. */
+  #borrow(): void {
+    const { pool } = this.#context;
+    const used = pool.usedPages(KIND_VIEW);
+    const limit = pool.limitPages(KIND_VIEW);
+    const kept = used + (used >>> RESERVE_SHIFT) + (limit >>> RESERVE_SHIFT);
+    const lent = Math.max(0, limit - kept);
+    if (lent === this.#lent) return;
+    this.#lent = lent;
+    pool.setLentPages(KIND_CACHE, lent);
   }
 
   #clients(): number {
@@ -245,6 +264,7 @@ export class Evictor implements Actor {
       address + keyBytes,
       u32[slot + POPULATE.VALUE_BYTES],
       getWide(u32, slot + POPULATE.FROM),
+      getWide(u32, slot + POPULATE.UNTIL),
       what === OFFER_ABSENT,
     );
   }

@@ -7,8 +7,9 @@ import { invariant } from '../core/base/assert.ts';
 import { NO_BYTES, compareAt } from '../core/base/bytes.ts';
 import type { RowCursor } from '../core/base/cursor.ts';
 import { TidemarkError } from '../core/base/errors.ts';
-import { NO_FRONTIER } from '../core/base/frontier.ts';
+import { NO_FRONTIER, OFFSET_MAX } from '../core/base/frontier.ts';
 import { OP_DELETE } from '../core/base/update.ts';
+import { UNTIL_NEXT } from '../core/cache/layout.ts';
 import { CACHE_ABSENT, CACHE_ROW, CacheReader } from '../core/cache/reader.ts';
 import { GenerationCursor, VERSIONS_ALL, VERSIONS_NEWEST } from '../core/memtable/cursor.ts';
 import { keyHash } from '../core/memtable/layout.ts';
@@ -394,6 +395,8 @@ export class Reader {
     const hash = partKeyHash(key, 0, length);
     const hidden = this.hiding.inParts(block, key, 0, length, -1, T);
     const runs = view.runCount(block);
+    let until = this.#endOfHidden(block, key, length);
+    this.#point.found.newer = NO_FRONTIER;
     this.counters.add(PART_READS, 1);
     for (let r = 0; r < runs; r++) {
       this.counters.add(RUNS_VISITED, 1);
@@ -403,7 +406,12 @@ export class Reader {
       for (let p = view.partAtOrAfter(run, key, 0, length); p < parts; p++) {
         const part = view.part(run, p);
         if (view.beginsAfter(part, key, 0, length)) break;
-        if (view.minTime(part) > T || view.maxTime(part) < hidden) continue;
+        if (view.minTime(part) > T) {
+          // Whatever it has of the key is from there on.
+          until = Math.min(until, view.minTime(part));
+          continue;
+        }
+        if (view.maxTime(part) < hidden) continue;
         const index = view.index(part);
         const filter = view.filter(part) || -1;
         const answer =
@@ -426,12 +434,21 @@ export class Reader {
                 ),
               );
         this.#countFileRead(answer);
-        if (answer === FOUND) return this.#takeFound(collection, block, key, length, hidden);
+        if (answer !== FOUND) continue;
+        const absent = this.#takeFound(hidden);
+        this.#offer(collection, block, key, length, absent, hidden, until);
+        return absent ? ROW_ABSENT : ROW_FOUND;
       }
     }
     this.time = -1;
-    this.#offer(collection, block, key, length, true);
+    this.#offer(collection, block, key, length, true, hidden, until);
     return ROW_ABSENT;
+  }
+
+  /** If a range delete of the parts hides the key later than T, what is there at T is said of T alone: where that ends. */
+  #endOfHidden(block: number, key: Uint8Array, length: number): number {
+    const newest = this.hiding.inParts(block, key, 0, length, this.T, OFFSET_MAX);
+    return newest > this.T ? this.T + 1 : NO_FRONTIER;
   }
 
   #countFileRead(answer: number): void {
@@ -446,47 +463,49 @@ export class Reader {
     }
   }
 
-  /** `hidden`: what is older is not there. */
-  #takeFound(
-    collection: number,
-    block: number,
-    key: Uint8Array,
-    length: number,
-    hidden: number,
-  ): number {
+  /** Takes the version found last; true when it is none, `hidden`: what is older is not there. */
+  #takeFound(hidden: number): boolean {
     const { found } = this.#point;
     this.time = found.time;
     this.valueBytes = found.valueBytes;
     this.valueStart = found.valueOffset;
     this.valueEnd = found.valueOffset + found.valueLength;
-    const absent = found.kind === OP_DELETE || found.time < hidden;
-    this.#offer(collection, block, key, length, absent);
-    return absent ? ROW_ABSENT : ROW_FOUND;
+    return found.kind === OP_DELETE || found.time < hidden;
   }
 
-  /** Offers what the parts alone said, if it is their newest: the next read finds it in memory. */
+  /** Offers what the parts alone said: the next read at such a time finds it in memory. */
   #offer(
     collection: number,
     block: number,
     key: Uint8Array,
     length: number,
     absent: boolean,
+    hidden: number,
+    until: number,
   ): void {
-    const frontier = this.view.upper(block);
-    if (this.T < frontier - 1) return;
-    this.#offerRow(collection, this.view.version, frontier, key, length, this.#hash, absent);
+    const { version } = this.view;
+    const since = this.view.since(block);
+    const end = Math.min(until, this.#point.found.newer);
+    this.#offerRow(collection, version, since, key, length, this.#hash, absent, hidden, end);
   }
 
-  /** Offers the row found last, or that there is none. */
+  /**
+   * Offers the row found last, or that there is none. `until`: what the parts have of the key besides is
+   * from there on, or hides it; NO_FRONTIER: there is nothing.
+   */
   #offerRow(
     collection: number,
     version: number,
-    frontier: number,
+    since: number,
     key: Uint8Array,
     length: number,
     hash: number,
     absent: boolean,
+    hidden: number,
+    until: number,
   ): void {
+    // Below `since` there may have been what merges have left out.
+    const absentFrom = Math.max(hidden, this.time < 0 ? since : this.time);
     const taken = this.#cache.offer(
       collection,
       version,
@@ -497,7 +516,8 @@ export class Reader {
       this.valueBytes,
       absent ? 0 : this.valueStart,
       absent ? 0 : this.valueEnd - this.valueStart,
-      absent ? Math.max(frontier - 1, 0) : this.time,
+      absent ? absentFrom : this.time,
+      until === NO_FRONTIER ? UNTIL_NEXT : until,
       absent,
     );
     this.counters.add(taken ? OFFERS : OFFERS_DROPPED, 1);
@@ -572,13 +592,15 @@ export class Reader {
     const T = this.T;
     const hash = keyHash(key, 0, key.length);
     const { version } = this.view;
-    const frontier = block === 0 ? 0 : this.view.upper(block);
+    const since = block === 0 ? 0 : this.view.since(block);
+    let until: number;
     try {
       this.counters.add(READS, 1);
       const outcome = this.#findInMemory(collection, block, key, key.length);
       if (outcome !== ROW_ON_DISK) return this.#result(outcome);
       hidden = this.hiding.inParts(block, key, 0, key.length, -1, T);
       candidates = this.#candidates(block, key, hidden);
+      until = Math.min(this.#skippedFrom, this.#endOfHidden(block, key, key.length));
       hold(T);
       io = this.slot.beginIo();
     } finally {
@@ -589,19 +611,14 @@ export class Reader {
         const target = await this.#readLater(candidate);
         // No turn from here on to what is returned: other reads share the one point reader.
         const answer = this.#lookInto(candidate, target, key, T);
+        until = Math.min(until, this.#point.found.newer);
         if (answer === FOUND) {
-          const { found } = this.#point;
-          const absent = found.kind === OP_DELETE || found.time < hidden;
-          this.time = found.time;
-          this.valueBytes = found.valueBytes;
-          this.valueStart = found.valueOffset;
-          this.valueEnd = found.valueOffset + found.valueLength;
-          if (T >= frontier - 1) {
-            this.#offerRow(collection, version, frontier, key, key.length, hash, absent);
-          }
+          const absent = this.#takeFound(hidden);
+          const { length } = key;
+          this.#offerRow(collection, version, since, key, length, hash, absent, hidden, until);
           return {
             outcome: absent ? ROW_ABSENT : ROW_FOUND,
-            time: found.time,
+            time: this.time,
             value: this.valueBytes,
             start: this.valueStart,
             end: this.valueEnd,
@@ -610,9 +627,8 @@ export class Reader {
         // More versions than a block holds lie above T: follow them the plain way.
         if (answer === CONTINUES) return this.#findHeld(collection, key, T);
       }
-      if (T >= frontier - 1) {
-        this.#offerRow(collection, version, frontier, key, key.length, hash, true);
-      }
+      this.time = -1;
+      this.#offerRow(collection, version, since, key, key.length, hash, true, hidden, until);
       return { outcome: ROW_ABSENT, time: -1, value: NO_BYTES, start: 0, end: 0 };
     } finally {
       this.slot.endIo(io);
@@ -634,6 +650,7 @@ export class Reader {
   #lookInto(candidate: Candidate, target: Uint8Array, key: Uint8Array, T: number): number {
     this.#point.position = candidate.position;
     this.#point.bytes = target.length;
+    this.#point.found.newer = NO_FRONTIER;
     const answer = this.#point.search(target, 0, candidate.file, key, 0, key.length, T);
     this.#point.bytes = 0;
     return answer;
@@ -669,6 +686,9 @@ export class Reader {
     return { outcome, time: this.time, value, start: 0, end: length };
   }
 
+  /** Of the candidates gathered last: the smallest time of what was passed over as newer than T. */
+  #skippedFrom = NO_FRONTIER;
+
   /** The blocks that may hold the key and are not all hidden, newest run first. Requires: entered. */
   #candidates(block: number, key: Uint8Array, hidden: number): Candidate[] {
     const { view, T } = this;
@@ -676,6 +696,7 @@ export class Reader {
     const hash = partKeyHash(key, 0, key.length);
     const point = this.#point;
     const candidates: Candidate[] = [];
+    this.#skippedFrom = NO_FRONTIER;
     const runs = view.runCount(block);
     this.counters.add(PART_READS, 1);
     this.counters.add(RUNS_VISITED, runs);
@@ -685,7 +706,11 @@ export class Reader {
       for (let p = view.partAtOrAfter(run, key, 0, key.length); p < parts; p++) {
         const part = view.part(run, p);
         if (view.beginsAfter(part, key, 0, key.length)) break;
-        if (view.minTime(part) > T || view.maxTime(part) < hidden) continue;
+        if (view.minTime(part) > T) {
+          this.#skippedFrom = Math.min(this.#skippedFrom, view.minTime(part));
+          continue;
+        }
+        if (view.maxTime(part) < hidden) continue;
         let fd = view.fd(part);
         const own = fd < 0;
         if (own) fd = storage.open(partPath(view.file(part)), 'read');

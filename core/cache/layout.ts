@@ -20,12 +20,13 @@
  *                4     4  hash of collection and key, i32
  *                8     4  collection
  *               12     4  node: the policy's number for the row; it moves to the row that replaces this one
- *               16     8  from: the row holds for every T >= from, until the next update
+ *               16     8  from: the row holds for every T >= from
  *               24     4  value bytes
  *               28     2  key bytes
  *               30     1  kind: ROW or ABSENT
  *               31     1  zero
- *               32        key, value
+ *               32     8  until: the row holds for every T < until, whatever comes; 0 = until the next update
+ *               40        key, value
  *
  * And the slots of the two lossy rings of a client; word 0 is the message's kind (actors/messages.ts).
  */
@@ -70,12 +71,16 @@ export const ROW_FROM_OFFSET: number = ROW_NODE_OFFSET + 4;
 export const ROW_VALUE_BYTES_OFFSET: number = ROW_FROM_OFFSET + 8;
 /** The word of key bytes (low half) and kind (third byte). */
 export const ROW_SHAPE_OFFSET: number = ROW_VALUE_BYTES_OFFSET + 4;
-export const ROW_KEY_OFFSET: number = ROW_SHAPE_OFFSET + 4;
+export const ROW_UNTIL_OFFSET: number = ROW_SHAPE_OFFSET + 4;
+export const ROW_KEY_OFFSET: number = ROW_UNTIL_OFFSET + 8;
 export const SHAPE_KEY_MASK = 0xffff;
 export const SHAPE_KIND_SHIFT = 16;
 
 export const KIND_ROW = 1;
 export const KIND_ABSENT = 2;
+
+/** A claim's `until` when it holds until the key's next update: it is about now. */
+export const UNTIL_NEXT = 0;
 
 /** A client's touch slot: node ids of rows it has read. */
 export const TOUCH_KIND = 29;
@@ -94,13 +99,17 @@ export const POPULATE = {
   KEY_BYTES: 5,
   VALUE_BYTES: 6,
   HASH: 7,
-  /** Two words. */
+  /** Two words each. */
   FROM: 8,
+  UNTIL: 10,
 } as const;
 export const OFFER_ROW = 1;
 export const OFFER_ABSENT = 2;
 /** No row: the client has done with the page at ADDRESS; it is the evictor's from here on. */
 export const OFFER_PAGE = 3;
+
+/** Claims about the past of one key at the most: what comes then takes the place of one. */
+export const PAST_ROWS_MAX = 8;
 
 /** A row is at most this part of the budget, so that one of them cannot empty the cache. */
 const BUDGET_PARTS_MIN = 512;
@@ -112,7 +121,7 @@ invariant(MARKS_PER_SEGMENT === SEGMENT_BYTES, 'a segment is full of marks');
 invariant(MARK_SEGMENTS_MAX * MARKS_PER_SEGMENT * 64 > arenaBytesMax, 'every row has a mark');
 invariant(BUCKET_SEGMENTS_MAX * BUCKETS_PER_SEGMENT * 64 > arenaBytesMax, 'a bucket for each row');
 invariant(keyBytesMax <= SHAPE_KEY_MASK, 'key bytes fit their half word');
-invariant(POPULATE.FROM + 2 <= SLOT_WORDS, 'an offer fits its slot');
+invariant(POPULATE.UNTIL + 2 <= SLOT_WORDS, 'an offer fits its slot');
 
 /** Bytes of a row before it is rounded to a slot. */
 export function rowBytes(keyBytes: number, valueBytes: number): number {

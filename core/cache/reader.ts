@@ -34,6 +34,7 @@ import {
   ROW_NEXT_OFFSET,
   ROW_NODE_OFFSET,
   ROW_SHAPE_OFFSET,
+  ROW_UNTIL_OFFSET,
   ROW_VALUE_BYTES_OFFSET,
   SHAPE_KEY_MASK,
   SHAPE_KIND_SHIFT,
@@ -168,17 +169,22 @@ export class CacheReader {
       return CACHE_MISS;
     }
     const mixed = rowHash(hash, collection);
+    this.#isOfOtherTimes = false;
     for (let look = 1; ; look++) {
       const size = loadLink(i32, (root + SIZE_OFFSET) >>> 2);
-      const row = this.#find(root, size, collection, key, offset, length, mixed);
-      if (row !== 0) return this.#answer(root, row, length, T);
+      const row = this.#find(root, size, collection, key, offset, length, mixed, T);
+      if (row !== 0) return this.#answer(root, row, length);
       // Not found is final only if no row was on its way to another bucket meanwhile.
       const settled = loadLink(i32, (root + SIZE_OFFSET) >>> 2) === size;
       if ((settled && (size & SIZE_BUSY) === 0) || look === LOOKS_MAX) break;
     }
     this.counts.misses++;
+    if (this.#isOfOtherTimes) this.counts.missesByTime++;
     return CACHE_MISS;
   }
+
+  /** Of the look-up in progress: the key is there, with claims about other times. */
+  #isOfOtherTimes = false;
 
   #find(
     root: number,
@@ -188,6 +194,7 @@ export class CacheReader {
     offset: number,
     length: number,
     hash: number,
+    T: number,
   ): number {
     const i32 = this.#i32;
     const u8 = this.#u8;
@@ -205,24 +212,28 @@ export class CacheReader {
         (i32[word + ROW_SHAPE_OFFSET / 4] & SHAPE_KEY_MASK) === length &&
         equalAt(u8, row + ROW_KEY_OFFSET, length, key, offset, length)
       ) {
-        return row;
+        if (this.#holdsAt(word, T)) return row;
+        this.#isOfOtherTimes = true;
       }
       row = loadLink(i32, word + ROW_NEXT_OFFSET / 4) >>> 0;
     }
     return 0;
   }
 
-  #answer(root: number, row: number, keyBytes: number, T: number): number {
+  /** The claim of the row is about T; then `from` is its own. */
+  #holdsAt(word: number, T: number): boolean {
+    const u32 = this.#u32;
+    const from = fromWords(u32[word + ROW_FROM_OFFSET / 4], u32[word + ROW_FROM_OFFSET / 4 + 1]);
+    if (T < from) return false;
+    this.from = from;
+    const until = word + ROW_UNTIL_OFFSET / 4;
+    return (u32[until] | u32[until + 1]) === 0 || T < fromWords(u32[until], u32[until + 1]);
+  }
+
+  #answer(root: number, row: number, keyBytes: number): number {
     const u32 = this.#u32;
     const word = row >>> 2;
-    const from = fromWords(u32[word + ROW_FROM_OFFSET / 4], u32[word + ROW_FROM_OFFSET / 4 + 1]);
-    if (T < from) {
-      this.counts.misses++;
-      this.counts.missesByTime++;
-      return CACHE_MISS;
-    }
     this.#touch(root, u32[word + ROW_NODE_OFFSET / 4]);
-    this.from = from;
     if (u32[word + ROW_SHAPE_OFFSET / 4] >>> SHAPE_KIND_SHIFT !== KIND_ROW) {
       this.counts.absent++;
       return CACHE_ABSENT;
@@ -274,9 +285,9 @@ export class CacheReader {
 
   /**
    * Offers what the parts alone said, before any overlay, so that the next read finds it in memory;
-   * may be dropped. `version` and `frontier` are S and F of the view that was read. For a row `from`
-   * is the offset it was written at; for an absent key max(frontier - 1, 0), and no value.
-   * Requires: the parts were read at a T >= frontier - 1. True when the evictor will see it.
+   * may be dropped. `version` is S of the view that was read. For a row `from` is the offset it was
+   * written at; for an absent key, which has no value, one from which on it has been. `until`: the parts
+   * may say something else from there on, UNTIL_NEXT: they do not. True when the evictor will see it.
    */
   offer(
     collection: number,
@@ -289,6 +300,7 @@ export class CacheReader {
     valueOffset: number,
     valueLength: number,
     from: number,
+    until: number,
     absent: boolean,
   ): boolean {
     const limitPages = this.#pool.limitPages(KIND_CACHE);
@@ -317,6 +329,8 @@ export class CacheReader {
     u32[slot + POPULATE.HASH] = hash;
     u32[slot + POPULATE.FROM] = lowWord(from);
     u32[slot + POPULATE.FROM + 1] = highWord(from);
+    u32[slot + POPULATE.UNTIL] = lowWord(until);
+    u32[slot + POPULATE.UNTIL + 1] = highWord(until);
     this.#offers.push();
     this.counts.offers++;
     // Waking a sleeper costs more than a look-up: many rows for one wake-up. The first few go at once.

@@ -3,10 +3,12 @@
  * one budget of pages. A claim "key has this content for every T >= from, until its next update" is
  * relative to the sources that have entered: an update that is still in the overlay of some view need
  * not be known here. Hence what enters is applied before the keeper publishes a view without it, and
- * what was read from an older source than the newest that has begun to enter is not taken. Eviction
- * drops claims and is always safe; so is everything that fails here: without memory a claim is dropped.
- * Called by the evictor, on its thread. Rows are immutable once linked; an unlinked row is freed when
- * no reader can hold it.
+ * what was read from an older source than the newest that has begun to enter is not taken. A claim
+ * "... for every T, from <= T < until" is about the past, which nothing that enters changes: a key has
+ * one claim of the first kind at the most, and a few of the second. Eviction drops claims and is always
+ * safe, each claim being true by itself; so is everything that fails here: without memory a claim is
+ * dropped. Called by the evictor, on its thread. Rows are immutable once linked; an unlinked row is
+ * freed when no reader can hold it.
  */
 import { invariant, verify } from '../base/assert.ts';
 import { pageBytes, pageShift } from '../base/limits.ts';
@@ -21,6 +23,7 @@ import { Slab } from '../shared/slab.ts';
 import {
   KIND_ABSENT,
   KIND_ROW,
+  PAST_ROWS_MAX,
   ROW_COLLECTION_OFFSET,
   ROW_FROM_OFFSET,
   ROW_HASH_OFFSET,
@@ -28,9 +31,11 @@ import {
   ROW_NEXT_OFFSET,
   ROW_NODE_OFFSET,
   ROW_SHAPE_OFFSET,
+  ROW_UNTIL_OFFSET,
   ROW_VALUE_BYTES_OFFSET,
   SHAPE_KEY_MASK,
   SHAPE_KIND_SHIFT,
+  UNTIL_NEXT,
   bucketOf,
   rootSlotOf,
   rowBytes,
@@ -104,6 +109,9 @@ const BATCH_ROWS_MAX = 256;
 const WAITING_MAX = 16;
 const HELD_PARTS = 64;
 
+/** With fewer pages rows are rounded more coarsely. */
+const FINE_PAGES_MIN = 128;
+
 /** Kept free below the limit, for what cannot wait: this part of it, between these many pages. */
 const RESERVE_PARTS = 50;
 const RESERVE_PAGES_LIKELY = 16;
@@ -174,12 +182,17 @@ export class RowCache {
     this.#u8 = arena.u8;
     this.#u32 = arena.u32;
     this.#retire = retire;
-    this.#slab = new Slab(pool, KIND_CACHE);
+    this.#slab = this.#makeSlab();
     this.#rowsIn = new Int32Array(Math.floor(arena.bytes / pageBytes));
     this.#index = new RowIndex(arena, pool, rootsAddress, bucketsMin, (page) => {
       this.#retiredPageBytes += pageBytes;
       this.#retire.retire(page, UNTIL_NOW, this.#freePage);
     });
+  }
+
+  #makeSlab(): Slab {
+    const isFine = this.#pool.limitPages(KIND_CACHE) >= FINE_PAGES_MIN;
+    return new Slab(this.#pool, KIND_CACHE, false, isFine);
   }
 
   /** Cached keys, absent ones included. */
@@ -233,7 +246,7 @@ export class RowCache {
 
   /**
    * Takes a row that a reader found in the parts of the source as of `version`. Key and value are at
-   * arena addresses, and are copied.
+   * arena addresses, and are copied. `until`: an offset, or UNTIL_NEXT.
    */
   offer(
     version: number,
@@ -244,10 +257,12 @@ export class RowCache {
     valueAddress: number,
     valueBytes: number,
     from: number,
+    until: number,
     absent: boolean,
   ): void {
     const { counts } = this;
-    if (((version - this.#version) | 0) < 0) {
+    // What was true of the past when the source was older is so still.
+    if (until === UNTIL_NEXT && ((version - this.#version) | 0) < 0) {
       counts.offersStale++;
       return;
     }
@@ -258,9 +273,13 @@ export class RowCache {
     }
     const kind = absent ? KIND_ABSENT : KIND_ROW;
     const mixed = rowHash(hash, collection);
-    const known = this.#index.find(collection, keyAddress, keyBytes, mixed);
-    if (known !== 0) {
-      this.#meet(known, kind, from, valueAddress, valueBytes);
+    if (until === UNTIL_NEXT) {
+      const known = this.#findNow(collection, keyAddress, keyBytes, mixed);
+      if (known !== 0) {
+        this.#meet(known, kind, from, valueAddress, valueBytes);
+        return;
+      }
+    } else if (!this.#isNews(collection, keyAddress, keyBytes, mixed, kind, from, until)) {
       return;
     }
     const row = this.#makeRoom(bytes);
@@ -276,7 +295,7 @@ export class RowCache {
       counts.offersDropped++;
       return;
     }
-    this.#writeHead(row, mixed, collection, node, from, keyBytes, valueBytes, kind);
+    this.#writeHead(row, mixed, collection, node, from, until, keyBytes, valueBytes, kind);
     this.#u8.copyWithin(row + ROW_KEY_OFFSET, keyAddress, keyAddress + keyBytes);
     const value = row + ROW_KEY_OFFSET + keyBytes;
     this.#u8.copyWithin(value, valueAddress, valueAddress + valueBytes);
@@ -300,6 +319,66 @@ export class RowCache {
       this.#renew(row);
       return;
     }
+    this.#conflict(row, from);
+  }
+
+  /** The claim about the key that holds until its next update, or 0. */
+  #findNow(collection: number, keyAddress: number, keyBytes: number, hash: number): number {
+    let row = this.#index.find(collection, keyAddress, keyBytes, hash);
+    while (row !== 0 && this.#untilOf(row) !== UNTIL_NEXT) {
+      row = this.#index.find(collection, keyAddress, keyBytes, hash, row);
+    }
+    return row;
+  }
+
+  /**
+   * A claim about a key's past is to be taken: no other says as much. Those that say less go for it, and
+   * one of too many.
+   */
+  #isNews(
+    collection: number,
+    keyAddress: number,
+    keyBytes: number,
+    hash: number,
+    kind: number,
+    from: number,
+    until: number,
+  ): boolean {
+    for (;;) {
+      let goes = 0;
+      let last = 0;
+      let pastRows = 0;
+      let row = this.#index.find(collection, keyAddress, keyBytes, hash);
+      for (; row !== 0; row = this.#index.find(collection, keyAddress, keyBytes, hash, row)) {
+        const itsFrom = this.#fromOf(row);
+        const itsUntil = this.#untilOf(row);
+        const isNow = itsUntil === UNTIL_NEXT;
+        if (itsFrom < until && (isNow || from < itsUntil)) {
+          const isSame = this.#kindOf(row) === kind && (kind === KIND_ABSENT || itsFrom === from);
+          if (!isSame) {
+            this.#conflict(row, from);
+            return false;
+          }
+          if (itsFrom <= from && (isNow || itsUntil >= until)) {
+            this.counts.offersKnown++;
+            this.#renew(row);
+            return false;
+          }
+          if (from <= itsFrom && !isNow) goes = row;
+        }
+        if (isNow) continue;
+        pastRows++;
+        last = row;
+      }
+      if (goes === 0 && pastRows >= PAST_ROWS_MAX) goes = last;
+      if (goes === 0) return true;
+      // Rows may move for it: from the start.
+      this.#drop(goes);
+      this.#retireUnlinked();
+    }
+  }
+
+  #conflict(row: number, from: number): void {
     this.counts.conflicts++;
     this.#drop(row);
     this.#retireUnlinked();
@@ -397,6 +476,7 @@ export class RowCache {
       left--;
       const row = this.#lru.addressOf(this.#hideNext);
       if (row === 0 || this.#kindOf(row) !== KIND_ROW) continue;
+      if (this.#untilOf(row) !== UNTIL_NEXT) continue;
       const collection = this.#u32[(row + ROW_COLLECTION_OFFSET) >>> 2];
       const key = row + ROW_KEY_OFFSET;
       if (versions.rangeOver(collection, key, this.#keyBytesOf(row)) <= this.#fromOf(row)) continue;
@@ -411,7 +491,7 @@ export class RowCache {
   #applyOne(version: NewestVersions): number {
     const { collection, keyAddress, keyBytes, valueBytes } = version;
     const hash = rowHash(version.hash, collection);
-    const former = this.#index.find(collection, keyAddress, keyBytes, hash);
+    const former = this.#findNow(collection, keyAddress, keyBytes, hash);
     if (former === 0) {
       this.counts.updatesSkipped++;
       return 1;
@@ -431,7 +511,8 @@ export class RowCache {
     const node = this.#nodeOf(former);
     const kind = isRow ? KIND_ROW : KIND_ABSENT;
     const wasKind = this.#kindOf(former);
-    this.#writeHead(row, hash, collection, node, version.time, keyBytes, valueBytes, kind);
+    const from = version.time;
+    this.#writeHead(row, hash, collection, node, from, UNTIL_NEXT, keyBytes, valueBytes, kind);
     this.#u8.copyWithin(row + ROW_KEY_OFFSET, keyAddress, keyAddress + keyBytes);
     version.copyValueTo(row + ROW_KEY_OFFSET + keyBytes);
     this.#index.replace(former, row);
@@ -578,7 +659,7 @@ export class RowCache {
     this.#retiredRowBytes = 0;
     this.#retiredPageBytes += bytes;
     this.#retire.retire(number, UNTIL_NOW, this.#freeDropped);
-    this.#slab = new Slab(this.#pool, KIND_CACHE);
+    this.#slab = this.#makeSlab();
     this.#lru.clear();
     this.#rowsIn.fill(0);
     this.#bytes = 0;
@@ -645,6 +726,7 @@ export class RowCache {
     collection: number,
     node: number,
     from: number,
+    until: number,
     keyBytes: number,
     valueBytes: number,
     kind: number,
@@ -657,6 +739,8 @@ export class RowCache {
     u32[word + ROW_NODE_OFFSET / 4] = node;
     u32[word + ROW_FROM_OFFSET / 4] = lowWord(from);
     u32[word + ROW_FROM_OFFSET / 4 + 1] = highWord(from);
+    u32[word + ROW_UNTIL_OFFSET / 4] = lowWord(until);
+    u32[word + ROW_UNTIL_OFFSET / 4 + 1] = highWord(until);
     u32[word + ROW_VALUE_BYTES_OFFSET / 4] = valueBytes;
     u32[word + ROW_SHAPE_OFFSET / 4] = (kind << SHAPE_KIND_SHIFT) | keyBytes;
   }
@@ -667,6 +751,11 @@ export class RowCache {
 
   #fromOf(row: number): number {
     const word = (row + ROW_FROM_OFFSET) >>> 2;
+    return fromWords(this.#u32[word], this.#u32[word + 1]);
+  }
+
+  #untilOf(row: number): number {
+    const word = (row + ROW_UNTIL_OFFSET) >>> 2;
     return fromWords(this.#u32[word], this.#u32[word + 1]);
   }
 
@@ -742,6 +831,7 @@ export class RowCache {
     }
     this.#index.checkRoots(rowsOfSlot);
     this.#index.checkBuckets();
+    this.#checkClaims();
     let listed = 0;
     for (const list of [LIST_ROWS, LIST_ABSENT]) {
       for (let node = this.#lru.oldestOf(list); node !== 0; node = this.#lru.newerThan(node)) {
@@ -751,5 +841,42 @@ export class RowCache {
       }
     }
     invariant(listed === nodes.size, 'every node is in a list', listed, nodes.size);
+  }
+
+  /** No two claims of a key gainsay each other. */
+  #checkClaims(): void {
+    this.#index.eachRow((row) => {
+      const { collection, key, keyBytes, hash } = this.#keyOf(row);
+      let pastRows = 0;
+      let nowRows = 0;
+      let other = this.#index.find(collection, key, keyBytes, hash);
+      for (; other !== 0; other = this.#index.find(collection, key, keyBytes, hash, other)) {
+        const isNow = this.#untilOf(other) === UNTIL_NEXT;
+        if (isNow) nowRows++;
+        else pastRows++;
+        if (other === row || !this.#overlap(row, other)) continue;
+        const isSame =
+          this.#kindOf(row) === this.#kindOf(other) &&
+          (this.#kindOf(row) === KIND_ABSENT || this.#fromOf(row) === this.#fromOf(other));
+        invariant(isSame, 'two claims of one key are both true', row, other);
+      }
+      invariant(nowRows <= 1, 'one claim about now', nowRows);
+      invariant(pastRows <= PAST_ROWS_MAX, 'few claims about the past', pastRows);
+    });
+  }
+
+  #overlap(a: number, b: number): boolean {
+    const aUntil = this.#untilOf(a) === UNTIL_NEXT ? Infinity : this.#untilOf(a);
+    const bUntil = this.#untilOf(b) === UNTIL_NEXT ? Infinity : this.#untilOf(b);
+    return this.#fromOf(a) < bUntil && this.#fromOf(b) < aUntil;
+  }
+
+  #keyOf(row: number): { collection: number; key: number; keyBytes: number; hash: number } {
+    return {
+      collection: this.#u32[(row + ROW_COLLECTION_OFFSET) >>> 2],
+      key: row + ROW_KEY_OFFSET,
+      keyBytes: this.#keyBytesOf(row),
+      hash: this.#u32[(row + ROW_HASH_OFFSET) >>> 2] | 0,
+    };
   }
 }

@@ -153,12 +153,19 @@ export class RowIndex {
     return pages;
   }
 
-  /** Address of the key's row, or 0. */
-  find(collection: number, keyAddress: number, keyBytes: number, hash: number): number {
+  /** Address of the key's first row, or of the next one behind `after`; 0 = there is none. */
+  find(
+    collection: number,
+    keyAddress: number,
+    keyBytes: number,
+    hash: number,
+    after: number = 0,
+  ): number {
     if (this.#root === 0) return 0;
     const i32 = this.#i32;
     // Its only writer reads a link word as it left it.
-    let row = i32[this.#bucketWord(hash)] >>> 0;
+    const link = after === 0 ? this.#bucketWord(hash) : (after + ROW_NEXT_OFFSET) >>> 2;
+    let row = i32[link] >>> 0;
     while (row !== 0) {
       const word = row >>> 2;
       if (
@@ -174,7 +181,7 @@ export class RowIndex {
     return 0;
   }
 
-  /** Requires: the row is complete but for its link, and its key is not here. */
+  /** Requires: the row is complete but for its link, and none of its key here says the same. */
   link(row: number): void {
     const bucket = this.#bucketWord(this.#hashOf(row));
     this.#i32[(row + ROW_NEXT_OFFSET) >>> 2] = this.#i32[bucket];

@@ -5,7 +5,7 @@
  *
  * Tables, in this order, from `tablesAddress`:
  *   bitmap   u32 per 32 pages   1 = leased
- *   kinds    128 B per kind     word 0 used pages, word 1 limit
+ *   kinds    128 B per kind     word 0 used pages, word 1 limit, word 2 pages lent to it beyond
  *   refs     i32 per page       references of a record page; freed at 0
  *   next     u32 per page       address of the page that continues this one, 0 = none
  *   used     u32 per page       payload bytes in a chained page, from its start
@@ -29,6 +29,7 @@ export const POOL_KINDS = 5;
 
 const USED_WORD = 0;
 const LIMIT_WORD = 1;
+const LENT_WORD = 2;
 const LINE_WORDS: number = LINE_BYTES / 4;
 
 export class BufferPool {
@@ -92,6 +93,7 @@ export class BufferPool {
       const word = this.#kindsWord + kind * LINE_WORDS;
       Atomics.store(i32, word + USED_WORD, 0);
       Atomics.store(i32, word + LIMIT_WORD, limits[kind] ?? 0);
+      Atomics.store(i32, word + LENT_WORD, 0);
     }
   }
 
@@ -101,7 +103,7 @@ export class BufferPool {
     const kindWord = this.#kindsWord + kind * LINE_WORDS;
     // The budget is claimed before the page, so that two threads never both take the last of it.
     const used = Atomics.add(i32, kindWord + USED_WORD, 1);
-    if (used >= Atomics.load(i32, kindWord + LIMIT_WORD)) {
+    if (used >= this.limitPages(kind)) {
       Atomics.sub(i32, kindWord + USED_WORD, 1);
       return 0;
     }
@@ -183,12 +185,21 @@ export class BufferPool {
     return Atomics.load(this.#arena.i32, this.#kindsWord + kind * LINE_WORDS + USED_WORD);
   }
 
+  /** Its own, and what it is lent beyond that; one that has none of its own is lent nothing. */
   limitPages(kind: number): number {
-    return Atomics.load(this.#arena.i32, this.#kindsWord + kind * LINE_WORDS + LIMIT_WORD);
+    const { i32 } = this.#arena;
+    const word = this.#kindsWord + kind * LINE_WORDS;
+    const limit = Atomics.load(i32, word + LIMIT_WORD);
+    return limit === 0 ? 0 : limit + Atomics.load(i32, word + LENT_WORD);
   }
 
   setLimitPages(kind: number, pages: number): void {
     Atomics.store(this.#arena.i32, this.#kindsWord + kind * LINE_WORDS + LIMIT_WORD, pages);
+  }
+
+  /** Pages of other kinds' budgets that the kind may have until they are wanted; 0 = none any more. */
+  setLentPages(kind: number, pages: number): void {
+    Atomics.store(this.#arena.i32, this.#kindsWord + kind * LINE_WORDS + LENT_WORD, pages);
   }
 
   /** Pages of the kind that could still be leased under its budget. */

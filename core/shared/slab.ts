@@ -11,12 +11,14 @@ import { pageBytes, pageShift } from '../base/limits.ts';
 import type { BufferPool } from './buffer-pool.ts';
 
 /** Slot sizes: steps of about a quarter, multiples of 64, up to a whole page. */
-const CLASS_BYTES: readonly number[] = makeClasses();
+const CLASS_BYTES: readonly number[] = makeClasses(64);
+/** The same, multiples of 16: small blocks fill their slots better, and more pages are half empty. */
+const FINE_CLASS_BYTES: readonly number[] = makeClasses(16);
 
 const SPAN_SHIFT: number = pageShift - 4;
 const SPAN_BYTES: number = 1 << SPAN_SHIFT;
 /** The class of a page whose slots are spans. */
-const SPAN_CLASS: number = CLASS_BYTES.length;
+const SPAN_CLASS: number = FINE_CLASS_BYTES.length;
 /** Larger blocks would leave too much of a span over. */
 const SPAN_SLOT_BYTES_MAX: number = SPAN_BYTES / 4;
 
@@ -43,18 +45,21 @@ export class Slab {
   readonly #pages: Map<number, SlabPage> = new Map();
   readonly #spans: Map<number, SlabPage> = new Map();
   /** By class: pages with room. The last one is used first. */
-  readonly #open: SlabPage[][] = [...CLASS_BYTES, SPAN_BYTES].map(() => []);
+  readonly #open: SlabPage[][] = [...FINE_CLASS_BYTES, SPAN_BYTES].map(() => []);
+  readonly #classes: readonly number[];
   #bytesLive = 0;
 
-  constructor(pool: BufferPool, kind: number, hasSpans: boolean = false) {
+  /** `isFine`: there are so many pages that a few more begun ones do not matter. */
+  constructor(pool: BufferPool, kind: number, hasSpans: boolean = false, isFine: boolean = false) {
     this.#pool = pool;
     this.#kind = kind;
+    this.#classes = isFine ? FINE_CLASS_BYTES : CLASS_BYTES;
     this.#slotBytesInSpans = hasSpans ? SPAN_SLOT_BYTES_MAX : 0;
   }
 
   /** Address of a block of at least `bytes`, or 0 when the budget is spent. Contents are arbitrary. */
   allocate(bytes: number): number {
-    const sizeClass = classFor(bytes);
+    const sizeClass = classFor(this.#classes, bytes);
     const open = this.#open[sizeClass];
     const page = open.length > 0 ? open[open.length - 1] : this.#grow(sizeClass);
     return page === undefined ? 0 : this.#give(page);
@@ -67,7 +72,8 @@ export class Slab {
   allocateAnywhere(bytes: number): number {
     const address = this.allocate(bytes);
     if (address !== 0) return address;
-    for (let sizeClass = classFor(bytes) + 1; sizeClass < CLASS_BYTES.length; sizeClass++) {
+    const classes = this.#classes;
+    for (let sizeClass = classFor(classes, bytes) + 1; sizeClass < classes.length; sizeClass++) {
       const open = this.#open[sizeClass];
       if (open.length > 0) return this.#give(open[open.length - 1]);
     }
@@ -94,9 +100,9 @@ export class Slab {
 
   /** True when `allocate` of so many bytes needs no further page. */
   hasSlot(bytes: number): boolean {
-    const sizeClass = classFor(bytes);
+    const sizeClass = classFor(this.#classes, bytes);
     if (this.#open[sizeClass].length > 0) return true;
-    return CLASS_BYTES[sizeClass] <= this.#slotBytesInSpans && this.#open[SPAN_CLASS].length > 0;
+    return this.#classes[sizeClass] <= this.#slotBytesInSpans && this.#open[SPAN_CLASS].length > 0;
   }
 
   /** Requires: allocated here, and no reader can see it any more. */
@@ -153,17 +159,17 @@ export class Slab {
   }
 
   #grow(sizeClass: number): SlabPage | undefined {
-    if (CLASS_BYTES[sizeClass] <= this.#slotBytesInSpans) {
+    if (this.#classes[sizeClass] <= this.#slotBytesInSpans) {
       const open = this.#open[SPAN_CLASS];
       const page = open.length > 0 ? open[open.length - 1] : this.#lease(SPAN_CLASS, SPAN_BYTES);
       if (page === undefined) return undefined;
       const address = this.#take(page);
-      const span = makePage(address, SPAN_BYTES, sizeClass, CLASS_BYTES[sizeClass]);
+      const span = makePage(address, SPAN_BYTES, sizeClass, this.#classes[sizeClass]);
       this.#spans.set(address >>> SPAN_SHIFT, span);
       this.#addToOpen(span);
       return span;
     }
-    return this.#lease(sizeClass, CLASS_BYTES[sizeClass]);
+    return this.#lease(sizeClass, this.#classes[sizeClass]);
   }
 
   #lease(sizeClass: number, slotBytes: number): SlabPage | undefined {
@@ -199,22 +205,23 @@ function hasRoom(page: SlabPage): boolean {
   return page.free.length > 0 || page.fresh + page.slotBytes <= page.end;
 }
 
-function makeClasses(): number[] {
+function makeClasses(unit: number): number[] {
   const classes: number[] = [];
-  for (let bytes = 64; bytes < pageBytes; bytes = Math.max(bytes + 64, (bytes * 1.25) & ~63)) {
+  for (let bytes = 64; bytes < pageBytes;) {
     classes.push(bytes);
+    bytes = Math.max(bytes + unit, (bytes * 1.25) & ~(unit - 1));
   }
   classes.push(pageBytes);
   return classes;
 }
 
-function classFor(bytes: number): number {
+function classFor(classes: readonly number[], bytes: number): number {
   invariant(bytes <= pageBytes, 'a block fits a page', bytes);
   let low = 0;
-  let high = CLASS_BYTES.length - 1;
+  let high = classes.length - 1;
   while (low < high) {
     const middle = (low + high) >>> 1;
-    if (CLASS_BYTES[middle] < bytes) low = middle + 1;
+    if (classes[middle] < bytes) low = middle + 1;
     else high = middle;
   }
   return low;

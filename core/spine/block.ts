@@ -40,6 +40,7 @@ import {
 } from '../base/bytes.ts';
 import { invariant } from '../base/assert.ts';
 import type { RowCursor } from '../base/cursor.ts';
+import { NO_FRONTIER } from '../base/frontier.ts';
 import { KiB, MiB } from '../base/limits.ts';
 import { OP_DELETE, OP_PUT, OP_UPDATE } from '../base/update.ts';
 import { copyAt, grown } from './copy.ts';
@@ -575,6 +576,8 @@ export const CONTINUES = 3;
 /** Finds one version in a block without building keys or objects. Fields are valid until the next search. */
 export class BlockSearch {
   time: number;
+  /** Time of the oldest version of the key above asOf that was passed over, kept until the caller resets it. */
+  newer: number;
   kind: number;
   diff: number;
   /** The value is valueBytes[valueOffset, valueOffset + valueLength): of the bytes searched. */
@@ -584,6 +587,7 @@ export class BlockSearch {
 
   constructor() {
     this.time = -1;
+    this.newer = NO_FRONTIER;
     this.kind = 0;
     this.diff = 0;
     this.valueBytes = NO_BYTES;
@@ -655,7 +659,10 @@ export class BlockSearch {
         if (!found) continue;
       }
       const time = base + timeAt(bytes, timesAt, timeWidth, row);
-      if (time > asOf) continue;
+      if (time > asOf) {
+        this.newer = time;
+        continue;
+      }
       this.time = time;
       this.valueBytes = bytes;
       const start = row === 0 ? 0 : endAt(bytes, endsAt, endWidth, row - 1);

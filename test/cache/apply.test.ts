@@ -7,7 +7,7 @@ import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { setVerify } from '../../core/base/assert.ts';
 import { pageBytes } from '../../core/base/limits.ts';
-import { rowBytesMax } from '../../core/cache/layout.ts';
+import { ROW_KEY_OFFSET, rowBytesMax } from '../../core/cache/layout.ts';
 import { KIND_CACHE, KIND_RECORD } from '../../core/shared/buffer-pool.ts';
 import {
   History,
@@ -162,7 +162,11 @@ test('updates too large for the cache drop the claim, and so do rows it cannot h
   drainOffers(rig, rig.clients[0]);
   const lower = history.upper;
   history.write(1, KEYS[0], new Uint8Array(rowBytesMax(16)));
-  history.write(1, KEYS[1], new Uint8Array(rowBytesMax(16) - 32 - KEYS[1].length).fill(5));
+  history.write(
+    1,
+    KEYS[1],
+    new Uint8Array(rowBytesMax(16) - ROW_KEY_OFFSET - KEYS[1].length).fill(5),
+  );
   const rows = new ModelGeneration(rig, page, history, lower, history.upper);
   rig.cache.beginApply(rows, 2);
   while (!rig.cache.apply(1));
@@ -170,7 +174,7 @@ test('updates too large for the cache drop the claim, and so do rows it cannot h
   assert.equal(rig.cache.rows, KEYS.length - 1);
   assert.equal(look(rig, rig.clients[0], 1, KEYS[0], history.upper), undefined);
   const found = look(rig, rig.clients[0], 1, KEYS[1], history.upper);
-  assert.equal(found?.length, rowBytesMax(16) - 32 - KEYS[1].length);
+  assert.equal(found?.length, rowBytesMax(16) - ROW_KEY_OFFSET - KEYS[1].length);
   auditClaims(rig, history, [{ version: 2, frontier: history.upper }]);
   rig.cache.check();
 });

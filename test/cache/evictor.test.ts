@@ -14,6 +14,7 @@ import { setVerify } from '../../core/base/assert.ts';
 import { MiB, pageBytes } from '../../core/base/limits.ts';
 import { Prng } from '../../core/base/prng.ts';
 import { OP_DELETE, OP_PUT } from '../../core/base/update.ts';
+import { UNTIL_NEXT } from '../../core/cache/layout.ts';
 import { CACHE_MISS, CACHE_ROW, CacheReader } from '../../core/cache/reader.ts';
 import { GenerationReader, keyHash } from '../../core/memtable/reader.ts';
 import { GenerationWriter } from '../../core/memtable/writer.ts';
@@ -207,7 +208,9 @@ class House {
     const { reader } = this.clients[client];
     const { length } = key;
     const size = bytes.length;
-    reader.offer(collection, version, key, 0, length, hash, bytes, 0, size, from, value === null);
+    const until = UNTIL_NEXT;
+    const isAbsent = value === null;
+    reader.offer(collection, version, key, 0, length, hash, bytes, 0, size, from, until, isAbsent);
   }
 
   run(): number {

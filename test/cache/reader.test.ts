@@ -9,7 +9,7 @@ import {
   touchRingSlots,
 } from '../../core/base/limits.ts';
 import { Prng } from '../../core/base/prng.ts';
-import { TOUCH_IDS_MAX, rowBytesMax } from '../../core/cache/layout.ts';
+import { ROW_KEY_OFFSET, TOUCH_IDS_MAX, rowBytesMax } from '../../core/cache/layout.ts';
 import { KIND_CACHE } from '../../core/shared/buffer-pool.ts';
 import {
   claimsOf,
@@ -141,7 +141,7 @@ test('rows larger than the largest are not offered; the largest is taken', () =>
   const largest = rowBytesMax(512);
   assert.equal(largest, pageBytes);
   const key = new Uint8Array(keyBytesMax).fill(7);
-  const value = new Uint8Array(largest - 32 - key.length).fill(9);
+  const value = new Uint8Array(largest - ROW_KEY_OFFSET - key.length).fill(9);
   assert.equal(offerRow(rig, client, 0, 1, key, new Uint8Array(value.length + 1), 1), false);
   assert.equal(client.reader.counts.offersTooLarge, 1);
   assert.ok(offerRow(rig, client, 0, 1, key, value, 1));

@@ -24,10 +24,12 @@ import {
   ROW_FROM_OFFSET,
   ROW_KEY_OFFSET,
   ROW_SHAPE_OFFSET,
+  ROW_UNTIL_OFFSET,
   ROW_VALUE_BYTES_OFFSET,
   SHAPE_KEY_MASK,
   SHAPE_KIND_SHIFT,
   TOUCH,
+  UNTIL_NEXT,
 } from '../../core/cache/layout.ts';
 import { CACHE_ABSENT, CACHE_MISS, CACHE_ROW, CacheReader } from '../../core/cache/reader.ts';
 import { RowCache } from '../../core/cache/row-cache.ts';
@@ -145,6 +147,7 @@ export function drainOffers(rig: Rig, client: RigClient, most: number = Infinity
         address + keyBytes,
         u32[slot + POPULATE.VALUE_BYTES],
         fromWords(u32[slot + POPULATE.FROM], u32[slot + POPULATE.FROM + 1]),
+        fromWords(u32[slot + POPULATE.UNTIL], u32[slot + POPULATE.UNTIL + 1]),
         what === OFFER_ABSENT,
       );
     }
@@ -195,6 +198,7 @@ export function offerRow(
   key: Uint8Array,
   value: Uint8Array | null,
   from: number,
+  until: number = UNTIL_NEXT,
 ): boolean {
   const bytes = value ?? NO_BYTES;
   const hash = rig.hashOf(collection, key);
@@ -209,6 +213,7 @@ export function offerRow(
     0,
     bytes.length,
     from,
+    until,
     value === null,
   );
 }
@@ -217,6 +222,8 @@ export type Claim = {
   readonly collection: number;
   readonly key: Uint8Array;
   readonly from: number;
+  /** An offset, or UNTIL_NEXT. */
+  readonly until: number;
   /** null: absent. */
   readonly value: Uint8Array | null;
 };
@@ -234,6 +241,7 @@ export function claimsOf(rig: Rig): Claim[] {
       collection: u32[word + ROW_COLLECTION_OFFSET / 4],
       key: u8.slice(row + ROW_KEY_OFFSET, keyEnd),
       from: fromWords(u32[word + ROW_FROM_OFFSET / 4], u32[word + ROW_FROM_OFFSET / 4 + 1]),
+      until: fromWords(u32[word + ROW_UNTIL_OFFSET / 4], u32[word + ROW_UNTIL_OFFSET / 4 + 1]),
       value: shape >>> SHAPE_KIND_SHIFT === KIND_ABSENT ? null : u8.slice(keyEnd, valueEnd),
     });
   });
@@ -377,21 +385,25 @@ export class ModelGeneration implements NewestVersions {
 }
 
 /**
- * The claim audit: every claim holds at every time from its `from` on, for every view that a reader
- * may have: either the view's overlay speaks for the key at T, or what is true then is what is claimed.
+ * The claim audit: every claim holds at every time from its `from` on, up to its `until`, for every view
+ * that a reader may have: either the view's overlay speaks for the key at T, or what is true then is what
+ * is claimed.
  */
 export function auditClaims(rig: Rig, history: History, views: readonly ModelView[]): number {
   const claims = claimsOf(rig);
   const seen = new Set<string>();
-  for (const { collection, key, from, value } of claims) {
+  for (const { collection, key, from, until, value } of claims) {
     const name = History.name(collection, key);
-    assert.ok(!seen.has(name), 'one claim a key');
-    seen.add(name);
+    if (until === UNTIL_NEXT) {
+      assert.ok(!seen.has(name), 'one claim about now a key');
+      seen.add(name);
+    }
     for (const view of views) {
       const edges = history.of(collection, key).flatMap(({ time }) => [time - 1, time]);
-      edges.push(from, view.frontier - 1, view.frontier, history.upper - 1);
+      edges.push(from, until - 1, view.frontier - 1, view.frontier, history.upper - 1);
       for (const T of edges) {
         if (T < from || T >= history.upper) continue;
+        if (until !== UNTIL_NEXT && T >= until) continue;
         if (history.newest(collection, key, view.frontier, T) !== undefined) continue;
         const truth = history.newest(collection, key, 0, T)?.value ?? null;
         assert.ok(sameValue(truth, value), `false claim for ${name} at ${T} from ${from}`);

@@ -7,7 +7,7 @@ import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { setVerify } from '../../core/base/assert.ts';
 import { Prng } from '../../core/base/prng.ts';
-import { rowBytesMax } from '../../core/cache/layout.ts';
+import { UNTIL_NEXT, rowBytesMax } from '../../core/cache/layout.ts';
 import { CACHE_ROW } from '../../core/cache/reader.ts';
 import { KIND_CACHE, KIND_RECORD } from '../../core/shared/buffer-pool.ts';
 import {
@@ -33,7 +33,7 @@ after(() => setVerify(false));
 const COLLECTIONS = [0, 7, 16_384 + 7];
 const KEYS = ['', '\0', 'a', 'aa', 'ab', 'a-long-key-that-goes-on-and-on'].map(text);
 
-type Ask = { client: RigClient; view: ModelView; collection: number; key: Uint8Array };
+type Ask = { client: RigClient; view: ModelView; collection: number; key: Uint8Array; T: number };
 
 /** A whole engine's worth of cause and effect around one cache, a step at a time. */
 class World {
@@ -51,6 +51,8 @@ class World {
   readonly asked: Ask[] = [];
   slow: { address: number; bytes: Uint8Array } | undefined;
   hits = 0;
+  pastHits = 0;
+  pastOffers = 0;
 
   constructor(seed: number, bucketsMin: number, epoch: number, position: number) {
     this.random = new Prng(seed);
@@ -168,10 +170,10 @@ class World {
     if (found !== undefined) {
       assert.ok(sameValue(found, truth), `read ${History.name(collection, key)} at ${T}`);
       this.hits++;
+      if (history.of(collection, key).some(({ time }) => time > T)) this.pastHits++;
       return;
     }
-    if (T < view.frontier - 1) return;
-    this.asked.push({ client, view, collection, key });
+    this.asked.push({ client, view, collection, key, T: Math.min(T, view.frontier - 1) });
     if (random.chance(0.7)) this.offer(this.asked.pop()!);
   }
 
@@ -181,11 +183,20 @@ class World {
     this.offer(ask);
   }
 
-  offer({ client, view, collection, key }: Ask): void {
-    const row = this.history.newest(collection, key, 0, view.frontier - 1);
-    const absentFrom = Math.max(view.frontier - 1, 0);
-    const from = row === undefined || row.value === null ? absentFrom : row.time;
-    offerRow(this.rig, client, view.version, collection, key, row?.value ?? null, from);
+  /** What the parts of the view say of the key at T, and up to when: as far as that, or less. */
+  offer({ client, view, collection, key, T }: Ask): void {
+    const { history, random } = this;
+    const row = history.newest(collection, key, 0, T);
+    const isRow = row !== undefined && row.value !== null;
+    const from = isRow ? row.time : random.between(row?.time ?? 0, T);
+    const next = history.of(collection, key).find(({ time }) => time > T && time < view.frontier);
+    const end = next?.time ?? view.frontier;
+    const isPast = next !== undefined || (T < view.frontier - 1 && random.chance(0.3));
+    const until = isPast ? random.between(T + 1, end) : UNTIL_NEXT;
+    const value = row?.value ?? null;
+    if (offerRow(this.rig, client, view.version, collection, key, value, from, until) && isPast) {
+      this.pastOffers++;
+    }
   }
 
   resize(): void {
@@ -258,6 +269,8 @@ test('every claim is true after every step, whatever happens in whatever order',
   let updated = 0;
   let stale = 0;
   let dropped = 0;
+  let pastHits = 0;
+  let pastOffers = 0;
   for (let seed = 1; seed <= 60; seed++) {
     const bucketsMin = seed % 20 === 0 ? 32_768 : [1, 8][seed % 2];
     const atWrap = seed % 2 === 0;
@@ -272,10 +285,14 @@ test('every claim is true after every step, whatever happens in whatever order',
       throw new Error(`seed ${seed}`, { cause: error });
     }
     hits += world.hits;
+    pastHits += world.pastHits;
+    pastOffers += world.pastOffers;
     updated += world.rig.cache.counts.updated;
     stale += world.rig.cache.counts.offersStale;
     dropped += world.rig.cache.counts.updatesDropped;
   }
   const reached = `hits ${hits}, updated ${updated}, stale ${stale}, dropped ${dropped}`;
   assert.ok(hits > 800 && updated > 80 && stale > 100 && dropped > 2, reached);
+  const past = `of the past: hits ${pastHits}, offers ${pastOffers}`;
+  assert.ok(pastHits > 50 && pastOffers > 300, past);
 });

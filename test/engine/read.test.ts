@@ -193,6 +193,68 @@ inBothHosts('cachedOnly never asks the disk', async (home) => {
   });
 });
 
+inBothHosts('a past that was read is in memory, and ends where it ended', async (home) => {
+  const engine = await home.open({ history: Infinity });
+  const words = await engine.collection('words', {});
+  const model = new Model();
+  const keys = ['a', 'b', 'c', 'd', 'none'];
+  const changes: (() => Promise<Receipt>)[] = [
+    ...keys.slice(0, 4).map((key) => () => words.put(key, `${key} 1`)),
+    () => words.put('a', 'a 2'),
+    () => words.delete('b'),
+    () => words.deleteRange({ gte: 'c', lt: 'd' }),
+    () => words.put('b', 'b 2'),
+    () => words.put('c', 'c 2'),
+    () => words.deleteRange({ gte: 'a', lt: 'c' }),
+  ];
+  for (const change of changes) {
+    await change();
+    // Each in a run of its own at first.
+    await engine.flush();
+  }
+  const first = engine.upper - changes.length;
+  const [a, b, c, d] = [0, 1, 2, 3].map((i) => first + i);
+  model.set(a, 'a', 'a 1');
+  model.set(b, 'b', 'b 1');
+  model.set(c, 'c', 'c 1');
+  model.set(d, 'd', 'd 1');
+  model.set(first + 4, 'a', 'a 2');
+  model.set(first + 5, 'b', undefined);
+  model.set(first + 6, 'c', undefined);
+  model.set(first + 7, 'b', 'b 2');
+  model.set(first + 8, 'c', 'c 2');
+  model.set(first + 9, 'a', undefined);
+  model.set(first + 9, 'b', undefined);
+  for (const isMerged of [false, true]) {
+    if (isMerged) await engine.compact();
+    for (let asOf = first; asOf < engine.upper; asOf++) {
+      for (const key of keys) {
+        const expected = model.valueAt(asOf, key);
+        const found =
+          asOf % 2 === 0 ? words.getSync(key, { asOf }) : await words.get(key, { asOf });
+        assert.equal(found, expected, `${key} as of ${asOf}`);
+        await until('the row of the past is cached', () => {
+          let cached: string | undefined;
+          try {
+            cached = words.getSync(key, { asOf, cachedOnly: true });
+          } catch (error) {
+            coded('TIDEMARK_NOT_CACHED')(error);
+            return false;
+          }
+          assert.equal(cached, expected, `${key} as of ${asOf}, cached`);
+          return true;
+        });
+      }
+    }
+    // What was said of one time answers for others: rightly, or not at all.
+    for (let asOf = first; asOf < engine.upper; asOf++) {
+      for (const key of keys) {
+        assert.equal(words.getSync(key, { asOf }), model.valueAt(asOf, key), `${key}, ${asOf}`);
+      }
+    }
+  }
+});
+
 // ---------------------------------------------------------------- snapshots
 
 inBothHosts('a snapshot shows all collections at one offset', async (home) => {

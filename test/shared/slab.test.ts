@@ -14,17 +14,21 @@ function makePool(pages: number, limit: number): BufferPool {
   return pool;
 }
 
-for (const hasSpans of [false, true]) {
-  const how = hasSpans ? ', small ones in spans' : '';
+for (const [hasSpans, isFine] of [
+  [false, false],
+  [true, false],
+  [false, true],
+] as const) {
+  const how = hasSpans ? ', small ones in spans' : isFine ? ', finely rounded' : '';
   test(`live blocks never overlap, never cross a page, and all pages come back${how}`, () => {
-    churn(hasSpans);
+    churn(hasSpans, isFine);
   });
 }
 
-function churn(hasSpans: boolean): void {
+function churn(hasSpans: boolean, isFine: boolean): void {
   const random = new Prng(7);
   const pool = makePool(24, 16);
-  const slab = new Slab(pool, KIND_CACHE, hasSpans);
+  const slab = new Slab(pool, KIND_CACHE, hasSpans, isFine);
   const live = new Map<number, number>();
   let refused = 0;
   for (let step = 0; step < 20_000; step++) {
@@ -39,7 +43,7 @@ function churn(hasSpans: boolean): void {
         continue;
       }
       assert.ok(slab.sizeOf(address) >= bytes);
-      assert.equal(address % 64, 0);
+      assert.equal(address % (isFine ? 16 : 64), 0);
       assert.equal(address >>> pageShift, (address + bytes - 1) >>> pageShift);
       live.set(address, bytes);
     } else {

@@ -14,9 +14,11 @@ import {
   ROW_KEY_OFFSET,
   ROW_NODE_OFFSET,
   ROW_SHAPE_OFFSET,
+  ROW_UNTIL_OFFSET,
   ROW_VALUE_BYTES_OFFSET,
   SEGMENT_BYTES,
   SHAPE_KIND_SHIFT,
+  UNTIL_NEXT,
   rowHash,
 } from '../../../core/cache/layout.ts';
 import { CACHE_MISS, CACHE_ROW, CacheReader } from '../../../core/cache/reader.ts';
@@ -69,6 +71,8 @@ function writeRow(arena: Arena, row: number, key: number, from: number): void {
   u32[(row + ROW_FROM_OFFSET + 4) >>> 2] = 0;
   u32[(row + ROW_VALUE_BYTES_OFFSET) >>> 2] = 0;
   u32[(row + ROW_SHAPE_OFFSET) >>> 2] = 1 | (KIND_ROW << SHAPE_KIND_SHIFT);
+  u32[(row + ROW_UNTIL_OFFSET) >>> 2] = UNTIL_NEXT;
+  u32[(row + ROW_UNTIL_OFFSET + 4) >>> 2] = UNTIL_NEXT;
   u8[row + ROW_KEY_OFFSET] = key;
 }
 
