@@ -2,8 +2,9 @@
  * Reads of the past against reads of now, in one store: rows are written, then a tenth of them (recent)
  * or all (old) once more, and the history keeps both. One contender reads all rows as of the offset
  * between the two passes, the other as they are now. Ours alone: no peer has a past. The row cache
- * keeps the newest version of a row and answers for any time since then, so of an old past it answers
- * nothing: that case is memory against files. Called by run-one.ts.
+ * keeps what was read, of whatever time, and holds a part of the rows: both contenders read from memory
+ * and from files. Not measured: a past that nobody has read before, which is files alone. Called by
+ * run-one.ts.
  */
 import { setImmediate as turn } from 'node:timers/promises';
 import { quietAtMs } from '../measure.ts';
