@@ -68,19 +68,15 @@ export class Backpressure {
     this.#noRoomUntil = untilMs;
   }
 
-  /**
-   * True when a flush that is there to be done may begin; counts what it waits for. Under pressure one
-   * flush runs at a time: what several make at once would be far above the mark.
-   */
-  mayFlush(nowMs: number, isFlushing: boolean, loads: Iterable<Load>): boolean {
+  /** True when a flush that is there to be done may begin, beside no other; counts what it waits for. */
+  mayFlush(nowMs: number, loads: Iterable<Load>): boolean {
     this.#weigh(loads);
     const isFull = nowMs < this.#noRoomUntil;
     if (isFull) this.#waits.begin(CAUSE_DISK);
     else if (this.#share >= 1) this.#waits.begin(CAUSE_DEBT);
     else this.#end();
     if (isFull || this.#share >= 1) return false;
-    const isNext = this.#share === 0 || !isFlushing;
-    if (isNext && nowMs >= this.#nextAt()) {
+    if (nowMs >= this.#nextAt()) {
       if (this.#delayedAt >= 0) {
         this.#counters.add(FLUSH_DELAY_MS, Math.ceil(nowMs - this.#delayedAt));
         this.#delayedAt = -1;
@@ -90,11 +86,6 @@ export class Backpressure {
     }
     if (this.#delayedAt < 0) this.#delayedAt = nowMs;
     return false;
-  }
-
-  /** The last flush that was asked about had to give way. */
-  get isPressing(): boolean {
-    return this.#share > 0;
   }
 
   /** Nothing waits to be flushed, so nothing waits for room. */

@@ -112,11 +112,6 @@ export class Flushes {
     return this.#sealed.length;
   }
 
-  /** A job makes parts now. */
-  get isRunning(): boolean {
-    return this.#sealed.some(({ running }) => running);
-  }
-
   onSealed(generation: number, upper: number): void {
     const collections = collectionsIn(this.#context.arena, generation);
     this.#sealed.push({

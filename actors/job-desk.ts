@@ -41,6 +41,9 @@ export function retryMs(failures: number): number {
 /** Jobs above this are large: one worker is kept from them. */
 export const LARGE_JOB_BYTES: number = 64 * MiB;
 
+/** Flushes at a time: they have a worker of their own. */
+const FLUSHES_MAX = 1;
+
 /** Called once with what became of the job. */
 export type OnOutcome = (outcome: JobOutcome) => void;
 
@@ -48,6 +51,7 @@ type Running = {
   readonly text: number;
   readonly reply: number;
   readonly large: boolean;
+  readonly isFlush: boolean;
   readonly onOutcome: OnOutcome;
 };
 
@@ -58,6 +62,7 @@ export class JobDesk {
   readonly #outbox: Outbox;
   readonly #running: Map<number, Running> = new Map();
   #workers = 0;
+  #flushes = 0;
   #nextId = 1;
 
   constructor(context: ActorContext, slab: Slab) {
@@ -77,9 +82,14 @@ export class JobDesk {
     return this.#nextId;
   }
 
-  /** A worker is free for another job. */
+  /** A worker is free for another job that is no flush. */
   get hasCredit(): boolean {
-    return this.#running.size < this.#workers;
+    return this.#running.size - this.#flushes < this.#workers;
+  }
+
+  /** The worker that is kept for flushes is free. */
+  get hasCreditForFlush(): boolean {
+    return this.#workers > 0 && this.#flushes < FLUSHES_MAX;
   }
 
   /** A job over so many bytes: one worker is kept from those. */
@@ -108,7 +118,9 @@ export class JobDesk {
       return false;
     }
     const id = this.#nextId++;
-    this.#running.set(id, { text, reply, large, onOutcome });
+    const isFlush = job.kind === 'flush';
+    this.#running.set(id, { text, reply, large, isFlush, onOutcome });
+    if (isFlush) this.#flushes++;
     const { u32 } = this.#outbox.ring;
     u32[slot + KIND_WORD] = MSG_JOB;
     u32[slot + JOB.ID] = id;
@@ -145,6 +157,7 @@ export class JobDesk {
     const job = this.#running.get(id);
     invariant(job !== undefined, 'a result of a job that runs', id);
     this.#running.delete(id);
+    if (job.isFlush) this.#flushes--;
     const outcome = JSON.parse(readText(arena, job.reply, bytes)) as JobOutcome;
     freeText(arena, this.#slab, job.text);
     freeText(arena, this.#slab, job.reply);

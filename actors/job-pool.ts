@@ -18,7 +18,7 @@ export type JobAnswer = {
 };
 
 export interface JobPool {
-  /** Jobs that can run at the same time. */
+  /** Jobs that can run at the same time, beside one that is not to wait for them (`isPressing`). */
   readonly workers: number;
   start(id: number, job: Job): void;
   /** Asks a job to stop; it still answers. */
@@ -45,7 +45,12 @@ export type WorkerTask = {
   readonly descriptors: SharedArrayBuffer;
 };
 
-/** The threads of one kit's pool; outlives engines, as the kit does. */
+/** Commits wait for what such a job gives back: it never stands behind a merge. */
+function isPressing(job: Job): boolean {
+  return job.kind === 'flush' || job.kind === 'zero' || job.kind === 'spare';
+}
+
+/** Threads of one kit's pool; outlives engines, as the kit does. */
 export function makeWorkers(workerUrl: URL, count: number): Piscina<WorkerTask, unknown> {
   const workers = new Piscina<WorkerTask, unknown>({
     filename: workerUrl.href,
@@ -82,6 +87,7 @@ type Running = {
 export class PiscinaPool implements JobPool {
   readonly workers: number;
   readonly #piscina: Piscina<WorkerTask, unknown>;
+  readonly #pressing: Piscina<WorkerTask, unknown>;
   readonly #arena: SharedArrayBuffer;
   readonly #directory: string;
   readonly #descriptors: SharedArrayBuffer;
@@ -89,8 +95,10 @@ export class PiscinaPool implements JobPool {
   readonly #running: Map<number, Running> = new Map();
   readonly #answers: JobAnswer[] = [];
 
+  /** `pressing` runs the jobs that others wait for. */
   constructor(
     piscina: Piscina<WorkerTask, unknown>,
+    pressing: Piscina<WorkerTask, unknown>,
     arena: SharedArrayBuffer,
     directory: string,
     descriptors: SharedArrayBuffer,
@@ -98,6 +106,7 @@ export class PiscinaPool implements JobPool {
   ) {
     this.workers = piscina.options.maxThreads;
     this.#piscina = piscina;
+    this.#pressing = pressing;
     this.#arena = arena;
     this.#directory = directory;
     this.#descriptors = descriptors;
@@ -117,7 +126,8 @@ export class PiscinaPool implements JobPool {
       cancel: flag.buffer,
       descriptors: this.#descriptors,
     };
-    this.#piscina.run(task, { signal: abort.signal }).then(
+    const pool = isPressing(job) ? this.#pressing : this.#piscina;
+    pool.run(task, { signal: abort.signal }).then(
       (value) => this.#answer({ id, value }),
       (error: unknown) => {
         const answer = (): void => this.#answer({ id, failure: toPlainError(error) });
@@ -138,10 +148,10 @@ export class PiscinaPool implements JobPool {
   replace(id: number): void {
     const running = this.#running.get(id);
     if (running === undefined || running.ended !== undefined) return;
-    const before = this.#piscina.threads;
+    const before = this.#pressing.threads;
     running.abort.abort();
     if (!running.isOfLog) return;
-    const left = new Set(this.#piscina.threads);
+    const left = new Set(this.#pressing.threads);
     const gone = before.filter((thread) => !left.has(thread));
     running.ended = Promise.all(gone.map((thread) => thread.terminate()));
   }
@@ -164,7 +174,7 @@ export class PiscinaPool implements JobPool {
 /** Fuel of one slice: about half a millisecond of merging. */
 const SLICE_FUEL = 512;
 
-/** Runs jobs on the host's thread, one at a time, oldest first. */
+/** Runs jobs on the host's thread, one at a time: those that others wait for, then the oldest. */
 export class StepPool implements JobPool {
   readonly workers = 1;
   readonly #make: (job: Job) => JobMachine;
@@ -202,7 +212,7 @@ export class StepPool implements JobPool {
   }
 
   step(fuel: number = SLICE_FUEL): boolean {
-    const entry = this.#queue[0];
+    const entry = this.#queue.find(({ job }) => isPressing(job)) ?? this.#queue[0];
     if (entry === undefined) return false;
     try {
       entry.machine ??= this.#make(entry.job);
@@ -211,7 +221,7 @@ export class StepPool implements JobPool {
     } catch (error) {
       this.#answers.push({ id: entry.id, failure: toPlainError(error) });
     }
-    this.#queue.shift();
+    this.#queue.splice(this.#queue.indexOf(entry), 1);
     return true;
   }
 }

@@ -12,12 +12,18 @@ import type { WorkerTask } from './job-pool.ts';
 import { NodeStorage } from './node-storage.ts';
 import { standBack } from './thread-priority.ts';
 
-standBack();
+/** Once it has run a merge: a thread that may go down may not go up again. */
+let isBack = false;
 
 /** Rows between two looks at the cancel flag. */
 const STEP_FUEL = 4_096;
 
 export default function run(task: WorkerTask): unknown {
+  const { kind } = task.job;
+  if (!isBack && (kind === 'merge' || kind === 'compress')) {
+    isBack = true;
+    standBack();
+  }
   const flag = new CancelFlag(task.cancel);
   const storage = new NodeStorage(task.directory, () => {}, new DescriptorTable(task.descriptors));
   const machine = makeMachine(task.job, storage, new Arena(task.arena));

@@ -182,10 +182,6 @@ export class Merges {
     }
   }
 
-  get isRunning(): boolean {
-    return this.#merging.size > 0;
-  }
-
   /** Sends the best job, if any is worth one. */
   dispatch(nowMs: number): boolean {
     let free = Infinity;

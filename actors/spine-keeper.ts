@@ -343,8 +343,8 @@ export class SpineKeeper implements Actor {
     if (this.#closing) return SWEEP_MS;
     // Idle collections, failed jobs and checkpoints come due without a message, and delayed flushes.
     if (!this.#opened || this.#context.config.readOnly) return Infinity;
-    // Without a worker, or beside another flush, it waits for an answer and not for the time.
-    if (!this.#desk.hasCredit || this.#flushes.isRunning) return 1_000;
+    // Beside another flush it waits for an answer and not for the time.
+    if (!this.#desk.hasCreditForFlush) return 1_000;
     return Math.min(1_000, this.#pressure.waitMs(this.#context.clock.ticksMs()));
   }
 
@@ -853,19 +853,13 @@ export class SpineKeeper implements Actor {
 
   // ---------------------------------------------------------------- jobs
 
-  /** Hands out as many jobs as there are workers: flushes first, then the best merges. */
+  /** Hands out as many jobs as there are workers: a flush to its own, to the others the best merges. */
   #dispatch(): boolean {
     const { config, clock } = this.#context;
     if (config.readOnly) return false;
     const now = clock.ticksMs();
-    let worked = false;
-    while (this.#desk.hasCredit) {
-      // Flushes first; but what makes them wait must itself go on, or nothing would ever end it.
-      const isMergeDue = this.#pressure.isPressing && !this.#merges.isRunning;
-      if (isMergeDue && this.#merges.dispatch(now)) worked = true;
-      else if (this.#dispatchFlush(now) || this.#merges.dispatch(now)) worked = true;
-      else break;
-    }
+    let worked = this.#desk.hasCreditForFlush && this.#dispatchFlush(now);
+    while (this.#desk.hasCredit && this.#merges.dispatch(now)) worked = true;
     // What old files become can wait for all else.
     if (this.#opened) worked = this.#old.step() || worked;
     return this.#merges.linkMoves() || worked;
@@ -885,8 +879,7 @@ export class SpineKeeper implements Actor {
       this.#pressure.onNothingToFlush();
       return false;
     }
-    const { isRunning } = this.#flushes;
-    const may = this.#pressure.mayFlush(now, isRunning, this.#merges.loads(now));
+    const may = this.#pressure.mayFlush(now, this.#merges.loads(now));
     return may && item.retryAt <= now && this.#flushes.dispatch(item);
   }
 

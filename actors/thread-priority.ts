@@ -1,8 +1,8 @@
 /**
  * Lets a thread stand back: where there are fewer cores than busy threads, the event loop and the write
- * line run before flushes and merges. Linux gives each thread a nice value of its own, and
+ * line run before merges; flushes, which they wait for, are not told apart from them. Linux gives each thread a nice value of its own, and
  * os.setPriority takes a thread's id there; elsewhere it would change the whole process, so nothing is
- * done. Called once by each thread of the compute pool.
+ * done. Called once by each thread of the compute pool that merges.
  */
 import { constants, setPriority } from 'node:os';
 import { linkTarget } from './node-storage.ts';

@@ -30,6 +30,8 @@ function after(ms: number): Promise<void> {
 
 /** The pool's threads stay with this thread from engine to engine. */
 let workers: Piscina<WorkerTask, unknown> | undefined;
+/** One for flushes and the log's room. */
+let pressing: Piscina<WorkerTask, unknown> | undefined;
 let workerCount = 0;
 
 const kitThread = {
@@ -59,7 +61,9 @@ const kitThread = {
         workerCount = config.mergeThreads;
         workers = makeWorkers(MERGE_WORKER_URL, Math.max(2, workerCount));
       }
-      const pool = new PiscinaPool(workers, arena, config.directory, descriptors, wake);
+      pressing ??= makeWorkers(MERGE_WORKER_URL, 1);
+      const { directory } = config;
+      const pool = new PiscinaPool(workers, pressing, arena, directory, descriptors, wake);
       await runTurning(context, backgroundActors(context, pool), bell);
       // What a program opens after a failure is noted when it ends: nobody else would know of it.
       for (let i = 0; i < STORAGE_WAITS && storage.running > 0; i++) await after(STORAGE_WAIT_MS);

@@ -10,25 +10,32 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import type { Worker } from 'node:worker_threads';
 import { pathToFileURL } from 'node:url';
-import { PiscinaPool, makeWorkers } from '../../actors/job-pool.ts';
+import { PiscinaPool, StepPool, makeWorkers } from '../../actors/job-pool.ts';
 import type { JobAnswer } from '../../actors/job-pool.ts';
 import type { Job } from '../../actors/jobs.ts';
 import { turn, until } from '../engine/world.ts';
+
+type Workers = ReturnType<typeof makeWorkers>;
 
 const NO_BYTES = new SharedArrayBuffer(8);
 
 /** A pool whose workers run this instead of jobs. */
 async function withPool(
   code: string,
-  use: (pool: PiscinaPool, threads: () => Worker[], directory: string) => Promise<void>,
+  use: (
+    pool: PiscinaPool,
+    threads: () => Worker[],
+    directory: string,
+    workers: Workers,
+  ) => Promise<void>,
 ): Promise<void> {
   const directory = mkdtempSync(join(tmpdir(), 'tidemark-'));
   const file = join(directory, 'worker.mjs');
   writeFileSync(file, code);
   const workers = makeWorkers(pathToFileURL(file), 2);
   try {
-    const pool = new PiscinaPool(workers, NO_BYTES, directory, NO_BYTES, () => {});
-    await use(pool, () => workers.threads, directory);
+    const pool = new PiscinaPool(workers, workers, NO_BYTES, directory, NO_BYTES, () => {});
+    await use(pool, () => workers.threads, directory, workers);
   } finally {
     await workers.destroy();
     rmSync(directory, { recursive: true });
@@ -158,3 +165,41 @@ for (const kind of ['zero', 'spare']) {
     });
   });
 }
+
+test('a job that commits wait for stands behind no merge', async () => {
+  const code = `export default ({ job }) => job.kind;`;
+  // Its merges never end: it has no thread for them.
+  const held = `export default () => new Promise(() => {});`;
+  await withPool(held, async (_pool, _threads, _directory, stuck) => {
+    await withPool(code, async (_other, _more, _elsewhere, pressing) => {
+      const pool = new PiscinaPool(stuck, pressing, NO_BYTES, '', NO_BYTES, () => {});
+      for (let id = 0; id < 6; id++) pool.start(id, job('merge'));
+      for (const [id, kind] of ['flush', 'zero', 'spare'].entries()) {
+        pool.start(6 + id, job(kind));
+        assert.deepEqual(await answerOf(pool), { id: 6 + id, value: kind });
+      }
+    });
+  });
+});
+
+test('on one thread such a job goes first, also before a merge that has begun', () => {
+  const done: string[] = [];
+  const pool = new StepPool((given) => {
+    let left = 3;
+    return {
+      step: () => --left > 0,
+      cancel: () => {},
+      result: () => done.push(given.kind),
+    };
+  });
+  pool.start(1, job('merge'));
+  pool.step();
+  pool.start(2, job('compress'));
+  pool.start(3, job('flush'));
+  while (pool.step());
+  assert.deepEqual(done, ['flush', 'merge', 'compress']);
+  assert.deepEqual(
+    [pool.poll()?.id, pool.poll()?.id, pool.poll()?.id, pool.poll()],
+    [3, 1, 2, undefined],
+  );
+});
