@@ -263,7 +263,8 @@ export function runNow<T>(machine: Machine<T>): T {
   }
 }
 
-function openIfThere(opener: Opener, path: string): number | undefined {
+/** The descriptor, or undefined when there is no such file. */
+export function openIfThere(opener: Opener, path: string): number | undefined {
   try {
     return opener.open(path, 'read');
   } catch (error) {

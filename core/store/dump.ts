@@ -28,7 +28,7 @@ import { LOG_DIR, segmentPath } from '../storage/names.ts';
 import type { Storage } from '../storage/storage.ts';
 import { damagedAt, nextSound, walkSegment } from './log-walk.ts';
 import type { SegmentWalk } from './log-walk.ts';
-import { chainOf, lookAt } from './look.ts';
+import { chainOf, isPruned, lookAt, readManifest } from './look.ts';
 import type { SegmentFile, StoreLook } from './look.ts';
 import { findingOf } from './report.ts';
 import type { Machine, Progress, StoreFinding } from './report.ts';
@@ -167,9 +167,7 @@ class Dump {
           ? corrupt('MISSING_SEGMENT', `segments with offsets below ${lowest} are missing`, {
               offset: from,
             })
-          : new TidemarkError('TIDEMARK_HISTORY_LOST', `the log begins at offset ${lowest}`, {
-              offset: lowest,
-            });
+          : historyLost(lowest);
       if (!this.#options.tolerate) throw error;
       this.#damage(error, undefined);
     }
@@ -181,7 +179,15 @@ class Dump {
       place = undefined;
     }
     for (const file of chain.slice(index)) {
-      place = yield* this.#segment(logId, file, place);
+      try {
+        place = yield* this.#segment(logId, file, place);
+      } catch (error) {
+        const lost = error instanceof TidemarkError ? this.#lost(file) : undefined;
+        if (lost === undefined) throw error;
+        if (!this.#options.tolerate) throw lost;
+        this.#damage(lost, file);
+        continue;
+      }
       if (place.next >= to) break;
     }
     if (place !== undefined) return place;
@@ -238,10 +244,12 @@ class Dump {
         if (successor === undefined && walk.tail.claim <= cursor.next) return here;
         if (successor !== undefined && walk.position === file.end) return here;
       }
+      const lost = this.#lost(file);
       const witness = Math.max(walk.tail.claim, successor?.baseOffset ?? 0);
-      const error = walk.error ?? damagedAt(file, walk, cursor.next, witness);
+      const error = lost ?? walk.error ?? damagedAt(file, walk, cursor.next, witness);
       if (!this.#options.tolerate) throw error;
       this.#damage(error, file);
+      if (lost !== undefined) return here;
       const resume = yield* this.#resume(logId, file, walk);
       if (resume === undefined) return here;
       cursor = resume.cursor;
@@ -256,6 +264,12 @@ class Dump {
     walk: SegmentWalk,
   ): Machine<{ cursor: Cursor; position: number } | undefined> {
     return yield* nextSound(this.#storage, logId, file, walk.position + RECORD_ALIGN);
+  }
+
+  /** The error for a segment that a live engine has let go of while it was read. */
+  #lost(file: SegmentFile): TidemarkError | undefined {
+    if (!isPruned(this.#storage, file.seq)) return undefined;
+    return historyLost(readManifest(this.#storage)?.state.logStart.offset ?? 0);
   }
 
   #damage(error: unknown, file: SegmentFile | undefined): void {
@@ -296,6 +310,12 @@ class Dump {
       this.#emit({ type: 'transaction', offset, atMs: header.committedAtMs, operations });
     }
   }
+}
+
+function historyLost(offset: number): TidemarkError {
+  return new TidemarkError('TIDEMARK_HISTORY_LOST', `the log begins at offset ${offset}`, {
+    offset,
+  });
 }
 
 /** The last segment that begins at or below the offset. */

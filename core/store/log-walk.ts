@@ -28,7 +28,7 @@ import {
   RecordHeader,
 } from '../log/record.ts';
 import { COMPAT_RECYCLED, saltOf } from '../log/segment.ts';
-import { openPacked } from '../log/segment-source.ts';
+import { openIfThere, openPacked } from '../log/segment-source.ts';
 import type { PackedBytes } from '../log/segment-source.ts';
 import { admit, check } from '../log/verify.ts';
 import type { Cursor } from '../log/verify.ts';
@@ -186,14 +186,13 @@ function openFile(
   storage: Storage,
   file: SegmentFile,
 ): { readonly fd: number; readonly path: string; readonly isPacked: boolean } {
-  const { path } = file;
-  try {
-    return { fd: storage.open(path, 'read'), path, isPacked: file.codec !== 0 };
-  } catch (error) {
-    const other = compressedPath(file.seq);
-    if (file.codec !== 0 || storage.stat(other) === undefined) throw error;
-    return { fd: storage.open(other, 'read'), path: other, isPacked: true };
-  }
+  const { path, seq, codec } = file;
+  const fd = openIfThere(storage, path);
+  if (fd !== undefined) return { fd, path, isPacked: codec !== 0 };
+  const other = compressedPath(seq);
+  const packed = codec === 0 ? openIfThere(storage, other) : undefined;
+  if (packed !== undefined) return { fd: packed, path: other, isPacked: true };
+  throw corrupt('MISSING_SEGMENT', `${path} is missing`, { file: path, seq });
 }
 
 /** The first sound record header at or behind `from`, whose payload may be damaged, and a cursor that admits it. */

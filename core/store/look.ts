@@ -21,7 +21,7 @@ import {
   decodeSegmentHeader,
 } from '../log/segment.ts';
 import type { SegmentHeader } from '../log/segment.ts';
-import { readPackedHeader, runNow } from '../log/segment-source.ts';
+import { openIfThere, readPackedHeader, runNow } from '../log/segment-source.ts';
 import { loadManifest } from '../spine/manifest-store.ts';
 import type { LoadedManifest } from '../spine/manifest-store.ts';
 import { isDamage } from './report.ts';
@@ -84,8 +84,8 @@ export function readManifest(storage: Storage): LoadedManifest | undefined {
 
 /** A small file, or undefined when it is not there. */
 export function readWhole(storage: Storage, path: string): Uint8Array | undefined {
-  if (storage.stat(path) === undefined) return undefined;
-  const fd = storage.open(path, 'read');
+  const fd = openIfThere(storage, path);
+  if (fd === undefined) return undefined;
   try {
     const bytes = new Uint8Array(storage.size(fd));
     return bytes.subarray(0, storage.read(fd, bytes, 0, bytes.length, 0));
@@ -94,7 +94,27 @@ export function readWhole(storage: Storage, path: string): Uint8Array | undefine
   }
 }
 
+/** Looks again while a live engine lets go of segments meanwhile: what became of their files is no part of the log. */
 export function* lookAt(storage: Storage): Machine<StoreLook> {
+  for (let attempt = 1; ; attempt++) {
+    const look = yield* lookOnce(storage);
+    const firstSeq = look.manifest?.state.logStart.seq;
+    if (attempt >= ATTEMPTS_MAX || firstSeq === undefined) return look;
+    if (!isPruned(storage, firstSeq)) return look;
+    yield;
+  }
+}
+
+/** A live engine has let go of segment `seq`: what its file holds, if there is one, is another's. */
+export function isPruned(storage: Storage, seq: number): boolean {
+  try {
+    return seq < (readManifest(storage)?.state.logStart.seq ?? 0);
+  } catch {
+    return false;
+  }
+}
+
+function* lookOnce(storage: Storage): Machine<StoreLook> {
   let manifest: LoadedManifest | undefined;
   let manifestError: unknown;
   try {
@@ -151,8 +171,8 @@ export function readPackedAt(
   path: string,
   seq?: number,
 ): SegmentFile | undefined {
-  if (storage.stat(path) === undefined) return undefined;
-  const fd = storage.open(path, 'read');
+  const fd = openIfThere(storage, path);
+  if (fd === undefined) return undefined;
   const file: SegmentFile = {
     seq: seq ?? 0,
     path,
@@ -193,8 +213,8 @@ function readPlain(storage: Storage, seq: number): SegmentFile | undefined {
 /** A .seg under any name; without `seq` its own header says which it is. */
 export function readPlainAt(storage: Storage, path: string, seq?: number): SegmentFile | undefined {
   const block = new Uint8Array(SEGMENT_BLOCK_BYTES);
-  if (storage.stat(path) === undefined) return undefined;
-  const fd = storage.open(path, 'read');
+  const fd = openIfThere(storage, path);
+  if (fd === undefined) return undefined;
   let bytes = 0;
   let got = 0;
   try {

@@ -27,7 +27,15 @@ import { HEAD_PATH, editsPath, partPath, rollupPath, segmentPath } from '../stor
 import type { Storage } from '../storage/storage.ts';
 import { damagedAt, walkSegment } from './log-walk.ts';
 import type { SegmentWalk } from './log-walk.ts';
-import { chainOf, isStore, lookAt, readManifest, readSegment, readWhole } from './look.ts';
+import {
+  chainOf,
+  isPruned,
+  isStore,
+  lookAt,
+  readManifest,
+  readSegment,
+  readWhole,
+} from './look.ts';
 import type { SegmentFile, StoreLook } from './look.ts';
 import { checkPart } from './parts.ts';
 import { findingOf, isSound } from './report.ts';
@@ -217,6 +225,8 @@ class Verification {
 
   #segmentFile(file: SegmentFile, { logId }: StoreLook): void {
     const { header, path } = file;
+    const isOdd = file.error !== undefined || file.damaged || file.place === 'foreign';
+    if (!isOdd || this.#isPruned(file.seq)) return;
     if (file.error !== undefined) this.#note(file.error, path);
     if (file.place === 'foreign' && header !== undefined) {
       const own = logId !== undefined && Buffer.compare(header.logId, logId) === 0;
@@ -248,11 +258,10 @@ class Verification {
     try {
       yield* findChain(this.#storage, files, facts, true);
     } catch (error) {
+      // A live engine has let go of segments meanwhile: that chain is none any more.
+      if (this.#isPruned(facts.firstSeq)) return;
       const { finding, ...found } = findingOf(error);
       const seq = error instanceof TidemarkError ? error.detail['seq'] : undefined;
-      if (typeof seq === 'number') {
-        if (this.#options.live && this.#isPruned(seq)) return;
-      }
       const isTold = this.#findings.some((told) => told.finding === finding);
       const file = typeof seq === 'number' ? { file: segmentPath(seq) } : {};
       if (!isTold || finding === 'MISSING_SEGMENT')
@@ -262,12 +271,9 @@ class Verification {
     }
   }
 
+  /** Beside a live engine: the segment is no part of the log any more. */
   #isPruned(seq: number): boolean {
-    try {
-      return seq < (readManifest(this.#storage)?.state.logStart.seq ?? 0);
-    } catch {
-      return false;
-    }
+    return this.#options.live && isPruned(this.#storage, seq);
   }
 
   /** Reads one segment of the chain; returns where the next begins, as far as is known. */
@@ -332,7 +338,7 @@ class Verification {
         this.#progress,
       );
     } catch (error) {
-      if (this.#options.live && this.#isPruned(file.seq)) return undefined;
+      if (this.#isPruned(file.seq)) return undefined;
       this.#note(error, file.path);
       return undefined;
     }
@@ -349,14 +355,14 @@ class Verification {
       );
     }
     if (walk.error !== undefined) {
-      if (this.#options.live && this.#isPruned(file.seq)) return undefined;
+      if (this.#isPruned(file.seq)) return undefined;
       const { message, ...found } = findingOf(walk.error, file.path);
       this.#findings.push({ ...found, message });
       return undefined;
     }
     if (successor !== undefined) {
       if (walk.position === file.end) return cursor;
-      if (this.#options.live && this.#isPruned(file.seq)) return undefined;
+      if (this.#isPruned(file.seq)) return undefined;
       this.#note(damagedAt(file, walk, cursor.next, successor.baseOffset));
       return undefined;
     }
@@ -387,6 +393,7 @@ class Verification {
     if (witness > cursor.next) {
       // A rotation is the one honest reason: before the walk ended, or between it and the scan above.
       if (this.#options.live && (walk.sealed || this.#isBegun(content))) return;
+      if (this.#isPruned(file.seq)) return;
       const at = walk.tail.bytes > 0 ? file : (content ?? file);
       this.#note(
         damagedAt(at, at === file ? walk : { ...walk, position: 0 }, cursor.next, witness),
@@ -396,6 +403,7 @@ class Verification {
     // What was flushed meanwhile is not in this manifest, so it cannot be ahead by honest means.
     const flushed = look.manifest?.state.flushed.upper ?? 0;
     if (flushed > cursor.next) {
+      if (this.#isPruned(file.seq)) return;
       if (walk.tail.bytes > 0) this.#note(damagedAt(file, walk, cursor.next, flushed));
       else {
         const message = `the log ends at offset ${cursor.next}, the manifest names ${flushed}`;

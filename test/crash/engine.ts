@@ -21,7 +21,7 @@ import { makeContext, poison, resetArena } from '../../actors/host.ts';
 import { backgroundActors, writeActors } from '../../actors/house.ts';
 import { StepPool } from '../../actors/job-pool.ts';
 import { makeMachine } from '../../actors/jobs.ts';
-import type { JobMachine } from '../../actors/jobs.ts';
+import type { Job, JobMachine } from '../../actors/jobs.ts';
 import { Transaction } from '../../actors/transaction.ts';
 import { SimClock } from '../sim/clock.ts';
 import { SimCrash } from '../sim/disk.ts';
@@ -38,6 +38,16 @@ export type How = {
   readonly segmentBytes: number;
   readonly memtableBytes: number;
   readonly synced: boolean;
+};
+
+/** When jobs go on, and how they end before their time. */
+export type JobPace = {
+  /** The pool has its turn. */
+  readonly mayStep: () => boolean;
+  /** Asked before each step: the worker dies, and leaves its job as it is. */
+  readonly dies: (job: Job) => boolean;
+  /** A step was done; `isOver`: it was the last, or failed. */
+  readonly onStep: (job: Job, isOver: boolean) => void;
 };
 
 /** What ended an incarnation before its time. */
@@ -70,6 +80,8 @@ export class Incarnation {
   #disposed = false;
   /** Where calls of the disk are made to fail, jobs may fail too. */
   toleratesJobFailures = false;
+  /** Undefined: jobs go on whenever there is a turn, to their end. */
+  pace: JobPace | undefined;
 
   constructor(disk: SimDisk, how: How, schedule?: Prng, more: Partial<EngineConfig> = {}) {
     const identity = Buffer.alloc(16, 0x5a);
@@ -97,7 +109,7 @@ export class Incarnation {
     const context = { ...house, config, storage: disk, clock: this.clock };
     resetArena(context);
     this.#context = context;
-    this.#pool = new StepPool((job) => this.#watched(makeMachine(job, disk, context.arena)));
+    this.#pool = new StepPool((job) => this.#watched(job, makeMachine(job, disk, context.arena)));
     this.#actors = [...writeActors(context), ...backgroundActors(context, this.#pool)];
     const later = (run: () => void): void => {
       this.#endOfTurn.push(run);
@@ -106,12 +118,16 @@ export class Incarnation {
   }
 
   /** The pool answers for a job that failed; nobody else would hear why. */
-  #watched(machine: JobMachine): JobMachine {
+  #watched(job: Job, machine: JobMachine): JobMachine {
     return {
       step: (fuel) => {
+        if (this.pace?.dies(job) === true) throw new Error('worker died');
         try {
-          return machine.step(fuel);
+          const more = machine.step(fuel);
+          this.pace?.onStep(job, !more);
+          return more;
         } catch (error) {
+          this.pace?.onStep(job, true);
           if (error instanceof SimCrash || !this.toleratesJobFailures) this.#failure ??= error;
           throw error;
         }
@@ -167,9 +183,13 @@ export class Incarnation {
     let worked = this.endTurn();
     for (let i = 0; i < this.#actors.length; i++) worked = this.#tick(i) || worked;
     worked = this.disk.runQueued() || worked;
-    worked = this.#pool.step() || worked;
+    worked = this.#stepPool() || worked;
     this.client.poll();
     return worked;
+  }
+
+  #stepPool(): boolean {
+    return (this.pace?.mayStep() ?? true) && this.#pool.step();
   }
 
   /** True when anybody did anything. */
@@ -181,7 +201,7 @@ export class Incarnation {
         if (prng.chance(0.6)) worked = this.#tick(i) || worked;
       }
       if (prng.chance(0.4)) worked = this.disk.runQueued(prng) || worked;
-      if (prng.chance(0.4)) worked = this.#pool.step() || worked;
+      if (prng.chance(0.4)) worked = this.#stepPool() || worked;
     }
     worked = worked || this.#wholeRound();
     this.#look();
