@@ -10,13 +10,13 @@ import { WORKLOADS } from './workloads.ts';
 
 /** Places of the shortest life that are missed within a few states. */
 const QUICK: readonly RegExp[] = [
-  /^sync segment in LogWriter/,
-  /^write segment in LogWriter/,
+  /^sync segment in log\/writer/,
+  /^write segment in log\/writer/,
   /^sync edits \(waited for/,
   /^write edits \(queued, after open/,
   /^rename HEAD HEAD \(waited for/,
   /^sync HEAD \(queued/,
-  /^syncDir wal in createLog/,
+  /^syncDir wal in log\/create/,
 ];
 
 const LIVES = WORKLOADS.filter(({ name }) => name === 'quiet');

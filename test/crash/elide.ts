@@ -4,10 +4,12 @@
  * it. Used by the tests and by main.ts.
  */
 import { Prng } from '../../core/base/prng.ts';
-import type { SimCall } from '../sim/disk.ts';
+import { FATE_KEPT, FATE_LOST } from '../sim/disk.ts';
+import type { SimCall, SimDisk } from '../sim/disk.ts';
 import { revive, statesOf } from './enumerate.ts';
+import type { Owed } from './enumerate.ts';
 import { live } from './workloads.ts';
-import type { Fault, Workload } from './workloads.ts';
+import type { Fault, Hand, Moment, Workload } from './workloads.ts';
 
 const KINDS: ReadonlyMap<string, string> = new Map([
   ['fdatasync', 'sync'],
@@ -31,43 +33,52 @@ function kindOfPath(path: string): string {
   return path;
 }
 
-/** What a call does and to what, and where it was made; undefined when it is not of the kind to be switched off. */
-export function siteOf(call: SimCall): string | undefined {
+/** What a call does and to what; undefined when it is not of the kind to be switched off. */
+function whatOf(call: SimCall): string | undefined {
   const kind = KINDS.get(call.call);
   if (kind === undefined) return undefined;
-  const what = `${kind} ${call.path.split(' ').map(kindOfPath).join(' ')}`;
-  const frames = (new Error('site').stack ?? '')
-    .split('\n')
-    .filter((frame) => /\/core\/(?!shared)|\/actors\/(?!watched-storage)/.test(frame));
+  return `${kind} ${call.path.split(' ').map(kindOfPath).join(' ')}`;
+}
+
+/** The same, and where it was made. */
+export function siteOf(call: SimCall): string | undefined {
+  const what = whatOf(call);
+  if (what === undefined) return undefined;
   // Line numbers change too often to be names.
-  const names = frames.slice(0, 2).map((frame) => /at (?:new )?(\S+) /.exec(frame)?.[1] ?? '?');
+  const names = callers()
+    .flatMap((frame) => {
+      const found =
+        /^(?:new )?(?:\S+\.)?(\S+) \(.*\/(?:core\/(?!shared)|actors\/(?!watched-storage))(\S+)\.ts:/.exec(
+          frame,
+        );
+      return found === null ? [] : [`${found[2]} ${found[1]}`];
+    })
+    .slice(0, 2);
   // The steps of a program have all the same name but for what they follow.
   if (names.length === 0) return `${what} (queued, after ${nameOf(call.after)})`;
-  if (names.includes('runProgram')) return `${what} (waited for, after ${nameOf(call.after)})`;
+  if (names.some((name) => name.endsWith(' runProgram')))
+    return `${what} (waited for, after ${nameOf(call.after)})`;
   return `${what} in ${names.join(' < ')}`;
+}
+
+/** Who is calling, innermost first. Not from a stack's text: that is looked up in source maps, which takes long. */
+function callers(): string[] {
+  const { stackTraceLimit } = Error;
+  const before = Object.getOwnPropertyDescriptor(Error, 'prepareStackTrace');
+  Error.stackTraceLimit = 30;
+  Error.prepareStackTrace = (_, sites) => sites.map(String);
+  const holder: { stack?: string[] } = {};
+  Error.captureStackTrace(holder);
+  const { stack = [] } = holder;
+  Error.stackTraceLimit = stackTraceLimit;
+  if (before === undefined) Reflect.deleteProperty(Error, 'prepareStackTrace');
+  else Object.defineProperty(Error, 'prepareStackTrace', before);
+  return stack;
 }
 
 function nameOf(callAndPaths: string): string {
   const [call = '', ...paths] = callAndPaths.split(' ');
   return [KINDS.get(call) ?? call, ...paths.map(kindOfPath)].join(' ');
-}
-
-/**
- * Places that no crash of ours can tell from absent ones, each with its reason.
- *   zeros      bytes that are not there yet read as zeros: filling ahead is for speed
- *   syncFiles  what recovery syncs before it reads is either proven or written again: it only makes a
- *              sick disk fail before anything is built on it
- *   drop       a .seg that comes back beside the .segz that was made of it is an orphan
- */
-const HARMLESS: readonly RegExp[] = [
-  /ZeroFill\.step/,
-  /SpareMaker\.#fill/,
-  /LogRecovery\.#syncFiles/,
-  /CompressJob\.#drop/,
-];
-
-export function isHarmless(site: string): boolean {
-  return HARMLESS.some((pattern) => pattern.test(site));
 }
 
 /** Every place that these lives come by, and the lives that do. */
@@ -76,8 +87,6 @@ export async function sitesOf(
   seeds: readonly number[],
 ): Promise<Map<string, Set<Workload>>> {
   const sites = new Map<string, Set<Workload>>();
-  const limit = Error.stackTraceLimit;
-  Error.stackTraceLimit = 30;
   for (const workload of workloads) {
     for (const seed of seeds) {
       const note = (call: SimCall): undefined => {
@@ -90,7 +99,6 @@ export async function sitesOf(
       if (failure !== undefined) throw failure;
     }
   }
-  Error.stackTraceLimit = limit;
   return sites;
 }
 
@@ -105,6 +113,57 @@ export type Elision = {
   readonly states: number;
 };
 
+/** The call does nothing and says that it did. */
+function without(site: string, onSkip: () => void): Fault {
+  return (call) => {
+    const what = whatOf(call);
+    if (what === undefined || !site.startsWith(`${what} `) || siteOf(call) !== site)
+      return undefined;
+    onSkip();
+    return { kind: 'skip' };
+  };
+}
+
+type Tried = { readonly left: SimDisk; readonly owed: Owed; readonly depth: number };
+
+/** Crash states of one life, and how many of them are still to be looked at. */
+type Course = { readonly workload: Workload; readonly states: Generator<Tried>; left: number };
+
+/** So many states of a life tell most of what it can tell. */
+const FIRST_LOOKS = 24;
+
+/**
+ * Crash states of a life, those first that tell most: few moments, of each what a process leaves and what
+ * a loss of power that keeps nothing or all; then more moments; then any subset, and crashes within.
+ */
+function* statesIn(
+  workload: Workload,
+  seed: number,
+  moments: readonly Moment[],
+  share: number,
+): Generator<Tried> {
+  const prng = new Prng(seed);
+  const { how } = workload;
+  const count = moments.length;
+  for (const step of [Math.ceil(count / 8), Math.ceil(count / 40)]) {
+    // From the end: what should be safe by then has had the time to be lost.
+    for (let m = count - 1 - prng.below(step); m >= 0; m -= step) {
+      const { disk, model, submitted, durable, written } = moments[m];
+      const owed = { how, model, submitted, durable };
+      yield { left: disk.powerLoss(() => FATE_LOST), owed: { ...owed, floor: durable }, depth: 0 };
+      yield { left: disk.processCrash(), owed: { ...owed, floor: written }, depth: 0 };
+      yield { left: disk.powerLoss(() => FATE_KEPT), owed: { ...owed, floor: durable }, depth: 0 };
+    }
+  }
+  const choice = { subsetsMax: 3, samples: 4, regularMax: 2 };
+  const step = Math.max(1, Math.floor((count * 8) / share));
+  for (let m = count - 1 - prng.below(step), n = 0; m >= 0; m -= step) {
+    for (const state of statesOf(moments[m], how, prng, choice)) {
+      yield { ...state, depth: n++ % 2 };
+    }
+  }
+}
+
 /** Looks for a crash state that tells that `site` is switched off, in at most so many. */
 export async function elide(
   site: string,
@@ -112,47 +171,68 @@ export async function elide(
   seeds: readonly number[],
   statesMax: number,
 ): Promise<Elision> {
-  const limit = Error.stackTraceLimit;
-  Error.stackTraceLimit = 30;
+  const all = [...lives];
+  const share = Math.ceil(statesMax / (seeds.length * all.length));
+  const fault = without(site, () => {});
+  const seen = new Set<string>();
   let states = 0;
-  const workloads = [...lives];
-  /** All of them have their turn. */
-  const share = Math.ceil(statesMax / (seeds.length * workloads.length));
-  try {
-    for (const seed of seeds) {
-      for (const workload of workloads) {
-        let budget = share;
-        const fault: Fault = (call) => (siteOf(call) === site ? { kind: 'skip' } : undefined);
-        const { hand, failure } = await live(workload, seed, { fault });
-        if (failure !== undefined) {
-          return { site, noticed: `${workload.name}: ${describe(failure)}`, states };
-        }
-        const prng = new Prng(seed);
-        const choice = { subsetsMax: 3, samples: 4, regularMax: 2 };
-        // From the end: what should be safe by then has had the time to be lost.
-        const step = Math.max(1, Math.floor((hand.moments.length * 8) / share));
-        for (let m = hand.moments.length - 1 - prng.below(step); m >= 0 && budget > 0; m -= step) {
-          const moment = hand.moments[m];
-          if (moment === undefined) break;
-          for (const { left, owed } of statesOf(moment, workload.how, prng, choice)) {
-            if (--budget < 0) break;
-            states++;
-            try {
-              revive(left, owed, prng.child(), {
-                depth: states % 2,
-                damages: states % 3 === 0,
-                fault,
-              });
-            } catch (error) {
-              return { site, noticed: `${workload.name}: ${describe(error)}`, states };
-            }
-          }
-          await Promise.resolve();
-        }
+  let noticed: string | undefined;
+  /** True when one of the next `count` of the course tells. */
+  const look = (course: Course, count: number): boolean => {
+    for (let i = 0; i < count; i++) {
+      const next = course.states.next();
+      if (next.done === true || --course.left < 0) {
+        course.left = -1;
+        return false;
+      }
+      const { left, owed, depth } = next.value;
+      const { name } = course.workload;
+      states++;
+      const mark = `${name} ${left.fingerprint()} ${owed.floor} ${owed.submitted} ${depth}`;
+      if (seen.has(mark)) continue;
+      seen.add(mark);
+      try {
+        const looks = { damages: states % 3 === 0, sickens: states % 3 === 1 };
+        revive(left, owed, new Prng(states), { depth, fault, ...looks });
+      } catch (error) {
+        noticed = `${name}: ${describe(error)}`;
+        return true;
       }
     }
-  } finally {
-    Error.stackTraceLimit = limit;
+    return false;
+  };
+  for (const seed of seeds) {
+    let courses: Course[] = [];
+    for (const workload of all) {
+      const { moments, failure } = await leadWithout(site, workload, seed);
+      if (failure !== undefined) {
+        return { site, noticed: `${workload.name}: ${describe(failure)}`, states };
+      }
+      const course = { workload, states: statesIn(workload, seed, moments, share), left: share };
+      courses.push(course);
+      if (look(course, FIRST_LOOKS)) return { site, noticed, states };
+    }
+    // All of them in turn: whichever notices, notices early.
+    while (courses.length > 0) {
+      for (const course of courses) if (look(course, 1)) return { site, noticed, states };
+      courses = courses.filter(({ left }) => left >= 0);
+      await Promise.resolve();
+    }
   }
   return { site, noticed: undefined, states };
+}
+
+/** A life without the place, from where it is missing first: before, nothing is amiss. */
+async function leadWithout(
+  site: string,
+  workload: Workload,
+  seed: number,
+): Promise<{ moments: readonly Moment[]; failure: unknown }> {
+  let hand: Hand | undefined;
+  let first = -1;
+  const fault = without(site, () => {
+    if (first < 0) first = hand?.moments.length ?? 0;
+  });
+  const life = await live(workload, seed, { fault, onBegin: (given) => (hand = given) });
+  return { moments: life.hand.moments.slice(Math.max(0, first)), failure: life.failure };
 }

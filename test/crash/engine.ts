@@ -23,6 +23,7 @@ import { StepPool } from '../../actors/job-pool.ts';
 import { makeMachine } from '../../actors/jobs.ts';
 import type { Job, JobMachine } from '../../actors/jobs.ts';
 import { Transaction } from '../../actors/transaction.ts';
+import { compressedPath, segmentPath } from '../../core/storage/names.ts';
 import { SimClock } from '../sim/clock.ts';
 import { SimCrash } from '../sim/disk.ts';
 import type { SimDisk } from '../sim/disk.ts';
@@ -58,6 +59,31 @@ export class EngineFailure extends Error {
 /** Everything of a context that outlives an incarnation: the arena and its drawing. */
 let house: ActorContext | undefined;
 let identities = 0;
+
+/**
+ * What a job that has answered says is on disk and is not: room for the log, which a full disk may not
+ * take back nor a sync wait for; the room that a compressed segment gave back.
+ */
+function lackingOf(disk: SimDisk, job: Job): string | undefined {
+  const isThere = (path: string, from: number, to: number): boolean =>
+    disk.sizeOf(path) >= to && disk.isDurable(path, from, to);
+  if (job.kind === 'zero') {
+    return isThere(job.path, job.from, job.to) ? undefined : `${job.path} has no zeros on disk`;
+  }
+  if (job.kind === 'spare') {
+    const path = segmentPath(job.seq);
+    return isThere(path, 0, job.bytes) ? undefined : `${path} is no spare on disk`;
+  }
+  if (job.kind === 'compress' && job.request.codec !== 0) {
+    const { seq } = job.request;
+    if (disk.sizeOf(segmentPath(seq)) >= 0) return `${segmentPath(seq)} is there as it was`;
+    const paths = [segmentPath(seq), compressedPath(seq)];
+    return paths.every((path) => disk.isDurable(path))
+      ? undefined
+      : `${paths.join()} may come back`;
+  }
+  return undefined;
+}
 
 /** Did the process die because it was told to? */
 export function isDeath(error: unknown): boolean {
@@ -133,7 +159,12 @@ export class Incarnation {
         }
       },
       cancel: () => machine.cancel(),
-      result: () => machine.result(),
+      result: () => {
+        const result = machine.result();
+        const missing = lackingOf(this.disk, job);
+        if (missing !== undefined) this.#failure ??= new EngineFailure(missing);
+        return result;
+      },
     };
   }
 
@@ -290,6 +321,11 @@ export class Incarnation {
   /** All rows of a collection, at a time or now. */
   rowsOf(id: number, asOf?: number): [string, string][] {
     return [...this.handle(id).entries(asOf === undefined ? {} : { asOf })];
+  }
+
+  /** One row of a collection at a time. */
+  rowOf(id: number, key: string, asOf: number): string | undefined {
+    return this.handle(id).getSync(key, { asOf });
   }
 
   sinceOf(id: number): number {

@@ -17,6 +17,7 @@ import { crashes } from '../sim/disk.ts';
 import { decodeHead } from '../../core/spine/manifest.ts';
 import {
   HEAD_PATH,
+  LOG_DIR,
   QUARANTINE_DIR,
   quarantinePath,
   rollupPath,
@@ -67,6 +68,40 @@ function checkWithoutRollup(left: SimDisk, owed: Owed, prng: Prng): void {
   }
 }
 
+/**
+ * A file of the log whose bytes the system could not write back, after the process that wrote them died,
+ * is heard of when the store is opened: nothing is built on it.
+ */
+function checkSickness(left: SimDisk, owed: Owed, prng: Prng, fault: Fault | undefined): void {
+  const whole = left.processCrash();
+  const calls: string[] = [];
+  whole.record = calls;
+  new Incarnation(whole, owed.how).open().dispose();
+  const written = new Set<string>();
+  const synced = new Set<string>();
+  for (const line of calls) {
+    const [call, path = ''] = line.split(' ');
+    if (call === 'write') written.add(path);
+    // What this very opening has written is another matter.
+    if (call === 'fdatasync' && path.startsWith(LOG_DIR) && !written.has(path)) synced.add(path);
+  }
+  if (synced.size === 0) return;
+  const path = prng.pick([...synced]);
+  const sick = left.processCrash();
+  sick.sicken(path);
+  sick.fault = fault;
+  const engine = new Incarnation(sick, owed.how);
+  try {
+    engine.open();
+  } catch (error) {
+    if (String(error).includes('EIO')) return;
+    throw error;
+  } finally {
+    engine.dispose();
+  }
+  assert.fail(`${path} could not be written back, and the store was opened`);
+}
+
 /** What torn tails were set aside: the bytes that stood there, by file. */
 function setAside(disk: SimDisk): Map<string, Uint8Array> {
   const files = new Map<string, Uint8Array>();
@@ -106,6 +141,8 @@ export type ReviveOptions = {
   readonly fault?: Fault | undefined;
   /** Looks at the same with a damaged rollup too. */
   readonly damages?: boolean;
+  /** And with a file of the log whose bytes could not be written back. */
+  readonly sickens?: boolean;
 };
 
 /** Ids and histories of the collections that a state's catalog has. */
@@ -153,7 +190,10 @@ export function openAndCheck(
   return engine;
 }
 
-/** All that an open engine shows is what is owed. With no `prng` every earlier offset is looked at. */
+/**
+ * All that an open engine shows is what is owed: everything now, at some earlier offsets, or without a
+ * `prng` at all of them what the transaction there has changed.
+ */
 function checkContents(
   engine: Incarnation,
   owed: Owed,
@@ -171,16 +211,30 @@ function checkContents(
   compare(engine, now, CATALOG);
   const collections = collectionsOf(now);
   for (const { id } of collections) compare(engine, now, id);
-  const times =
-    prng === undefined
-      ? Array.from({ length: upper }, (_, T) => T)
-      : Array.from({ length: upper > 0 ? looksBack : 0 }, () => prng.below(upper));
+  if (prng === undefined) checkTransactions(engine, owed);
+  const times = Array.from({ length: upper > 0 ? looksBack : 0 }, (_, i) =>
+    prng === undefined ? Math.floor(((i + 1) * upper) / (looksBack + 1)) : prng.below(upper),
+  );
   for (const T of times) {
     const then = model.stateAt(T + 1);
     for (const { id, keepsHistory } of collections) {
       const since = engine.sinceOf(id);
       if (keepsHistory) assert.equal(since, 0, `collection ${id} keeps its history`);
       if (T >= since) compare(engine, then, id, T);
+    }
+  }
+}
+
+/** Each transaction, as far back as its collection has its history, has done what it did. */
+function checkTransactions(engine: Incarnation, { model }: Owed): void {
+  const upper = engine.visible;
+  for (const { id } of collectionsOf(model.stateAt(upper))) {
+    const since = engine.sinceOf(id);
+    for (let T = since; T < upper; T++) {
+      for (const { collection, key, value } of model.opsAt(T)) {
+        if (collection !== id) continue;
+        assert.equal(engine.rowOf(id, key, T), value, `${key} of collection ${id} as of ${T}`);
+      }
     }
   }
 }
@@ -193,6 +247,7 @@ export function revive(left: SimDisk, owed: Owed, prng: Prng, options: ReviveOpt
   const { depth, fault } = options;
   const before = depth > 0 ? left.clone() : undefined;
   if (options.damages === true) checkWithoutRollup(left, owed, prng);
+  if (options.sickens === true) checkSickness(left, owed, prng, fault);
   const found = left.clone();
   left.fault = fault;
   const first = openAndCheck(left, owed, prng);
@@ -363,8 +418,8 @@ export async function enumerate(
       seen.add(mark);
       states++;
       try {
-        const damages = n % 8 === 5;
-        revive(left, owed, new Prng(seedOf(seed, m, n)), { depth: depthOf(n), damages });
+        const looks = { damages: n % 8 === 5, sickens: n % 16 === 10 };
+        revive(left, owed, new Prng(seedOf(seed, m, n)), { depth: depthOf(n), ...looks });
       } catch (error) {
         throw new CrashFailure(
           { workload: workload.name, seed, moment: m, state: n },

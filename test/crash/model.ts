@@ -47,6 +47,11 @@ export class Model {
     return this.#ends.has(offset);
   }
 
+  /** What the transaction at `offset` did. */
+  opsAt(offset: number): readonly Op[] {
+    return this.#transactions[offset] ?? [];
+  }
+
   /** What there is once all offsets below `upper` are there. */
   stateAt(upper: number): State {
     const known = this.#states.get(upper);

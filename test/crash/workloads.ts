@@ -256,6 +256,8 @@ export type LifeOptions = {
   readonly fault?: Fault;
   readonly keepsMoments?: boolean;
   readonly toleratesJobFailures?: boolean;
+  /** Gets the hand before its first call. */
+  readonly onBegin?: (hand: Hand) => void;
 };
 
 export type Workload = {
@@ -538,6 +540,7 @@ export async function live(
   options: LifeOptions = {},
 ): Promise<{ hand: Hand; failure: unknown }> {
   const hand = new Hand(workload.how, seed, options);
+  options.onBegin?.(hand);
   let failure: unknown;
   try {
     await workload.run(hand);

@@ -23,6 +23,7 @@ import type { ReadOptions } from '../../actors/collection.ts';
 import type { Receipt as Answer } from '../../actors/commit-line.ts';
 import { KEEPER_COUNTERS, readCounters } from '../../actors/counters.ts';
 import { buffer } from '../../actors/encodings.ts';
+import type { Multiset } from '../../actors/multiset.ts';
 import type { RangeIterable, RangeOptions } from '../../actors/range.ts';
 import { NEWEST } from '../../actors/reader.ts';
 import { Snapshot } from '../../actors/snapshot.ts';
@@ -167,7 +168,8 @@ export class Caller {
       client: this.client,
       prng: parts.prng,
       model: parts.model,
-      handleOf: (id) => this.#handle(id),
+      handleOf: (collection) => this.#handleOf(collection),
+      mayRemoveRanges: parts.settings.acts.removeRange > 0,
       mayEnd: (error) => {
         const isOver = isCode(error, 'TIDEMARK_POISONED') || isCode(error, 'TIDEMARK_CLOSED');
         return (isOver && !world.isOpen) || this.#isFailedRead(error);
@@ -241,6 +243,10 @@ export class Caller {
       this.#handles.set(id, handle);
     }
     return handle;
+  }
+
+  #handleOf({ id, slot }: ModelCollection): Rows | Multiset<Buffer, Buffer> {
+    return slot.values === undefined ? this.#handle(id) : this.#multisets.handle(id);
   }
 
   /** Collections that readers see now. */
@@ -423,19 +429,19 @@ export class Caller {
 
   /** A transaction that is made only if rows and collections are as they were seen, or thought to be. */
   conditional(): void {
-    const { prng } = this.#parts;
-    const live = this.#live();
+    const { prng, model } = this.#parts;
     const visible = this.#visible;
+    const live = model.allAt(visible - 1);
     if (live.length === 0 || visible === 0) return;
     const conditions: ModelCondition[] = [];
-    const expect: { collection: Rows; key?: Buffer; offset?: number | null }[] = [];
+    const expect: object[] = [];
     for (let i = prng.pick([1, 1, 2, 5]); i > 0; i--) {
       const collection = prng.pick(live);
       const condition = this.#condition(collection, visible);
       conditions.push(condition);
-      const { id, key, offset } = condition;
+      const { key, offset } = condition;
       expect.push({
-        collection: this.#handle(id),
+        collection: this.#handleOf(collection),
         ...(key === undefined
           ? { unchangedSince: offset }
           : { key: collection.slot.keys[key], offset }),
@@ -452,6 +458,10 @@ export class Caller {
     for (let i = prng.between(1, 4); i > 0; i--) {
       const collection = prng.pick(live);
       const { id } = collection;
+      if (collection.slot.values !== undefined) {
+        ops.push(this.#multisets.updateInto(tx, collection));
+        continue;
+      }
       // Most often what was looked at is what is changed.
       const [first] = conditions;
       const same = first.id === id && first.key !== undefined && prng.chance(0.7);
@@ -467,8 +477,8 @@ export class Caller {
 
   #condition(collection: ModelCollection, visible: number): ModelCondition {
     const { prng, model } = this.#parts;
-    const { id } = collection;
-    if (prng.chance(0.2)) {
+    const { id, slot } = collection;
+    if (slot.values !== undefined || prng.chance(0.2)) {
       const since = prng.pick([visible - 1, visible - 1, model.touched(id, visible) - 1]);
       return { id, key: undefined, offset: Math.max(0, since - (prng.chance(0.1) ? 1 : 0)) };
     }
@@ -1183,7 +1193,8 @@ export class Caller {
 
   /** Follows what changes. */
   follow(): void {
-    this.#following.act(this.#live(), this.#visible);
+    const visible = this.#visible;
+    this.#following.act(this.#parts.model.allAt(visible - 1), visible);
   }
 
   /** Everything is settled: no feed sleeps over what is there. */

@@ -396,6 +396,35 @@ export class SimDisk implements Storage {
     return node instanceof SimFile ? node.cache.bytes.slice(0, node.cache.size) : undefined;
   }
 
+  /** Bytes of the file, without a copy of them; -1: it is not there. For tests: not a call. */
+  sizeOf(path: string): number {
+    const node = this.#find(path);
+    return node instanceof SimFile ? node.cache.size : -1;
+  }
+
+  /**
+   * True when a loss of power takes nothing of it back: the name, or that there is none, the size, bytes
+   * [from, to). For tests: not a call.
+   */
+  isDurable(path: string, from: number = 0, to: number = Infinity): boolean {
+    const [dir, name] = this.#parent(path, 'isDurable');
+    const node = dir.entries.get(name);
+    if (dir.durable.get(name) !== node) return false;
+    if (!(node instanceof SimFile)) return true;
+    if (node.sizes.length > 0) return false;
+    for (const index of node.dirty) {
+      if (index * SECTOR_BYTES < to && (index + 1) * SECTOR_BYTES > from) return false;
+    }
+    return true;
+  }
+
+  /** What an earlier process wrote could not be written back: whoever syncs the file next is told. For tests. */
+  sicken(path: string): void {
+    const node = this.#find(path);
+    invariant(node instanceof SimFile, 'a file is there to be sick');
+    node.failNextSync = true;
+  }
+
   /** A number for all names and bytes as they now read, and for how much of it is not durable yet. */
   fingerprint(): number {
     // Two halves, so that a million states meet no accident.
@@ -446,9 +475,14 @@ export class SimDisk implements Storage {
     this.#forget();
   }
 
-  /** Makes everything durable, as a quiet minute would. */
+  /** Makes everything durable, as a quiet minute would, and the disk well. */
   settle(): void {
-    for (const file of this.#files) flush(file);
+    for (const file of this.#files) {
+      file.platter = copyOf(file.cache);
+      file.dirty.clear();
+      file.sizes = [];
+      file.failNextSync = false;
+    }
     for (const operation of this.#operations) applyDurably(operation);
     this.#operations = [];
   }

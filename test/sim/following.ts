@@ -6,13 +6,14 @@
 import type { Prng } from '../../core/base/prng.ts';
 import type { Client } from '../../actors/client.ts';
 import type { Collection } from '../../actors/collection.ts';
+import type { Multiset } from '../../actors/multiset.ts';
 import { Feed } from '../../actors/feed.ts';
 import type { FeedItem } from '../../actors/feed.ts';
 import { startFeed } from '../../actors/feed-options.ts';
 import type { Model, ModelCollection, ModelOp } from './model.ts';
 import { SimFailure } from './world.ts';
 
-type Rows = Collection<Buffer, Buffer>;
+type Any = Collection<Buffer, Buffer> | Multiset<Buffer, Buffer>;
 
 type AnyUpdate = {
   readonly key: Buffer;
@@ -46,7 +47,9 @@ export type FollowingParts = {
   readonly client: Client;
   readonly prng: Prng;
   readonly model: Model;
-  readonly handleOf: (id: number) => Rows;
+  readonly handleOf: (collection: ModelCollection) => Any;
+  /** Without old rows a multiset's removed range is told by its bounds alone, which says nothing of counts. */
+  readonly mayRemoveRanges: boolean;
   /** An error that may end a feed at any time. */
   readonly mayEnd: (error: unknown) => boolean;
   readonly isLost: (error: unknown) => boolean;
@@ -88,7 +91,8 @@ export class Following {
     const followed = live.filter(() => prng.chance(0.4));
     if (followed.length === 0) followed.push(prng.pick(live));
     const ids = followed.map(({ id }) => id);
-    const old = prng.chance(0.8);
+    const isOfPairs = followed.some(({ slot }) => slot.values !== undefined);
+    const old = prng.chance(0.8) || (isOfPairs && this.#parts.mayRemoveRanges);
     const back = Math.min(visible, prng.pick([0, 1, 5, 50, visible]));
     const isSnapshot = prng.chance(0.15);
     const after = visible - 1 - (back === 0 ? 0 : prng.below(back + 1));
@@ -104,7 +108,7 @@ export class Following {
       if (ids.length === 1 && prng.chance(0.7)) {
         if (prng.chance(0.3)) lower = prng.pick(only.slot.keys);
         if (prng.chance(0.3)) upper = prng.pick(only.slot.keys);
-        feed = handleOf(only.id).changes({
+        feed = handleOf(only).changes({
           ...options,
           old,
           ...(lower === undefined ? {} : { gte: lower }),
@@ -114,7 +118,11 @@ export class Following {
         const start = startFeed(client, ids, { ...options, old });
         feed = new Feed(
           client,
-          ids.map((id) => ({ collection: handleOf(id), range: undefined, isNamed: true })),
+          followed.map((one) => ({
+            collection: handleOf(one),
+            range: undefined,
+            isNamed: true,
+          })),
           start,
         );
       }
@@ -144,8 +152,14 @@ export class Following {
       isOver: false,
     };
     if (isSnapshot) {
-      open.state = ids.flatMap((id) =>
-        model.rowsAt(id, place, lower, upper).map(({ key, value }) => this.#say(id, key, value, 1)),
+      open.state = followed.flatMap(({ id, slot }) =>
+        slot.values === undefined
+          ? model
+              .rowsAt(id, place, lower, upper)
+              .map(({ key, value }) => this.#say(id, key, value, 1))
+          : model
+              .pairsAt(id, place, undefined, lower, upper)
+              .map(({ key, value, count }) => this.#say(id, key, value, count)),
       );
     }
     this.#feeds.push(open);
@@ -245,7 +259,7 @@ export class Following {
 
   #told(open: Open, updates: readonly AnyUpdate[]): string[] {
     return updates.map(({ key, value, diff, collection }) => {
-      const id = (collection as Rows | undefined)?.id ?? open.ids[0];
+      const id = (collection as Any | undefined)?.id ?? open.ids[0];
       return this.#say(id, key, value, diff);
     });
   }
@@ -274,9 +288,11 @@ export class Following {
     const { model } = this.#parts;
     const { ids, old, lower, upper } = open;
     const last = new Map<string, ModelOp>();
+    const pairs = new Map<number, Set<number>>();
     for (const op of model.transactions[offset].ops) {
       if (!ids.includes(op.id)) continue;
-      if (op.range === undefined) last.set(`${op.id}/${op.key}`, op);
+      if (model.collections.get(op.id)!.slot.values !== undefined) this.#touchPairs(op, pairs);
+      else if (op.range === undefined) last.set(`${op.id}/${op.key}`, op);
       else this.#removeRange(open, offset, op, last);
     }
     const updates: string[] = [];
@@ -293,7 +309,33 @@ export class Following {
       if (before !== undefined) updates.push(this.#say(id, key, before, -1));
       if (value !== undefined) updates.push(this.#say(id, key, value, 1));
     }
+    for (const [id, touched] of pairs) {
+      const { keys, values = [] } = model.collections.get(id)!.slot;
+      for (const pair of touched) {
+        const key = keys[Math.floor(pair / values.length)];
+        if (lower !== undefined && Buffer.compare(key, lower) < 0) continue;
+        if (upper !== undefined && Buffer.compare(key, upper) >= 0) continue;
+        const diff = model.sumAt(id, pair, offset) - model.sumAt(id, pair, offset - 1);
+        if (diff !== 0) updates.push(this.#say(id, key, values[pair % values.length], diff));
+      }
+    }
     return updates;
+  }
+
+  /** The pairs that an operation on a multiset may change. */
+  #touchPairs({ id, key, range }: ModelOp, pairs: Map<number, Set<number>>): void {
+    const { keys, values = [] } = this.#parts.model.collections.get(id)!.slot;
+    let touched = pairs.get(id);
+    if (touched === undefined) pairs.set(id, (touched = new Set()));
+    if (range === undefined) {
+      touched.add(key);
+      return;
+    }
+    for (let k = 0; k < keys.length; k++) {
+      if (range.lower !== undefined && Buffer.compare(keys[k], range.lower) < 0) continue;
+      if (range.upper !== undefined && Buffer.compare(keys[k], range.upper) >= 0) break;
+      for (let v = 0; v < values.length; v++) touched.add(k * values.length + v);
+    }
   }
 
   /** What the transaction has written in the range before is removed, and told with the rows that were there. */

@@ -67,7 +67,7 @@ export class Multisets {
     this.#parts = parts;
   }
 
-  #handle(id: number): Pairs {
+  handle(id: number): Pairs {
     let handle = this.#handles.get(id);
     if (handle === undefined) {
       const none = (): Promise<Receipt> => Promise.reject(new TypeError('not here'));
@@ -114,12 +114,12 @@ export class Multisets {
     const { sync, options } = draw();
     if (mayRemoveRanges && prng.chance(0.1)) {
       const { op, bounds } = this.#range(collection);
-      submit({ ops: [op] }, sync, this.#handle(id).deleteRange(bounds, options));
+      submit({ ops: [op] }, sync, this.handle(id).deleteRange(bounds, options));
       return;
     }
     const { index, key, value } = this.#pair(collection);
     const diff = this.#diff(id, index);
-    const promise = this.#handle(id).update(key, value, diff, options);
+    const promise = this.handle(id).update(key, value, diff, options);
     submit({ ops: [{ id, key: index, value: undefined, diff }] }, sync, promise);
   }
 
@@ -140,6 +140,15 @@ export class Multisets {
     };
   }
 
+  /** Adds an update to a transaction of somebody else's. */
+  updateInto(tx: Transaction, collection: ModelCollection): ModelOp {
+    const { id } = collection;
+    const { index, key, value } = this.#pair(collection);
+    const diff = this.#diff(id, index);
+    tx.update(this.handle(id), key, value, diff);
+    return { id, key: index, value: undefined, diff };
+  }
+
   /** Several updates, perhaps of the same pair, perhaps beside rows of keyed collections. */
   #transaction(live: readonly ModelCollection[]): void {
     const { prng, client, sync: draw, submit, keyed, keyedHandle, value: newValue } = this.#parts;
@@ -157,12 +166,12 @@ export class Multisets {
         ops.push({ id: other.id, key, value });
       } else if (this.#parts.mayRemoveRanges && prng.chance(0.05)) {
         const { op, bounds } = this.#range(collection);
-        tx.deleteRange(this.#handle(id), bounds);
+        tx.deleteRange(this.handle(id), bounds);
         ops.push(op);
       } else {
         const { index, key, value } = this.#pair(collection);
         const diff = prng.pick([1, 1, -1, 3]);
-        tx.update(this.#handle(id), key, value, diff);
+        tx.update(this.handle(id), key, value, diff);
         ops.push({ id, key: index, value: undefined, diff });
       }
     }
@@ -180,7 +189,7 @@ export class Multisets {
     const { id, slot } = prng.pick(there);
     const index = prng.below(slot.keys.length);
     const key = slot.keys[index];
-    const handle = this.#handle(id);
+    const handle = this.handle(id);
     const what = `pairs of ${id}/${index} at ${when.T}`;
     const expected = model.pairsAt(id, when.T, index).map(({ value, count }) => ({ value, count }));
     const total = expected.reduce((sum, { count }) => sum + count, 0);
@@ -294,7 +303,7 @@ export class Multisets {
     }
     const what = `pairs of ${id} at ${when.T}${isReverse ? ' reversed' : ''}`;
     try {
-      const rows = this.#handle(id).entries(range);
+      const rows = this.handle(id).entries(range);
       onRead(id, when);
       return { rows, expected, what, at: 0 };
     } catch (error) {
@@ -346,8 +355,8 @@ export class Multisets {
     const { model } = this.#parts;
     const what = `all pairs of ${id} at ${T}`;
     const expected = model.pairsAt(id, T);
-    this.#pull({ rows: this.#handle(id).entries(options), expected, what, at: 0 }, Infinity);
-    const rows = this.#handle(id).entries({ ...options, reverse: true });
+    this.#pull({ rows: this.handle(id).entries(options), expected, what, at: 0 }, Infinity);
+    const rows = this.handle(id).entries({ ...options, reverse: true });
     const back = expected.toReversed();
     this.#pull({ rows, expected: back, what: `${what} reversed`, at: 0 }, Infinity);
   }

@@ -1,17 +1,25 @@
 /**
  * The compute pool of the simulation: several workers on one thread, each a step machine, advanced in
  * any order and by any fuel. As with real workers, a cancelled job still answers, perhaps with its
- * result; a worker may die and leave its files behind.
+ * result; a worker may die and leave its files behind, or stand still and hear nothing until it is
+ * replaced.
  */
-import { toPlainError } from '../../core/base/errors.ts';
+import { TidemarkError, toPlainError } from '../../core/base/errors.ts';
 import type { Prng } from '../../core/base/prng.ts';
 import type { JobAnswer, JobPool } from '../../actors/job-pool.ts';
 import type { Job, JobMachine } from '../../actors/jobs.ts';
 
-type Entry = { id: number; job: Job; machine: JobMachine | undefined; cancelled: boolean };
+type Entry = {
+  id: number;
+  job: Job;
+  machine: JobMachine | undefined;
+  cancelled: boolean;
+  steps: number;
+  hangs: boolean;
+};
 
 /** How a job is made to end before its time. */
-export type JobFate = 'lives' | 'fails' | 'dies';
+export type JobFate = 'lives' | 'fails' | 'dies' | 'hangs';
 
 export class SimPool implements JobPool {
   readonly workers: number;
@@ -28,6 +36,7 @@ export class SimPool implements JobPool {
   /** Jobs that ended before their time: what they made may lie about until the next open. */
   failures = 0;
   started = 0;
+  hung = 0;
 
   constructor(
     workers: number,
@@ -43,7 +52,14 @@ export class SimPool implements JobPool {
 
   start(id: number, job: Job): void {
     this.started++;
-    this.#queue.push({ id, job, machine: undefined, cancelled: false });
+    this.#queue.push({
+      id,
+      job,
+      machine: undefined,
+      cancelled: false,
+      steps: 0,
+      hangs: false,
+    });
   }
 
   cancel(id: number): void {
@@ -51,20 +67,25 @@ export class SimPool implements JobPool {
     if (entry !== undefined) entry.cancelled = true;
   }
 
-  steps(): number {
-    return 0;
+  steps(id: number): number {
+    return this.#queue.find((queued) => queued.id === id)?.steps ?? 0;
   }
 
   replace(id: number): void {
-    this.cancel(id);
+    const entry = this.#queue.find((queued) => queued.id === id);
+    if (entry === undefined) return;
+    this.failures++;
+    this.deaths++;
+    this.#answer(entry, { id, failure: toPlainError(new Error('worker replaced')) });
   }
 
   poll(): JobAnswer | undefined {
     return this.#answers.shift();
   }
 
-  get pending(): number {
-    return this.#queue.length;
+  /** Jobs that stand still. */
+  get hanging(): number {
+    return this.#queue.filter(({ hangs }) => hangs).length;
   }
 
   step(): boolean {
@@ -74,9 +95,16 @@ export class SimPool implements JobPool {
   /** One step of one of the jobs that have a worker; the oldest when there is no chance. */
   stepOne(prng: Prng | undefined, fuel: number): boolean {
     if (this.#queue.length === 0) return false;
-    const running = Math.min(this.#queue.length, this.workers);
-    const entry = this.#queue[prng === undefined ? 0 : prng.below(running)];
+    const running = this.#queue.slice(0, this.workers).filter(({ hangs }) => !hangs);
+    if (running.length === 0) return false;
+    const entry = running[prng === undefined ? 0 : prng.below(running.length)];
     const fate = this.#fate(entry.job);
+    entry.steps++;
+    if (fate === 'hangs') {
+      entry.hangs = true;
+      this.hung++;
+      return true;
+    }
     try {
       if (fate !== 'lives') this.failures++;
       if (fate === 'dies') {
@@ -86,7 +114,11 @@ export class SimPool implements JobPool {
       }
       if (fate === 'fails' || entry.cancelled) {
         entry.machine?.cancel();
-        this.#answer(entry, { id: entry.id, failure: toPlainError(new Error('job failed')) });
+        const error =
+          fate === 'fails'
+            ? new Error('job failed')
+            : new TidemarkError('TIDEMARK_CLOSED', 'asked');
+        this.#answer(entry, { id: entry.id, failure: toPlainError(error) });
         return true;
       }
       entry.machine ??= this.#make(entry.job);

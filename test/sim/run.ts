@@ -57,7 +57,7 @@ export type SimReport = {
 };
 
 /** How a life ends. */
-type End = 'close' | 'crash' | 'death' | 'fault' | 'full';
+type End = 'close' | 'crash' | 'death' | 'fault' | 'full' | 'thread';
 
 /** Weights of the schedule, drawn anew now and then: everybody is slow sometimes. */
 type Mood = {
@@ -96,7 +96,9 @@ class Simulation {
     processCrashes: 0,
     powerLosses: 0,
     deaths: 0,
+    threadDeaths: 0,
     faults: 0,
+    sickDisks: 0,
     lookFaults: 0,
     fullDisks: 0,
     refusals: 0,
@@ -114,6 +116,7 @@ class Simulation {
     lost: 0,
     audits: 0,
     jobs: 0,
+    jobsHung: 0,
   };
   #copyArena: Arena | undefined;
   readonly #copies: Copies = new Copies(() => (this.#copyArena ??= Arena.create(ARENA_BYTES)));
@@ -134,8 +137,15 @@ class Simulation {
   #readOnly = false;
   #died = false;
   #faulted = false;
+  /** A sync has said yes and done nothing, which its file's next one will tell: until then the cache is all there is. */
+  #hasLied = false;
   /** The call that failed said that the disk is full: commits may be refused. */
   #isFull = false;
+  #steps = 0;
+  /** Steps of the life after which a thread ends, and after which somebody hears of it. */
+  #threadEndsAt = Infinity;
+  #heardAt = Infinity;
+  #threadEnded = false;
   #failuresInRow = 0;
 
   constructor(options: SimOptions) {
@@ -188,12 +198,19 @@ class Simulation {
     this.#died = false;
     this.#faulted = false;
     this.#isFull = false;
+    this.#hasLied = false;
+    this.#steps = 0;
+    this.#threadEndsAt = Infinity;
+    this.#threadEnded = false;
     this.#failuresInRow = 0;
     let end: End = 'close';
     if (!last && !disaster.chance(settings.closes)) {
       end = disaster.chance(settings.faults) ? 'fault' : disaster.pick(['crash', 'death']);
     }
     if (!last && disaster.chance(settings.fullDisk)) end = 'full';
+    if (!last && settings.threadDeaths > 0 && disaster.chance(settings.threadDeaths)) {
+      end = 'thread';
+    }
     // So a crash soon after another, or inside an open, is as likely as one late in life.
     const ticks = Math.ceil(settings.lifeTicksMax * disaster.unit() ** 2);
     this.#planDisaster(end, ticks);
@@ -225,6 +242,10 @@ class Simulation {
       if (this.#isOver()) return false;
     }
     if (end === 'crash') return false;
+    if (this.#threadEnded) {
+      this.#world.hearOfEnd();
+      return false;
+    }
     // What was to happen in some call has not, or the engine has lived on: the life ends in order.
     this.#disk.capacityBytes = Number.MAX_SAFE_INTEGER;
     this.#disk.fault = (call) => this.#slow(call);
@@ -270,6 +291,10 @@ class Simulation {
     const disaster = this.#disaster;
     this.#disk.fault = (call) => this.#slow(call);
     if (end === 'full') this.#fill();
+    if (end === 'thread') {
+      this.#threadEndsAt = disaster.below(disaster.pick([100, 100 + ticks]));
+      this.#heardAt = this.#threadEndsAt + disaster.below(disaster.pick([1, 30, 500]));
+    }
     if (end !== 'death' && end !== 'fault') return;
     const start = this.#disk.calls;
     // Many calls are made at open, then one in a few ticks.
@@ -278,6 +303,11 @@ class Simulation {
     const looks = kind === 'throw' && disaster.chance(this.#settings.lookFaults);
     const code = looks ? 'EIO' : disaster.pick(['EIO', 'ENOSPC', 'EDQUOT', 'EROFS']);
     const manner = disaster.pick(['ext4', 'btrfs'] as const);
+    const { sickDisk } = this.#settings;
+    if (end === 'fault' && sickDisk > 0 && disaster.chance(sickDisk)) {
+      this.#sicken(at, manner);
+      return;
+    }
     this.#disk.fault = (call: SimCall): SimFault | undefined => {
       this.#slow(call);
       if (call.index < at || this.#died) return undefined;
@@ -298,6 +328,29 @@ class Simulation {
       this.#trace.note(() => `  fault ${kind} ${code} in ${call.call} ${call.path}`);
       if (kind === 'short') return { kind: 'short', bytes: disaster.below(call.length) };
       return kind === 'failedSync' ? { kind, manner } : { kind: 'throw', code };
+    };
+  }
+
+  /** From a call on syncs fail, of whatever files, for a while or for good; or one lies. */
+  #sicken(at: number, manner: 'ext4' | 'btrfs'): void {
+    const disaster = this.#disaster;
+    const lies = disaster.chance(0.3);
+    let left = disaster.pick([2, 5, 20, Infinity]);
+    this.#disk.fault = (call: SimCall): SimFault | undefined => {
+      this.#slow(call);
+      if (call.index < at || left <= 0) return undefined;
+      const isDirectory = call.call === 'fsync';
+      if (call.call !== 'fdatasync' && (lies || !isDirectory)) return undefined;
+      if (!this.#faulted) this.counts['sickDisks']++;
+      this.#faulted = true;
+      this.#trace.note(() => `  sick disk in ${call.call} ${call.path}`);
+      if (lies) {
+        left = 0;
+        this.#hasLied = true;
+        return { kind: 'lateSync' };
+      }
+      left--;
+      return isDirectory ? { kind: 'throw', code: 'EIO' } : { kind: 'failedSync', manner };
     };
   }
 
@@ -329,7 +382,8 @@ class Simulation {
     }
     // Three flushes that fail in a row end the engine, as they should.
     if (job.kind === 'flush' && this.#failuresInRow++ >= 2) return 'lives';
-    return disaster.chance(0.5) ? 'fails' : 'dies';
+    const fate = disaster.unit();
+    return fate < 0.5 ? 'fails' : fate < 0.8 ? 'dies' : 'hangs';
   }
 
   // ---------------------------------------------------------------- opening
@@ -399,7 +453,7 @@ class Simulation {
       pool.failure = undefined;
     }
     if (!world.isPoisoned && failure === undefined) return false;
-    if (!this.#faulted) {
+    if (!this.#faulted && !this.#threadEnded) {
       const { actor, error } = failure ?? {
         actor: 'a client',
         error: new Error(world.context.control.failureJson()),
@@ -426,7 +480,7 @@ class Simulation {
     }
     if (world.isPoisoned && !this.#died) await this.#afterPoison();
     this.#endLife();
-    const mode = disaster.pick(this.#settings.crashModes);
+    const mode = this.#hasLied ? 'process' : disaster.pick(this.#settings.crashModes);
     this.counts[mode === 'process' ? 'processCrashes' : 'powerLosses']++;
     if (end === 'death' && this.#died) this.counts['deaths']++;
     this.#trace.say(`${end} ${mode} ${this.#durableFloor} ${this.#writtenFloor}`);
@@ -435,7 +489,9 @@ class Simulation {
     const before = this.#disk;
     before.capacityBytes = Number.MAX_SAFE_INTEGER;
     this.#disk = before.crash(disaster, mode);
-    if (this.#faulted && disaster.chance(0.3)) this.#disk.dropCache();
+    // What was in the cache alone reaches the disk after all.
+    if (this.#hasLied) this.#disk.settle();
+    else if (this.#faulted && disaster.chance(0.3)) this.#disk.dropCache();
   }
 
   /** Whoever waits is told, and nobody is answered any more. */
@@ -470,6 +526,7 @@ class Simulation {
       this.counts['conditions'] += caller.conditionsHeld;
     }
     this.counts['jobs'] += this.#world.pool.started;
+    this.counts['jobsHung'] += this.#world.pool.hung;
     this.#world.dispose();
   }
 
@@ -502,6 +559,7 @@ class Simulation {
     this.#endLife();
     world.endJobs();
     auditClosed(world);
+    if (this.#hasLied) this.#disk.settle();
     // What a closed store holds is on the disk: the process ends, and perhaps the power goes.
     const isLost = this.#disaster.chance(0.3);
     const mode = isLost ? this.#disaster.pick(this.#settings.crashModes) : 'process';
@@ -628,6 +686,9 @@ class Simulation {
   /** One step of somebody. */
   async #step(acting: boolean): Promise<void> {
     const prng = this.#schedule;
+    if (this.#steps++ >= this.#threadEndsAt) this.#endThread();
+    // Somebody notices it in its time, which may be far away where the clock is slow.
+    if (!acting && this.#world.pool.hanging > 0) this.#clock.advance(50);
     if (--this.#moodUntil <= 0) {
       this.#mood = this.#drawMood();
       this.#moodUntil = prng.between(1, 2 * this.#settings.moodTicks);
@@ -670,6 +731,16 @@ class Simulation {
       default:
         await this.#stepClient(at - 4, acting);
     }
+  }
+
+  #endThread(): void {
+    const world = this.#world;
+    if (!this.#threadEnded) {
+      this.#threadEnded = true;
+      this.counts['threadDeaths']++;
+      world.endThread(this.#disaster.below(2));
+    }
+    if (this.#steps > this.#heardAt && !world.isOver) world.hearOfEnd();
   }
 
   #moveClock(): void {

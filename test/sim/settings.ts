@@ -65,6 +65,10 @@ export type Settings = {
   readonly jobFaults: number;
   /** Chance that a failing call is one that only looks: a read, an open, a stat. */
   readonly lookFaults: number;
+  /** Chance that a failing call is one of many: syncs of any files, one after the other, or one that lies. */
+  readonly sickDisk: number;
+  /** Chance that a life ends with a thread of the engine. */
+  readonly threadDeaths: number;
   /** Chance that a life has a disk with hardly any room. */
   readonly fullDisk: number;
   /** Chance that a sync takes its time, and the longest that it takes. */
@@ -138,7 +142,6 @@ const ACTS: DrawnWeights = {
   removeRange: 2,
   transaction: 15,
   conditional: 8,
-  // To be 8: with commits that share a record some never settle (seeds 79 of 2,500 ticks, 4 of 3,000).
   transact: 8,
   burst: 6,
   point: 30,
@@ -161,7 +164,7 @@ function drawActs(prng: Prng): DrawnWeights {
   for (const name of Object.keys(acts) as (keyof typeof ACTS)[]) {
     acts[name] *= prng.pick([0, 0.3, 1, 1, 1, 3]);
   }
-  // Feeds do not tell of what a range delete removed: a run has the one or the other.
+  // The one or the other, in most runs.
   if (prng.chance(0.5)) acts.follow = 0;
   else acts.removeRange = 0;
   // A run without writes tells nothing.
@@ -194,11 +197,14 @@ function drawViewPages(prng: Prng, slots: readonly Slot[]): number | undefined {
   return isLong ? undefined : pages;
 }
 
+/** Drawn behind all others. */
+type Late = 'sickDisk' | 'threadDeaths';
+
 export function drawSettings(prng: Prng): Settings {
   const slots: Slot[] = [];
   const count = prng.between(1, 5);
   for (let i = 0; i < count; i++) slots.push({ name: `c${i}`, keys: drawKeys(prng) });
-  const settings: Omit<Settings, 'acts'> & { acts: DrawnWeights } = {
+  const settings: Omit<Settings, 'acts' | Late> & { acts: DrawnWeights } = {
     synced: prng.chance(0.6),
     syncIntervalMs: prng.pick([1, 10, 50, 1_000]),
     memtableBytes: prng.pick([16, 32, 64, 64, 64, 128, 256, 1_024, 4_096]) * KiB,
@@ -239,6 +245,9 @@ export function drawSettings(prng: Prng): Settings {
       ...settings.acts,
       multiset: multisets.length > 0 ? prng.pick([8, 25, 60]) : 0,
       backup: prng.pick([0, 0, 0.5, 3]),
+      ...(prng.chance(0.25) ? { follow: ACTS.follow, removeRange: ACTS.removeRange } : {}),
     },
+    sickDisk: prng.pick([0, 0.5]),
+    threadDeaths: prng.pick([0, 0, 0.15]),
   };
 }

@@ -10,6 +10,8 @@ import { LINE_BYTES } from '../../core/shared/arena.ts';
 import type { Arena } from '../../core/shared/arena.ts';
 import { KIND_CACHE, KIND_VIEW } from '../../core/shared/buffer-pool.ts';
 import {
+  ACTOR_COMPACTOR,
+  ACTOR_KEEPER,
   Control,
   STATE_CLOSED,
   STATE_CLOSING,
@@ -203,6 +205,8 @@ export class World {
   /** Ticks of actors that did something. */
   worked = 0;
   #closed = false;
+  /** The thread whose end nobody has heard of yet, or that has poisoned the engine; -1: none. */
+  #deadThread = -1;
   #frontiers: number[] = [0, 0, 0];
 
   constructor(parts: WorldParts) {
@@ -329,7 +333,7 @@ export class World {
 
   /** One tick of one actor; true when it did something. */
   tickActor(number: number): boolean {
-    if (this.#closed) return false;
+    if (this.#closed || this.#isDead(number)) return false;
     this.#control.looks = 0;
     let worked = false;
     try {
@@ -345,6 +349,7 @@ export class World {
 
   /** One actor's turn on a thread of the host; false: it sleeps. */
   stepThread(number: number): boolean {
+    if (number === this.#deadThread) return false;
     const thread = this.#threads[number];
     const { clock } = this.#parts;
     if (thread.parked) {
@@ -382,14 +387,31 @@ export class World {
   /** When the first sleeping thread wakes by itself. */
   get nextDeadline(): number {
     let deadline = Infinity;
-    for (const thread of this.#threads) {
-      if (thread.parked) deadline = Math.min(deadline, thread.deadline);
+    for (const [number, thread] of this.#threads.entries()) {
+      if (thread.parked && number !== this.#deadThread)
+        deadline = Math.min(deadline, thread.deadline);
     }
     return deadline;
   }
 
+  #isDead(actor: number): boolean {
+    return this.#threads[this.#deadThread]?.actors.includes(actor) ?? false;
+  }
+
+  /** A thread ends between two ticks of its actors; the others go on. The pool's are the background's own. */
+  endThread(number: number): void {
+    this.#deadThread = number;
+    this.#parts.trace.say(`thread ${number} ends`);
+  }
+
+  /** Whoever opened the engine hears that a thread has ended. */
+  hearOfEnd(): void {
+    poison(this.context, new Error(`thread ${this.#deadThread} exited`));
+    this.#afterStep();
+  }
+
   stepPool(prng: Parameters<SimPool['stepOne']>[0], fuel: number): boolean {
-    if (this.#closed) return false;
+    if (this.#closed || this.#isDead(ACTOR_COMPACTOR)) return false;
     const worked = this.pool.stepOne(prng, fuel);
     this.#parts.trace.mix(worked ? 11 : 10);
     return worked;
@@ -397,6 +419,8 @@ export class World {
 
   /** A step of a queued program of the keeper. */
   stepQueue(prng: Parameters<SimDisk['runQueued']>[0]): boolean {
+    // Between two calls of a program its thread has the say.
+    if (this.#isDead(ACTOR_KEEPER)) return false;
     const before = this.storage.disk.queued;
     const worked = this.storage.disk.runQueued(prng);
     if (this.storage.disk.queued < before) this.context.threadBells[1].ring();
@@ -446,6 +470,7 @@ export class World {
       this.#closed = true;
       this.#parts.trace.say(state === STATE_CLOSED ? 'closed' : 'poisoned');
       for (const actor of this.actors) {
+        if (this.#isDead(actor.number)) continue;
         try {
           actor.onClose();
         } catch (error) {
