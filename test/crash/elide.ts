@@ -114,7 +114,7 @@ export type Elision = {
 };
 
 /** The call does nothing and says that it did. */
-function without(site: string, onSkip: () => void): Fault {
+function without(site: string, onSkip: () => unknown): Fault {
   return (call) => {
     const what = whatOf(call);
     if (what === undefined || !site.startsWith(`${what} `) || siteOf(call) !== site)
@@ -124,42 +124,66 @@ function without(site: string, onSkip: () => void): Fault {
   };
 }
 
-type Tried = { readonly left: SimDisk; readonly owed: Owed; readonly depth: number };
+type Tried = {
+  readonly left: SimDisk;
+  readonly owed: Owed;
+  readonly depth: number;
+  readonly damages: boolean;
+  readonly sickens: boolean;
+};
 
 /** Crash states of one life, and how many of them are still to be looked at. */
 type Course = { readonly workload: Workload; readonly states: Generator<Tried>; left: number };
 
-/** So many states of a life tell most of what it can tell. */
-const FIRST_LOOKS = 24;
+/** A life that was led without the place, from where it was missing first: before, nothing is amiss. */
+type Led = {
+  readonly moments: readonly Moment[];
+  /** Among them those after which it was missing. */
+  readonly skips: readonly number[];
+};
+
+/** So few moments of a life tell most of what it can tell. */
+const FIRST_MOMENTS = 8;
 
 /**
  * Crash states of a life, those first that tell most: few moments, of each what a process leaves and what
- * a loss of power that keeps nothing or all; then more moments; then any subset, and crashes within.
+ * a loss of power that keeps nothing or all; any subset just after the place was passed; then more.
  */
 function* statesIn(
-  workload: Workload,
+  { how }: Workload,
   seed: number,
-  moments: readonly Moment[],
+  { moments, skips }: Led,
   share: number,
 ): Generator<Tried> {
   const prng = new Prng(seed);
-  const { how } = workload;
   const count = moments.length;
-  for (const step of [Math.ceil(count / 8), Math.ceil(count / 40)]) {
+  const plain = { depth: 0, damages: false, sickens: false };
+  function* bare(step: number): Generator<Tried> {
     // From the end: what should be safe by then has had the time to be lost.
     for (let m = count - 1 - prng.below(step); m >= 0; m -= step) {
       const { disk, model, submitted, durable, written } = moments[m];
-      const owed = { how, model, submitted, durable };
-      yield { left: disk.powerLoss(() => FATE_LOST), owed: { ...owed, floor: durable }, depth: 0 };
-      yield { left: disk.processCrash(), owed: { ...owed, floor: written }, depth: 0 };
-      yield { left: disk.powerLoss(() => FATE_KEPT), owed: { ...owed, floor: durable }, depth: 0 };
+      const owed = { how, model, submitted, durable, floor: durable };
+      yield { ...plain, left: disk.powerLoss(() => FATE_LOST), owed, damages: true };
+      const cached = { ...owed, floor: written };
+      yield { ...plain, left: disk.processCrash(), owed: cached, sickens: true };
+      yield { ...plain, left: disk.powerLoss(() => FATE_KEPT), owed };
     }
   }
+  yield* bare(Math.max(1, Math.ceil(count / FIRST_MOMENTS)));
+  // What the call should have put in order is most easily out of order in the calls that follow it.
+  const near = { subsetsMax: 6, samples: 4, regularMax: 6 };
+  for (const skip of new Set([...skips.slice(0, 2), ...skips.slice(-2)])) {
+    for (let m = skip; m < Math.min(count, skip + 8); m++) {
+      for (const state of statesOf(moments[m], how, prng, near)) yield { ...plain, ...state };
+    }
+  }
+  yield* bare(Math.max(1, Math.ceil(count / 40)));
   const choice = { subsetsMax: 3, samples: 4, regularMax: 2 };
   const step = Math.max(1, Math.floor((count * 8) / share));
   for (let m = count - 1 - prng.below(step), n = 0; m >= 0; m -= step) {
     for (const state of statesOf(moments[m], how, prng, choice)) {
-      yield { ...state, depth: n++ % 2 };
+      n++;
+      yield { ...state, depth: n % 2, damages: n % 3 === 0, sickens: n % 3 === 1 };
     }
   }
 }
@@ -185,15 +209,14 @@ export async function elide(
         course.left = -1;
         return false;
       }
-      const { left, owed, depth } = next.value;
+      const { left, owed, ...options } = next.value;
       const { name } = course.workload;
       states++;
-      const mark = `${name} ${left.fingerprint()} ${owed.floor} ${owed.submitted} ${depth}`;
+      const mark = `${name} ${left.fingerprint()} ${owed.floor} ${JSON.stringify(options)}`;
       if (seen.has(mark)) continue;
       seen.add(mark);
       try {
-        const looks = { damages: states % 3 === 0, sickens: states % 3 === 1 };
-        revive(left, owed, new Prng(states), { depth, fault, ...looks });
+        revive(left, owed, new Prng(states), { ...options, fault });
       } catch (error) {
         noticed = `${name}: ${describe(error)}`;
         return true;
@@ -204,13 +227,13 @@ export async function elide(
   for (const seed of seeds) {
     let courses: Course[] = [];
     for (const workload of all) {
-      const { moments, failure } = await leadWithout(site, workload, seed);
+      const { led, failure } = await leadWithout(site, workload, seed);
       if (failure !== undefined) {
         return { site, noticed: `${workload.name}: ${describe(failure)}`, states };
       }
-      const course = { workload, states: statesIn(workload, seed, moments, share), left: share };
+      const course = { workload, states: statesIn(workload, seed, led, share), left: share };
       courses.push(course);
-      if (look(course, FIRST_LOOKS)) return { site, noticed, states };
+      if (look(course, 3 * FIRST_MOMENTS)) return { site, noticed, states };
     }
     // All of them in turn: whichever notices, notices early.
     while (courses.length > 0) {
@@ -222,17 +245,19 @@ export async function elide(
   return { site, noticed: undefined, states };
 }
 
-/** A life without the place, from where it is missing first: before, nothing is amiss. */
 async function leadWithout(
   site: string,
   workload: Workload,
   seed: number,
-): Promise<{ moments: readonly Moment[]; failure: unknown }> {
+): Promise<{ led: Led; failure: unknown }> {
   let hand: Hand | undefined;
-  let first = -1;
-  const fault = without(site, () => {
-    if (first < 0) first = hand?.moments.length ?? 0;
-  });
+  const skips: number[] = [];
+  const fault = without(site, () => skips.push(hand?.moments.length ?? 0));
   const life = await live(workload, seed, { fault, onBegin: (given) => (hand = given) });
-  return { moments: life.hand.moments.slice(Math.max(0, first)), failure: life.failure };
+  const [first = 0] = skips;
+  const led = {
+    moments: life.hand.moments.slice(first),
+    skips: skips.map((skip) => skip - first),
+  };
+  return { led, failure: life.failure };
 }
