@@ -686,7 +686,8 @@ class Simulation {
   /** One step of somebody. */
   async #step(acting: boolean): Promise<void> {
     const prng = this.#schedule;
-    if (this.#steps++ >= this.#threadEndsAt) this.#endThread();
+    // Whoever acts looks first whether the engine goes on.
+    if (this.#steps++ >= this.#threadEndsAt && this.#endThread()) return;
     // Somebody notices it in its time, which may be far away where the clock is slow.
     if (!acting && this.#world.pool.hanging > 0) this.#clock.advance(50);
     if (--this.#moodUntil <= 0) {
@@ -733,14 +734,17 @@ class Simulation {
     }
   }
 
-  #endThread(): void {
+  /** True: somebody has heard of it. */
+  #endThread(): boolean {
     const world = this.#world;
     if (!this.#threadEnded) {
       this.#threadEnded = true;
       this.counts['threadDeaths']++;
       world.endThread(this.#disaster.below(2));
     }
-    if (this.#steps > this.#heardAt && !world.isOver) world.hearOfEnd();
+    if (this.#steps <= this.#heardAt || world.isOver) return false;
+    world.hearOfEnd();
+    return true;
   }
 
   #moveClock(): void {
