@@ -1,9 +1,9 @@
 /**
  * Feeds against what they follow, in one process: rows/s of one live follower against commits/s without
  * one, and rows/s of catching up against a full scan over `entries()` of the same rows; each with and
- * without old rows. 4,096 commits of one put are in flight (key 16 bytes, value 100, most keys new), and
+ * without old rows. 4,096 commits of one put are in flight (key 16 bytes, value 100, of `KEYS` keys), and
  * every live figure stands between two of commits alone, of which it takes the mean. Run it with
- * `npm run build && node --import tsx bench/micro/feed.ts [seconds] [rounds]`; goals: 0.8 live, 0.5
+ * `npm run build && node --import tsx bench/micro/feed.ts [seconds] [rounds] [keys]`; goals: 0.8 live, 0.5
  * catching up. Without a quiet machine look at the CPU of the caller's thread, told where /proc tells it.
  *
  * Not measured: a cold disk (what is caught up with is in the page cache), several followers, which share
@@ -20,10 +20,10 @@ const SECONDS = Number(process.argv[2] ?? 2);
 const ROUNDS = Number(process.argv[3] ?? 3);
 const IN_FLIGHT = 4_096;
 /** Prime to the step between keys: all come before one comes again. */
-const KEYS = 1_000_003;
+const KEYS = Number(process.argv[4] ?? 1_000_003);
 const STEP = 7_919;
 const CATCH_UP_ROWS = 400_000;
-const VALUE: string = 'v'.repeat(100);
+const VALUE_BYTES = 100;
 
 type Rows = Collection<string, string>;
 type Rate = { readonly perSecond: number; readonly cpuUs: number };
@@ -53,7 +53,8 @@ async function commits(rows: Rows): Promise<Rate> {
   const lane = async (): Promise<void> => {
     while (performance.now() < endAtMs) {
       const n = committed++;
-      await rows.put(`key${(n * STEP) % KEYS}`.padEnd(16, '.'), VALUE);
+      // No value comes twice: what changes nothing is not told.
+      await rows.put(`key${(n * STEP) % KEYS}`.padEnd(16, '.'), `${n}`.padEnd(VALUE_BYTES, 'v'));
     }
   };
   await Promise.all(Array.from({ length: IN_FLIGHT }, lane));
