@@ -33,6 +33,8 @@ const SEQUENCER_OWN = [
   'resent',
   'refusedForConflict',
   'refusedForSpace',
+  'paced',
+  'pacedMs',
   'clockHeldBack',
   'clockHeldBackMs',
 ] as const;

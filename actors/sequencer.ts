@@ -26,6 +26,7 @@ import {
 import { Overtaken } from '../core/memtable/overtaken.ts';
 import { GenerationWriter, maintainFuel } from '../core/memtable/writer.ts';
 import type { GenerationOptions } from '../core/memtable/writer.ts';
+import { KIND_RECORD } from '../core/shared/buffer-pool.ts';
 import { ACTOR_KEEPER, ACTOR_SEQUENCER, STALL_WAIT } from '../core/shared/control.ts';
 import type { Counters } from '../core/shared/counters.ts';
 import { OperationWalker, pageOf } from '../core/shared/record-pages.ts';
@@ -60,6 +61,7 @@ import {
   setWide,
 } from './messages.ts';
 import { generationRows } from './options.ts';
+import { Pace } from './pace.ts';
 import { CAUSE_DISK, CAUSE_FLUSH, CAUSE_LOG, CAUSE_MEMORY, Waits } from './stalls.ts';
 import { THREAD_BACKGROUND, THREAD_WRITE } from './topology.ts';
 
@@ -74,6 +76,8 @@ const SEALS: number = indexIn(SEQUENCER_COUNTERS, 'seals');
 const RESENT: number = indexIn(SEQUENCER_COUNTERS, 'resent');
 const REFUSED_FOR_CONFLICT: number = indexIn(SEQUENCER_COUNTERS, 'refusedForConflict');
 const REFUSED_FOR_SPACE: number = indexIn(SEQUENCER_COUNTERS, 'refusedForSpace');
+const PACED: number = indexIn(SEQUENCER_COUNTERS, 'paced');
+const PACED_MS: number = indexIn(SEQUENCER_COUNTERS, 'pacedMs');
 const CLOCK_HELD_BACK: number = indexIn(SEQUENCER_COUNTERS, 'clockHeldBack');
 const CLOCK_HELD_BACK_MS: number = indexIn(SEQUENCER_COUNTERS, 'clockHeldBackMs');
 
@@ -116,6 +120,12 @@ export class Sequencer implements Actor {
   /** The keeper's view names the spare. */
   #sparePublished = false;
   readonly #sealed: Map<number, GenerationWriter> = new Map();
+  /** Record pages of the sealed ones; and how many the last one had for each of its bytes. */
+  #sealedPages = 0;
+  #pagesPerByte = 0;
+  readonly #pace: Pace = new Pace();
+  /** A record waits for the pace since then; -1: none does. */
+  #pacedAt = -1;
   /** Every change from here on is in a generation that is held. */
   #heldFrom = 0;
   /** Clients whose records are refused until they send again what was refused first; and how many. */
@@ -167,7 +177,7 @@ export class Sequencer implements Actor {
   }
 
   idle(): number {
-    return Infinity;
+    return this.#pacedAt < 0 ? Infinity : this.#pace.waitMs(this.#context.clock.ticksMs());
   }
 
   publish(): void {
@@ -193,7 +203,9 @@ export class Sequencer implements Actor {
           invariant(generation !== undefined, 'a sealed generation is freed once', address);
           this.#sealed.delete(address);
           this.#heldFrom = Math.max(this.#heldFrom, generation.upper);
+          this.#sealedPages -= generation.recordPages;
           generation.free();
+          this.#pace.onFreed(this.#context.clock.ticksMs(), this.#sealed.size > 0);
           // Whoever waits for pages may go on.
           this.#ringClients();
           break;
@@ -275,6 +287,9 @@ export class Sequencer implements Actor {
     invariant(sealed !== undefined && spare !== undefined, 'something to seal and to open');
     sealed.seal(this.#next);
     this.#sealed.set(sealed.header, sealed);
+    this.#sealedPages += sealed.recordPages;
+    this.#pagesPerByte = sealed.recordPages / Math.max(1, sealed.bytes);
+    this.#pace.onSealed(this.#context.clock.ticksMs());
     spare.open(this.#next);
     this.#open = spare;
     this.#spare = undefined;
@@ -344,6 +359,8 @@ export class Sequencer implements Actor {
     ) {
       return TAKEN;
     }
+    const isPaced = this.#sealed.size > 0 || this.#pacedAt >= 0;
+    if (isPaced && this.#isTooSoon()) return BLOCKED;
     // One slot for the record, one kept for the bound of a seal.
     if (this.#line.ring.room(2) < 2) {
       this.#waits.begin(CAUSE_LOG);
@@ -370,7 +387,9 @@ export class Sequencer implements Actor {
     const txCount = u32[slot + RECORD.TX_COUNT];
     this.#stamp(clock.nowMs());
     const hasRanges = (u32[slot + RECORD.FLAGS] & RECORD_RANGES) !== 0;
+    const before = this.#open!.bytes;
     this.#insert(u32[slot + RECORD.ADDRESS], txCount, first, hasRanges);
+    if (this.#sealed.size > 0) this.#keepPace(this.#open!.bytes - before);
 
     const out = this.#line.claim();
     for (let word = 0; word < RECORD.OFFSET; word++) u32[out + word] = u32[slot + word]!;
@@ -383,6 +402,32 @@ export class Sequencer implements Actor {
     this.#counters.add(TRANSACTIONS, txCount);
     this.#counters.add(OPERATIONS, operations);
     return TAKEN;
+  }
+
+  /** Flushes are behind, and the record before was not long ago. */
+  #isTooSoon(): boolean {
+    const nowMs = this.#context.clock.ticksMs();
+    const isEarly = this.#pace.waitMs(nowMs) > 0;
+    if (isEarly && this.#pacedAt < 0) {
+      this.#pacedAt = nowMs;
+      this.#counters.add(PACED, 1);
+    } else if (!isEarly && this.#pacedAt >= 0) {
+      this.#counters.add(PACED_MS, nowMs - this.#pacedAt);
+      this.#pacedAt = -1;
+    }
+    return isEarly;
+  }
+
+  /** A record took so many bytes while something is sealed. What is left: of the generations, and of pages. */
+  #keepPace(bytes: number): void {
+    const { clock, pool } = this.#context;
+    const open = this.#open!;
+    const spareBytes = this.#spare === undefined ? 0 : this.#generationOptions.bytes;
+    const left = open.bytesLeft + spareBytes + bytes;
+    const pagesLeft = pool.limitPages(KIND_RECORD) - this.#sealedPages - open.recordPages;
+    const pages = bytes * this.#pagesPerByte;
+    const share = Math.max(bytes / left, pages / Math.max(pages, pagesLeft));
+    this.#pace.onTaken(clock.ticksMs(), share);
   }
 
   /** The log has room for all up to `ordered`, as it last said. */

@@ -256,6 +256,11 @@ export class GenerationWriter {
     this.lower = lower;
   }
 
+  /** Bytes that it takes before it is full. */
+  get bytesLeft(): number {
+    return Math.max(0, this.#bytesMax - this.bytes);
+  }
+
   /** Full by bytes or rows. `roomFor` says so too, of a given record. */
   get full(): boolean {
     return this.bytes >= this.#bytesMax || this.rows >= this.#rowsMax;
