@@ -9,14 +9,16 @@
  *   client    TOUCH           rows that were read become the newest; lossy
  *   pool      (its limit)     above it pages are emptied and given back; limit 0: everything is
  *
- * What the budget of views does not use is lent to the cache, but for a reserve that views may take at once.
+ * What the budget of views does not use is lent to the cache, but for a reserve that views may take at
+ * once; and what the two budgets of writers (records, and nodes over them: either may have most of the
+ * write budget) are together above the write budget, as long as writers do not come near that.
  */
 import { invariant } from '../core/base/assert.ts';
-import { clientsMax } from '../core/base/limits.ts';
+import { clientsMax, pageBytes } from '../core/base/limits.ts';
 import { OFFER_ABSENT, OFFER_PAGE, TOUCH_IDS_MAX } from '../core/cache/layout.ts';
 import { RowCache } from '../core/cache/row-cache.ts';
 import { NewestRows } from '../core/memtable/newest.ts';
-import { KIND_CACHE, KIND_VIEW } from '../core/shared/buffer-pool.ts';
+import { KIND_CACHE, KIND_MEMTABLE, KIND_RECORD, KIND_VIEW } from '../core/shared/buffer-pool.ts';
 import { ACTOR_EVICTOR } from '../core/shared/control.ts';
 import type { Counters } from '../core/shared/counters.ts';
 import { RetireList } from '../core/shared/epoch.ts';
@@ -35,6 +37,7 @@ import {
   TOUCH,
   getWide,
 } from './messages.ts';
+import { writeBudgetBytes } from './options.ts';
 import { THREAD_BACKGROUND } from './topology.ts';
 
 /** Fuel of one slice of an apply: half a millisecond at the most. */
@@ -44,7 +47,7 @@ const OFFERS_PER_TICK = 128;
 const TOUCH_SLOTS_PER_TICK = 64;
 /** Shortest period: rows that are read all the time are reported once in it. */
 const PERIOD_MS = 10;
-/** A quarter of the views' budget, and a quarter of what they use, is never lent: they grow by less in a turn. */
+/** A quarter of the views' budget, and a quarter of what anybody uses, is never lent: nobody grows by more in a turn. */
 const RESERVE_SHIFT = 2;
 /** How soon to look again whether readers have left what was retired. */
 const WAIT_MS = 5;
@@ -81,6 +84,8 @@ export class Evictor implements Actor {
   #turn = 0;
   /** Pages that the cache has been lent. */
   #lent = 0;
+  /** Of the write budget. */
+  readonly #writePages: number;
 
   constructor(context: ActorContext) {
     const { arena, pool, control, topology } = context;
@@ -94,6 +99,7 @@ export class Evictor implements Actor {
     this.#touches = topology.clients.map((client) => inboxOf(context, client.touches));
     this.#offers = topology.clients.map((client) => inboxOf(context, client.offers));
     const retire = new RetireList(arena, control.epochAddress, topology.slots, clientsMax);
+    this.#writePages = Math.ceil(writeBudgetBytes(context.config.memtableBytes) / pageBytes);
     this.#cache = new RowCache(arena, pool, topology.cacheRoots, retire);
     this.#entering = new NewestRows(arena, pool);
     this.#counters = makeCounters(arena, topology.counters[ACTOR_EVICTOR], EVICTOR_COUNTERS);
@@ -175,13 +181,16 @@ export class Evictor implements Actor {
     return true;
   }
 
-  /** As views grow, the cache shrinks: what is over its limit goes in the same turn. */
+  /** As views and writers grow, the cache shrinks: what is over its limit goes in the same turn. */
   #borrow(): void {
     const { pool } = this.#context;
-    const used = pool.usedPages(KIND_VIEW);
-    const limit = pool.limitPages(KIND_VIEW);
-    const kept = used + (used >>> RESERVE_SHIFT) + (limit >>> RESERVE_SHIFT);
-    const lent = Math.max(0, limit - kept);
+    const views = pool.usedPages(KIND_VIEW);
+    const viewsMax = pool.limitPages(KIND_VIEW);
+    const viewsKept = views + (views >>> RESERVE_SHIFT) + (viewsMax >>> RESERVE_SHIFT);
+    const writes = pool.usedPages(KIND_RECORD) + pool.usedPages(KIND_MEMTABLE);
+    const writesMax = pool.limitPages(KIND_RECORD) + pool.limitPages(KIND_MEMTABLE);
+    const writesKept = Math.max(this.#writePages, writes + (writes >>> RESERVE_SHIFT));
+    const lent = Math.max(0, viewsMax - viewsKept) + Math.max(0, writesMax - writesKept);
     if (lent === this.#lent) return;
     this.#lent = lent;
     pool.setLentPages(KIND_CACHE, lent);

@@ -19,7 +19,12 @@ import { CACHE_MISS, CACHE_ROW, CacheReader } from '../../core/cache/reader.ts';
 import { GenerationReader, keyHash } from '../../core/memtable/reader.ts';
 import { GenerationWriter } from '../../core/memtable/writer.ts';
 import { Arena } from '../../core/shared/arena.ts';
-import { KIND_CACHE, KIND_MEMTABLE, KIND_RECORD } from '../../core/shared/buffer-pool.ts';
+import {
+  KIND_CACHE,
+  KIND_MEMTABLE,
+  KIND_RECORD,
+  KIND_VIEW,
+} from '../../core/shared/buffer-pool.ts';
 import { ACTOR_EVICTOR } from '../../core/shared/control.ts';
 import { ReaderSlot } from '../../core/shared/epoch.ts';
 import {
@@ -61,7 +66,12 @@ class House {
   constructor() {
     const arena = Arena.create(64 * MiB);
     const clock: Clock = { nowMs: () => this.nowMs, ticksMs: () => this.nowMs };
-    const context = makeContext(arena.buffer, {} as EngineConfig, {} as Storage, clock);
+    const context = makeContext(
+      arena.buffer,
+      { memtableBytes: 8 * MiB } as EngineConfig,
+      {} as Storage,
+      clock,
+    );
     this.context = context;
     const { control, pool, topology } = context;
     control.reset();
@@ -395,6 +405,56 @@ test('the period moves on under eviction: marks of the past protect nothing', ()
   assert.ok(relinked > 0);
   cache.evictOldest(10);
   assert.equal(cache.counts.relinked, relinked);
+});
+
+test('the cache is lent what views and writers leave, and gives it back as they grow', () => {
+  const house = new House();
+  const { pool } = house.context;
+  pool.setLimitPages(KIND_VIEW, 40);
+  house.run();
+  assert.equal(pool.limitPages(KIND_CACHE), LIMIT_PAGES + 30, 'a quarter stays');
+  const count = 13_000;
+  for (let i = 0; i < count; i++) {
+    if (i === count / 2) {
+      house.seal();
+      house.run();
+      house.takeAnswer();
+    }
+    house.write(1, key(i), new Uint8Array(1_000));
+  }
+  house.seal();
+  house.run();
+  house.takeAnswer();
+  for (let i = 0; i < count; i++) {
+    house.read(0, 1, key(i), count - 1);
+    if (i % 50 === 49) house.run();
+  }
+  assert.ok(pool.usedPages(KIND_CACHE) > LIMIT_PAGES + 20, `${pool.usedPages(KIND_CACHE)} pages`);
+  const views: number[] = [];
+  for (let n = 0; n < 40; n++) {
+    const page = pool.lease(KIND_VIEW);
+    assert.notEqual(page, 0, `page ${n} of the views`);
+    views.push(page);
+    house.run();
+    assert.ok(pool.usedPages(KIND_CACHE) <= pool.limitPages(KIND_CACHE));
+  }
+  assert.equal(pool.limitPages(KIND_CACHE), LIMIT_PAGES);
+  for (const page of views) pool.free(page, KIND_VIEW);
+  // Writers may take more than their budget of one sort or the other, never of both.
+  pool.setLimitPages(KIND_RECORD, 84);
+  house.run();
+  assert.equal(pool.limitPages(KIND_CACHE), LIMIT_PAGES + 30 + 20);
+  const pages: number[] = [];
+  while (pool.freePages(KIND_RECORD) > 0) pages.push(pool.lease(KIND_RECORD));
+  const nodes: number[] = [];
+  while (pool.freePages(KIND_MEMTABLE) > 0) nodes.push(pool.lease(KIND_MEMTABLE));
+  assert.ok(
+    [...pages, ...nodes].every((page) => page !== 0),
+    'no page was short',
+  );
+  house.run();
+  assert.equal(pool.limitPages(KIND_CACHE), LIMIT_PAGES + 30);
+  assert.ok(pool.usedPages(KIND_CACHE) <= LIMIT_PAGES + 30);
 });
 
 test('a limit set to 0 empties it, and everything is given back at close', () => {
