@@ -24,6 +24,8 @@ const MEMORY_BYTES: number = 64 * MiB;
 
 /** A condition that does not come true within this is a failure, not a wait. */
 const DEADLINE_MS = 30_000;
+/** A turn that takes longer was not ours: the machine slept, or somebody has stopped the process. */
+const TURN_MS_MAX = 1_000;
 
 /** A store's directory, and engines over it that are closed when the test ends. */
 export class Home {
@@ -72,11 +74,19 @@ export function inHost(host: Host, name: string, run: (home: Home) => Promise<vo
   });
 }
 
-/** Looks again each turn until it is so. */
-export async function until(what: string, isSo: () => boolean): Promise<void> {
-  const deadline = performance.now() + DEADLINE_MS;
+/** Looks again each turn until it is so. `waitsFor` tells more of what was waited for in vain. */
+export async function until(
+  what: string,
+  isSo: () => boolean,
+  waitsFor: () => string = () => '',
+): Promise<void> {
+  let waitedMs = 0;
+  let lookedAt = performance.now();
   while (!isSo()) {
-    assert.ok(performance.now() < deadline, `never: ${what}`);
+    const now = performance.now();
+    waitedMs += Math.min(TURN_MS_MAX, now - lookedAt);
+    lookedAt = now;
+    if (waitedMs >= DEADLINE_MS) assert.fail(`never: ${what} ${waitsFor()}`);
     await turn();
   }
 }
@@ -88,11 +98,15 @@ export function turn(): Promise<void> {
 /** Nothing to flush, merge or write any more. Counters are published when the actors sleep. */
 export async function quiet(engine: Engine): Promise<void> {
   let calm = 0;
-  await until('quiet', () => {
-    const { workWaiting, sealed, keeper } = engine.stats();
-    calm = workWaiting === 0 && sealed === 0 && keeper['jobsRunning'] === 0 ? calm + 1 : 0;
-    return calm > 20;
-  });
+  await until(
+    'quiet',
+    () => {
+      const { workWaiting, sealed, keeper } = engine.stats();
+      calm = workWaiting === 0 && sealed === 0 && keeper['jobsRunning'] === 0 ? calm + 1 : 0;
+      return calm > 20;
+    },
+    () => JSON.stringify(engine.stats()),
+  );
 }
 
 // ---------------------------------------------------------------- errors

@@ -63,13 +63,11 @@ type End = 'close' | 'crash' | 'death' | 'fault' | 'full' | 'thread';
 type Mood = {
   readonly actors: readonly number[];
   readonly threads: readonly number[];
-  readonly pool: number;
-  readonly queue: number;
-  readonly later: number;
-  readonly clock: number;
-  readonly clients: readonly number[];
   readonly acting: number;
   readonly turning: number;
+  /** All weights in the order of `#step`, with the clients and without. */
+  readonly all: readonly number[];
+  readonly alone: readonly number[];
 };
 
 class Simulation {
@@ -670,14 +668,17 @@ class Simulation {
     const speeds = [0.02, 0.3, 1, 1, 1, 4];
     if (this.#settings.stalls) speeds.push(0);
     const weight = (usual: number): number => usual * prng.pick(speeds);
+    const actors = [0, 1, 2, 3, 4].map(() => weight(10));
+    const threads = [weight(20), weight(30)];
+    const runners = this.#settings.hosted ? threads : actors;
+    const [pool, queue, later, clock] = [weight(10), weight(10), weight(3), weight(4)];
+    const alone = [...runners, pool, queue, later, clock];
+    const clients = Array.from({ length: this.#settings.clients }, () => weight(30));
     return {
-      actors: [0, 1, 2, 3, 4].map(() => weight(10)),
-      threads: [weight(20), weight(30)],
-      pool: weight(10),
-      queue: weight(10),
-      later: weight(3),
-      clock: weight(4),
-      clients: Array.from({ length: this.#settings.clients }, () => weight(30)),
+      actors,
+      threads,
+      alone,
+      all: [...alone, ...clients],
       acting: prng.pick([0.1, 0.5, 0.7, 0.9]),
       turning: prng.pick([0.3, 1, 1]),
     };
@@ -697,15 +698,7 @@ class Simulation {
     const mood = this.#mood;
     const world = this.#world;
     const runners = this.#life.hosted ? mood.threads : mood.actors;
-    const weights = [
-      ...runners,
-      mood.pool,
-      mood.queue,
-      mood.later,
-      mood.clock,
-      ...(this.#callers.length > 0 ? mood.clients : []),
-    ];
-    let at = pickIndex(prng, weights);
+    let at = pickIndex(prng, this.#callers.length > 0 ? mood.all : mood.alone);
     if (at < runners.length) {
       if (this.#life.hosted) world.stepThread(at);
       else world.tickActor(at);

@@ -169,6 +169,9 @@ export type Receipt = {
   readonly from: number;
 };
 
+/** A receipt as it was read; -1: no offset, for it is a refusal. */
+type Answered = Omit<Receipt, 'from'> & { readonly client: number };
+
 export type WorldParts = {
   readonly arena: Arena;
   readonly disk: SimDisk;
@@ -200,6 +203,15 @@ export class World {
   readonly #pushed: { number: number; count: number }[][];
   /** First offset -> transactions, of records on the line whose receipt has not been seen. */
   readonly #onLine: Map<number, number> = new Map();
+  // Made once: what is called after every step makes no closures.
+  readonly #mix: (slot: number) => void;
+  readonly #onRecord: readonly ((slot: number) => void)[];
+  readonly #onLineSlot: (slot: number) => void;
+  readonly #onReceiptSlot: readonly ((slot: number) => void)[];
+  #nextOnLine = 0;
+  /** Receipts seen in this look, by client. */
+  readonly #answered: Answered[][];
+  #isAnswered = false;
   /** Of the first actor that threw. */
   failure: { readonly actor: string; readonly error: unknown } | undefined;
   /** Ticks of actors that did something. */
@@ -253,6 +265,15 @@ export class World {
     this.#recordTaps = places.map((client) => tap(client.records));
     this.#receiptTaps = places.map((client) => tap(client.receipts));
     this.#pushed = places.map(() => []);
+    this.#answered = places.map(() => []);
+    const { trace } = parts;
+    const { u32 } = this.context.arena;
+    this.#mix = (slot) => {
+      for (let word = 0; word < SLOT_WORDS; word++) trace.mix(u32[slot + word]);
+    };
+    this.#onRecord = places.map((_, i) => (slot) => this.#takeRecord(i, slot));
+    this.#onLineSlot = (slot) => this.#takeFromLine(slot);
+    this.#onReceiptSlot = places.map((_, i) => (slot) => this.#takeReceipt(i, slot));
     const keeper = topology.clients[KEEPER_CLIENT];
     this.#taps = [
       topology.replay,
@@ -494,63 +515,65 @@ export class World {
   // ---------------------------------------------------------------- listening
 
   #listen(): void {
-    const { trace, model } = this.#parts;
+    for (const tap of this.#taps) tap.take(this.#mix);
+    for (let i = 0; i < this.#recordTaps.length; i++) this.#recordTaps[i].take(this.#onRecord[i]);
+    this.#nextOnLine = this.#parts.model.upper;
+    this.#lineTap.take(this.#onLineSlot);
+    for (let i = 0; i < this.#receiptTaps.length; i++)
+      this.#receiptTaps[i].take(this.#onReceiptSlot[i]);
+    if (this.#isAnswered) this.#tell();
+  }
+
+  #takeRecord(client: number, slot: number): void {
+    this.#mix(slot);
     const { u32 } = this.context.arena;
-    const mix = (slot: number): void => {
-      for (let word = 0; word < SLOT_WORDS; word++) trace.mix(u32[slot + word]);
-    };
-    for (const tap of this.#taps) tap.take(mix);
-    this.#recordTaps.forEach((tap, client) => {
-      tap.take((slot) => {
-        mix(slot);
-        if (u32[slot + KIND_WORD] !== MSG_RECORD) return;
-        const number = u32[slot + RECORD.NUMBER];
-        this.#pushed[client].push({ number, count: u32[slot + RECORD.TX_COUNT] });
-      });
-    });
-    let next = model.upper;
-    this.#lineTap.take((slot) => {
-      mix(slot);
-      if (u32[slot + KIND_WORD] !== MSG_RECORD) return;
-      const first = getWide(u32, slot + RECORD.OFFSET);
-      const count = u32[slot + RECORD.TX_COUNT];
-      if (first !== next) throw new SimFailure(`offset ${first} was given where ${next} is next`);
-      this.#onLine.set(first, count);
-      const atMs = getWide(u32, slot + RECORD.AT_MS);
-      for (let i = 0; i < count; i++) model.atMs[first + i] = atMs;
-      next += count;
-    });
-    const answered: { client: number; first: number; count: number; refusal: number }[][] =
-      this.#receiptTaps.map(() => []);
-    this.#receiptTaps.forEach((tap, client) => {
-      tap.take((slot) => {
-        mix(slot);
-        invariant(u32[slot + KIND_WORD] === MSG_RECEIPT, 'a receipt');
-        const record = this.#pushed[client].shift();
-        if (record?.number !== u32[slot + RECEIPT.NUMBER]) {
-          throw new SimFailure('a receipt of a record that was not sent');
-        }
-        const refusal = u32[slot + RECEIPT.REFUSAL];
-        // It will be sent again, and what follows it too: nothing is decided.
-        if (refusal === REFUSAL_AGAIN) return;
-        const first = refusal === 0 ? getWide(u32, slot + RECEIPT.OFFSET) : -1;
-        const { count } = record;
-        answered[client].push({ client, first, count, refusal });
-        if (refusal !== 0) return;
-        if (this.#onLine.get(first) !== count) {
-          throw new SimFailure(`a receipt for ${first} of a record that is not on the line`);
-        }
-        this.#onLine.delete(first);
-      });
-    });
-    this.#tell(answered);
+    if (u32[slot + KIND_WORD] !== MSG_RECORD) return;
+    const number = u32[slot + RECORD.NUMBER];
+    this.#pushed[client].push({ number, count: u32[slot + RECORD.TX_COUNT] });
+  }
+
+  #takeFromLine(slot: number): void {
+    this.#mix(slot);
+    const { u32 } = this.context.arena;
+    if (u32[slot + KIND_WORD] !== MSG_RECORD) return;
+    const { model } = this.#parts;
+    const next = this.#nextOnLine;
+    const first = getWide(u32, slot + RECORD.OFFSET);
+    const count = u32[slot + RECORD.TX_COUNT];
+    if (first !== next) throw new SimFailure(`offset ${first} was given where ${next} is next`);
+    this.#onLine.set(first, count);
+    const atMs = getWide(u32, slot + RECORD.AT_MS);
+    for (let i = 0; i < count; i++) model.atMs[first + i] = atMs;
+    this.#nextOnLine = next + count;
+  }
+
+  #takeReceipt(client: number, slot: number): void {
+    this.#mix(slot);
+    const { u32 } = this.context.arena;
+    invariant(u32[slot + KIND_WORD] === MSG_RECEIPT, 'a receipt');
+    const record = this.#pushed[client].shift();
+    if (record?.number !== u32[slot + RECEIPT.NUMBER]) {
+      throw new SimFailure('a receipt of a record that was not sent');
+    }
+    const refusal = u32[slot + RECEIPT.REFUSAL];
+    // It will be sent again, and what follows it too: nothing is decided.
+    if (refusal === REFUSAL_AGAIN) return;
+    const first = refusal === 0 ? getWide(u32, slot + RECEIPT.OFFSET) : -1;
+    const { count } = record;
+    this.#answered[client].push({ client, first, count, refusal });
+    this.#isAnswered = true;
+    if (refusal !== 0) return;
+    if (this.#onLine.get(first) !== count) {
+      throw new SimFailure(`a receipt for ${first} of a record that is not on the line`);
+    }
+    this.#onLine.delete(first);
   }
 
   /** Receipts in the order of the offsets; a refusal comes between those of its client. */
-  #tell(
-    answered: readonly { client: number; first: number; count: number; refusal: number }[][],
-  ): void {
+  #tell(): void {
     const { model, onReceipt } = this.#parts;
+    const answered = this.#answered.map((receipts) => receipts.splice(0));
+    this.#isAnswered = false;
     const from = answered.map(() => model.upper);
     const at = answered.map(() => 0);
     const tellRefusals = (client: number): void => {
@@ -562,7 +585,7 @@ export class World {
       }
     };
     const accepted = answered.flat().filter(({ refusal }) => refusal === 0);
-    for (const receipt of accepted.toSorted((a, b) => a.first - b.first)) {
+    for (const receipt of accepted.toSorted((x, y) => x.first - y.first)) {
       const { client } = receipt;
       tellRefusals(client);
       at[client]++;
