@@ -273,7 +273,8 @@ const BUFFERS: WeakMap<Uint8Array, Buffer> = new WeakMap();
 
 /** The same bytes as a Buffer, whose methods read strings natively. Remembered for long-lived views. */
 function asBuffer(bytes: Uint8Array): Buffer {
-  if (Buffer.isBuffer(bytes)) return bytes;
+  // Asked for each string that is decoded: a look at a method, not `instanceof`.
+  if ((bytes as Partial<Buffer>).copy !== undefined) return bytes as Buffer;
   let found = BUFFERS.get(bytes);
   if (found === undefined) {
     found = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);

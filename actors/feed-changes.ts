@@ -28,6 +28,10 @@ const OLD_THERE = 2;
 const OLD_SAME = 3;
 const OLD_PENDING = 4;
 
+/** What is told of a change: the row that was there, the one that came. */
+const TOLD_BEFORE = 1;
+const TOLD_AFTER = 2;
+
 /** Bytes of old rows that are read at once; those of one transaction are, whatever their size. */
 const OLD_BYTES_PER_LOAD: number = 2 * MiB;
 /** Old rows are kept for other followers up to this, beyond the log's own bytes. */
@@ -88,6 +92,8 @@ export class ChunkChanges implements AskedRows {
   #valueCodec: Codec<unknown> | undefined;
   readonly #before: (Update<unknown, unknown> | undefined)[] = [];
   readonly #after: (Update<unknown, unknown> | undefined)[] = [];
+  /** Bytes of the updates that were collected last as an array of their own. */
+  bytesTold = 0;
   /** Of the change that was decoded last. */
   #rowBefore: Update<unknown, unknown> | undefined;
   #rowAfter: Update<unknown, unknown> | undefined;
@@ -534,24 +540,75 @@ export class ChunkChanges implements AskedRows {
     let bytes = 0;
     const end = this.#firsts[transaction + 1];
     for (let i = this.#firsts[transaction]; i < end; i++) {
-      if (!this.#isWithin(i, range)) continue;
-      const kind = this.#kinds[i];
-      const state = old ? this.#old[i] : OLD_ABSENT;
-      if (this.#diffs[i] === 0 || state === OLD_SAME) continue;
-      if (kind === OP_DELETE && old && state === OLD_ABSENT) continue;
-      this.#decode(i, state === OLD_THERE, keys, values);
-      if (state === OLD_THERE) {
+      const told = this.#tell(i, range, old, keys, values);
+      if ((told & TOLD_BEFORE) !== 0) {
         updates.push(this.#rowBefore!);
-        bytes += this.#values[i] - this.#keys[i] + this.#oldEnds[i] - this.#oldStarts[i];
+        bytes += this.#bytesBefore(i);
       }
+      if ((told & TOLD_AFTER) === 0) continue;
       if (added !== undefined && this.#isAdded(i, added)) continue;
-      // Without its old row a deletion is told by its key alone.
-      if (kind !== OP_DELETE || !old) {
-        updates.push(this.#rowAfter!);
-        bytes += this.#ends[i] - this.#keys[i];
-      }
+      updates.push(this.#rowAfter!);
+      bytes += this.#ends[i] - this.#keys[i];
     }
     return bytes;
+  }
+
+  /**
+   * The same as an array of its own, with their bytes in `bytesTold`. Most transactions have one change:
+   * an array that is made for what it holds is a fraction of one that has grown to it.
+   */
+  collectAll(
+    transaction: number,
+    range: ByteRange | undefined,
+    old: boolean,
+    keys: Codec<unknown>,
+    values: Codec<unknown>,
+  ): Update<unknown, unknown>[] {
+    const i = this.#firsts[transaction];
+    if (this.#firsts[transaction + 1] - i !== 1) {
+      const updates: Update<unknown, unknown>[] = [];
+      this.bytesTold = this.collect(transaction, range, old, keys, values, updates);
+      return updates;
+    }
+    const told = this.#tell(i, range, old, keys, values);
+    const bytesAfter = this.#ends[i] - this.#keys[i];
+    switch (told) {
+      case TOLD_AFTER:
+        this.bytesTold = bytesAfter;
+        return [this.#rowAfter!];
+      case TOLD_BEFORE:
+        this.bytesTold = this.#bytesBefore(i);
+        return [this.#rowBefore!];
+      case TOLD_BEFORE | TOLD_AFTER:
+        this.bytesTold = this.#bytesBefore(i) + bytesAfter;
+        return [this.#rowBefore!, this.#rowAfter!];
+      default:
+        this.bytesTold = 0;
+        return [];
+    }
+  }
+
+  #bytesBefore(i: number): number {
+    return this.#values[i] - this.#keys[i] + this.#oldEnds[i] - this.#oldStarts[i];
+  }
+
+  /** Decodes what is told of a change, and says what that is: TOLD_*. */
+  #tell(
+    i: number,
+    range: ByteRange | undefined,
+    old: boolean,
+    keys: Codec<unknown>,
+    values: Codec<unknown>,
+  ): number {
+    if (!this.#isWithin(i, range)) return 0;
+    const kind = this.#kinds[i];
+    const state = old ? this.#old[i] : OLD_ABSENT;
+    if (this.#diffs[i] === 0 || state === OLD_SAME) return 0;
+    if (kind === OP_DELETE && old && state === OLD_ABSENT) return 0;
+    this.#decode(i, state === OLD_THERE, keys, values);
+    const before = state === OLD_THERE ? TOLD_BEFORE : 0;
+    // Without its old row a deletion is told by its key alone.
+    return kind !== OP_DELETE || !old ? before | TOLD_AFTER : before;
   }
 
   /** True when the row that was decoded last goes there. */

@@ -490,11 +490,13 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
   }
 
   #takeOne(source: Source): void {
-    const { changes, to } = source;
+    const { changes, target, to } = source;
+    const { collection, range, isNamed } = target;
+    const { keyCodec, valueCodec } = collection;
     for (; source.at < to; source.at++) {
-      const updates: AnyUpdate[] = [];
-      const bytes = this.#collect(source, updates);
-      this.#pushTransaction(changes.offsets[source.at], updates, bytes);
+      const own = changes.collectAll(source.at, range, this.#old, keyCodec, valueCodec);
+      const updates = isNamed ? own.map((update) => named(collection, update)) : own;
+      this.#pushTransaction(changes.offsets[source.at], updates, changes.bytesTold);
     }
   }
 
