@@ -8,6 +8,7 @@ import { EventEmitter } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { TidemarkError } from '../core/base/errors.ts';
 import { clientsMax, collectionsMax } from '../core/base/limits.ts';
+import { Prng } from '../core/base/prng.ts';
 import { CATALOG_ID, KIND_KEYED, KIND_MULTISET } from '../core/base/update.ts';
 import { Arena } from '../core/shared/arena.ts';
 import { STATE_CLOSED, STATE_CLOSING, STATE_OPEN, STATE_POISONED } from '../core/shared/control.ts';
@@ -187,7 +188,9 @@ export class Engine extends EventEmitter<EngineEvents> {
   readonly #run: Promise<void>;
   readonly #catalog: Collection<Buffer, unknown>;
   readonly #archive: Archive | undefined;
-  readonly #transactShared: TransactShared = new TransactShared();
+  readonly #transactShared: TransactShared = new TransactShared(
+    new Prng(randomBytes(4).readUInt32LE()),
+  );
   #changing: Promise<unknown> = Promise.resolve();
   readonly #backups: Map<AbortController, Promise<unknown>> = new Map();
   #closed: Promise<void> | undefined;

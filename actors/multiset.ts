@@ -240,7 +240,8 @@ export class Multiset<K, V> extends BaseCollection<K, V> {
   }
 }
 
-function countOf(pairs: readonly Pair[]): number {
+/** The counts of all values, added up. */
+export function countOf(pairs: readonly Pair[]): number {
   const sum = new DiffSum();
   for (const { diff } of pairs) sum.add(diff);
   return sum.value();

@@ -4,18 +4,21 @@
  * Lives on its client's thread.
  */
 import { Buffer } from 'node:buffer';
-import { compareBytes, getU16, getU32 } from '../core/base/bytes.ts';
+import { compareBytes, getF64, getU16, getU32 } from '../core/base/bytes.ts';
 import {
   OP_DELETE_RANGE,
+  OP_DIFF_OFFSET,
   OP_KEY_BYTES_OFFSET,
   OP_KIND_OFFSET,
   OP_PUT,
+  OP_UPDATE,
   OP_VALUE_BYTES_OFFSET,
   TX_HEADER_BYTES,
   keyOffsetOf,
   operationBytes,
 } from '../core/base/update.ts';
 import type { ByteRange } from './key-range.ts';
+import type { Pair } from './pair-reader.ts';
 import type { WriteSet } from './write-set.ts';
 
 export type OwnRow = {
@@ -24,7 +27,15 @@ export type OwnRow = {
   readonly value: Buffer | undefined;
 };
 
-type OwnCollection = { readonly rows: Map<string, OwnRow>; readonly ranges: ByteRange[] };
+/** What was written to a key of a multiset: `isRemoved`, what was there before is gone. */
+export type OwnPairs = { readonly isRemoved: boolean; readonly updates: readonly Pair[] };
+
+type OwnCollection = {
+  readonly rows: Map<string, OwnRow>;
+  /** Of a multiset, by key. */
+  readonly updates: Map<string, { readonly key: Buffer; readonly pairs: Pair[] }>;
+  readonly ranges: ByteRange[];
+};
 
 export class OwnWrites {
   readonly #set: WriteSet;
@@ -44,6 +55,16 @@ export class OwnWrites {
     const row = own.rows.get(bytes.toString('latin1'));
     if (row !== undefined || !own.ranges.some((range) => isIn(range, bytes))) return row;
     return { key: bytes, value: undefined };
+  }
+
+  /** What the transaction did to a key of a multiset. */
+  pairsOf(collection: number, key: Uint8Array): OwnPairs {
+    this.#catchUp();
+    const own = this.#collections.get(collection);
+    if (own === undefined) return { isRemoved: false, updates: [] };
+    const name = Buffer.from(key.buffer, key.byteOffset, key.length).toString('latin1');
+    const isRemoved = own.ranges.some((range) => isIn(range, key));
+    return { isRemoved, updates: own.updates.get(name)?.pairs ?? [] };
   }
 
   /** Rows that were put or deleted in a range, in key order; none when `upper` is not above. */
@@ -79,7 +100,13 @@ export class OwnWrites {
       if (kind === OP_DELETE_RANGE) {
         const range = { lower: key, upper: value, upperOpen: value.length === 0 };
         for (const [name, row] of own.rows) if (isIn(range, row.key)) own.rows.delete(name);
+        for (const [name, row] of own.updates) if (isIn(range, row.key)) own.updates.delete(name);
         own.ranges.push(range);
+      } else if (kind === OP_UPDATE) {
+        const name = key.toString('latin1');
+        const row = own.updates.get(name) ?? { key, pairs: [] };
+        row.pairs.push({ value, diff: getF64(bytes, at + OP_DIFF_OFFSET) });
+        own.updates.set(name, row);
       } else {
         const row = { key, value: kind === OP_PUT ? value : undefined };
         own.rows.set(key.toString('latin1'), row);
@@ -91,7 +118,7 @@ export class OwnWrites {
   #of(collection: number): OwnCollection {
     let own = this.#collections.get(collection);
     if (own === undefined) {
-      own = { rows: new Map(), ranges: [] };
+      own = { rows: new Map(), updates: new Map(), ranges: [] };
       this.#collections.set(collection, own);
     }
     return own;

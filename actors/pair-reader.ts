@@ -83,7 +83,7 @@ export class PairReader {
       } finally {
         this.#close(stretches);
       }
-      return this.#summed(pairs);
+      return this.summed(pairs);
     } finally {
       reader.leave();
     }
@@ -109,7 +109,7 @@ export class PairReader {
       from = this.#hiddenTo(collection, block, key);
       pairs = this.#inMemory(collection, key, from);
       stretches = this.#stretches(block, key, false)!;
-      if (stretches.length === 0) return this.#summed(pairs);
+      if (stretches.length === 0) return this.summed(pairs);
       hold(T);
       io = reader.slot.beginIo();
     } finally {
@@ -125,7 +125,7 @@ export class PairReader {
           this.#take(stretch, i, target, n, key, from, T, pairs);
         }
       }
-      return this.#summed(pairs);
+      return this.summed(pairs);
     } finally {
       reader.slot.endIo(io);
       this.#close(stretches);
@@ -264,8 +264,8 @@ export class PairReader {
     }
   }
 
-  /** One pair a value, in order, none that comes to 0. */
-  #summed(updates: Pair[]): Pair[] {
+  /** One pair a value, in order, none that comes to 0. Sorts what it is given. */
+  summed(updates: Pair[]): Pair[] {
     updates.sort((a, b) => compareBytes(a.value, b.value));
     const pairs: Pair[] = [];
     const sum = this.#sum;

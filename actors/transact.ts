@@ -8,6 +8,7 @@
  * that lost over the same: of many that want one row, one a time tries again.
  */
 import { TidemarkError } from '../core/base/errors.ts';
+import type { Prng } from '../core/base/prng.ts';
 import { CATALOG_ID } from '../core/base/update.ts';
 import type { Client } from './client.ts';
 import { checkFields, checkSignal, show } from './options.ts';
@@ -40,7 +41,13 @@ const PAUSE_TURNS_MAX = 64;
 export class TransactShared {
   /** The ends of the lines that those wait in who lost over a row, by the row. */
   readonly lines: Map<string, Promise<void>> = new Map();
+  /** How long who lost often stands back. */
+  readonly chance: Prng;
   #newest: Hold | undefined;
+
+  constructor(chance: Prng) {
+    this.chance = chance;
+  }
 
   /** A share of a hold on the newest time: most that run beside each other read at the same. */
   holdNewest(client: Client): Hold {
@@ -101,7 +108,9 @@ export async function transact<R>(
       leaveLine = isOld ? undefined : await joinLine(shared.lines, lineOf(conflict), signal);
       // What broke it has its place by now, if readers do not see it yet.
       await client.frontierReached(client.context.control.applied(), false, signal);
-      if (attempt >= RUNS_AT_ONCE) await pause(client, attempt - RUNS_AT_ONCE, signal);
+      if (attempt >= RUNS_AT_ONCE) {
+        await pause(client, shared.chance, attempt - RUNS_AT_ONCE, signal);
+      }
     }
   } finally {
     leaveLine?.();
@@ -116,17 +125,15 @@ function isThenable<R>(given: R | PromiseLike<R>): given is PromiseLike<R> {
   );
 }
 
-/**
- * Lets turns go by, twice as many each time, and not as many as another thread that lost as often: the
- * offset at which this one began tells them apart.
- */
+/** Lets turns go by: by chance, among twice as many each time, so that two threads do not meet again. */
 async function pause(
   client: Client,
+  chance: Prng,
   doublings: number,
   signal: AbortSignal | undefined,
 ): Promise<void> {
   const most = Math.min(2 ** doublings, PAUSE_TURNS_MAX);
-  const turns = 1 + ((client.reader.visible() * 0x9e37 + doublings) % most);
+  const turns = chance.between(1, most);
   for (let i = 0; i < turns; i++) {
     signal?.throwIfAborted();
     await client.turn();

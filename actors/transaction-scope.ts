@@ -16,8 +16,11 @@ import { Conditions } from './conditions.ts';
 import { buffer, decodeLent } from './encodings.ts';
 import { BESIDE_CONFLICT } from './grouped-conditions.ts';
 import { successor } from './key-range.ts';
+import { countOf } from './multiset.ts';
+import type { Multiset } from './multiset.ts';
 import { OwnWrites } from './own-writes.ts';
 import type { OwnRow } from './own-writes.ts';
+import type { Pair } from './pair-reader.ts';
 import { Hold, RangeIterable, checkRange } from './range.ts';
 import type { CheckedRange, RangeOptions } from './range.ts';
 import { ROW_ABSENT } from './reader.ts';
@@ -27,10 +30,12 @@ import { Transaction } from './transaction.ts';
 export type ScopeRangeOptions<K> = Omit<RangeOptions<K>, 'asOf' | 'snapshot'>;
 
 type Any = Collection<any, any>;
+type AnyMultiset = Multiset<any, any>;
+type Readable<K, V> = Collection<K, V> | Multiset<K, V>;
 
 /** A range as far as it was read. */
 type RangeRead = {
-  readonly collection: Any;
+  readonly collection: Any | AnyMultiset;
   readonly range: CheckedRange;
   /** Key of the last row that was given out. */
   reached: Buffer | undefined;
@@ -58,6 +63,8 @@ export class TransactionScope extends Transaction {
   readonly #points: Conditions;
   /** Of these by collection and key, those after the first few. */
   #seen: Set<string> | undefined;
+  /** Keys of multisets that were read, by collection and key. */
+  #seenPairs: Set<string> | undefined;
   readonly #ranges: RangeRead[] = [];
   /** The rows of the store in each; each holds the time on its own, until it ends. */
   readonly #rows: RangeIterable<Buffer, Buffer, OwnRow>[] = [];
@@ -77,19 +84,30 @@ export class TransactionScope extends Transaction {
 
   // ---------------------------------------------------------------- points
 
-  /** The value of a key, or undefined. */
-  getSync<K, V>(collection: Collection<K, V>, key: NoInfer<K>): V | undefined {
-    return this.getEntrySync(collection, key)?.value;
+  /** The value of a key, or undefined; of a multiset its values, each with its count. */
+  getSync<K, V>(collection: Collection<K, V>, key: NoInfer<K>): V | undefined;
+  getSync<K, V>(collection: Multiset<K, V>, key: NoInfer<K>): [V, number][];
+  getSync<K, V>(collection: Readable<K, V>, key: NoInfer<K>): V | undefined | [V, number][] {
+    if (collection.kind === 'keyed') return this.getEntrySync(collection, key)?.value;
+    return decodedPairs(collection, this.#pairsSync(collection, key));
   }
 
-  /** True when the key has a value. */
-  hasSync<K, V>(collection: Collection<K, V>, key: NoInfer<K>): boolean {
-    return this.getEntrySync(collection, key) !== undefined;
+  /** True when the key has a value; of a multiset: one with a count other than 0. */
+  hasSync<K, V>(collection: Readable<K, V>, key: NoInfer<K>): boolean {
+    if (collection.kind === 'keyed') return this.getEntrySync(collection, key) !== undefined;
+    return this.#pairsSync(collection, key).length > 0;
   }
 
-  /** Values in the order of the keys. */
-  getManySync<K, V>(collection: Collection<K, V>, keys: readonly NoInfer<K>[]): (V | undefined)[] {
-    return keys.map((key) => this.getSync(collection, key));
+  /** The counts of all values of a multiset's key, added up. */
+  countSync<K, V>(collection: Multiset<K, V>, key: NoInfer<K>): number {
+    return countOf(this.#pairsSync(collection, key));
+  }
+
+  /** As `getSync`, in the order of the keys. */
+  getManySync<K, V>(collection: Collection<K, V>, keys: readonly NoInfer<K>[]): (V | undefined)[];
+  getManySync<K, V>(collection: Multiset<K, V>, keys: readonly NoInfer<K>[]): [V, number][][];
+  getManySync<K, V>(collection: Readable<K, V>, keys: readonly NoInfer<K>[]): unknown[] {
+    return keys.map((key) => this.getSync(collection as Collection<K, V>, key));
   }
 
   /** The value, and the offset of the row's last change; that of a row written here is not known yet: undefined. */
@@ -124,8 +142,18 @@ export class TransactionScope extends Transaction {
     return { value: decodeLent(valueCodec, value, 0, value.length), offset };
   }
 
-  /** The value of a key, or undefined. Memory answers at once; the disk is read off the event loop. */
-  async get<K, V>(collection: Collection<K, V>, key: NoInfer<K>): Promise<V | undefined> {
+  /** As `getSync`. Memory answers at once; the disk is read off the event loop. */
+  get<K, V>(collection: Collection<K, V>, key: NoInfer<K>): Promise<V | undefined>;
+  get<K, V>(collection: Multiset<K, V>, key: NoInfer<K>): Promise<[V, number][]>;
+  async get<K, V>(
+    collection: Readable<K, V>,
+    key: NoInfer<K>,
+  ): Promise<V | undefined | [V, number][]> {
+    if (collection.kind === 'keyed') return this.#getRow(collection, key);
+    return decodedPairs(collection, await this.#pairs(collection, key));
+  }
+
+  async #getRow<K, V>(collection: Collection<K, V>, key: K): Promise<V | undefined> {
     const client = this.#client;
     const length = this.#encode(collection, key);
     const own = this.#ownRow(collection, length);
@@ -147,17 +175,73 @@ export class TransactionScope extends Transaction {
     return decodeLent(collection.valueCodec, found.value, found.start, found.end);
   }
 
-  /** True when the key has a value. */
-  async has<K, V>(collection: Collection<K, V>, key: NoInfer<K>): Promise<boolean> {
-    return (await this.get(collection, key)) !== undefined;
+  /** As `hasSync`. */
+  async has<K, V>(collection: Readable<K, V>, key: NoInfer<K>): Promise<boolean> {
+    if (collection.kind === 'keyed') return (await this.#getRow(collection, key)) !== undefined;
+    return (await this.#pairs(collection, key)).length > 0;
   }
 
-  /** Values in the order of the keys. */
-  async getMany<K, V>(
+  /** As `countSync`. */
+  async count<K, V>(collection: Multiset<K, V>, key: NoInfer<K>): Promise<number> {
+    return countOf(await this.#pairs(collection, key));
+  }
+
+  /** As `getManySync`. */
+  getMany<K, V>(
     collection: Collection<K, V>,
     keys: readonly NoInfer<K>[],
-  ): Promise<(V | undefined)[]> {
-    return Promise.all(keys.map((key) => this.get(collection, key)));
+  ): Promise<(V | undefined)[]>;
+  getMany<K, V>(collection: Multiset<K, V>, keys: readonly NoInfer<K>[]): Promise<[V, number][][]>;
+  async getMany<K, V>(collection: Readable<K, V>, keys: readonly NoInfer<K>[]): Promise<unknown[]> {
+    return Promise.all(keys.map((key) => this.get(collection as Collection<K, V>, key)));
+  }
+
+  // ---------------------------------------------------------------- points of multisets
+
+  #pairsSync<K>(collection: Multiset<K, any>, key: K): Pair[] {
+    const own = this.#pairsKey(collection, key);
+    const { pairs } = this.#client;
+    const stored = this.#orLostSync(() => pairs.find(collection.id, own, this.offset, false)!);
+    return this.#withOwn(collection, own, stored);
+  }
+
+  async #pairs<K>(collection: Multiset<K, any>, key: K): Promise<Pair[]> {
+    const client = this.#client;
+    const own = this.#pairsKey(collection, key);
+    const stored = await this.#orLost(() =>
+      client.pairs.findLater(
+        collection.id,
+        own,
+        this.offset,
+        (T) => client.hold(T),
+        (T) => client.release(T),
+      ),
+    );
+    this.#assertOpen();
+    return this.#withOwn(collection, own, stored);
+  }
+
+  /** The key's own bytes, whose change from here on is a conflict: as a range of one key. */
+  #pairsKey<K>(collection: Multiset<K, any>, key: K): Buffer {
+    this.#assertOfHere(collection);
+    const client = this.#client;
+    const length = client.encodeKey(collection.keyCodec, key);
+    const own = Buffer.from(client.keyBytes.subarray(0, length));
+    const name = `${collection.id} ${own.toString('latin1')}`;
+    const seen = (this.#seenPairs ??= new Set());
+    if (seen.has(name)) return own;
+    seen.add(name);
+    const bounds = { lower: own, upper: successor(own), upperOpen: false, reverse: false };
+    const range = { bounds, limit: Infinity };
+    this.#ranges.push({ collection, range, reached: undefined, isWhole: true });
+    return own;
+  }
+
+  #withOwn(collection: AnyMultiset, key: Buffer, stored: Pair[]): Pair[] {
+    if (this.size === 0) return stored;
+    const { isRemoved, updates } = this.#ownWrites().pairsOf(collection.id, key);
+    if (!isRemoved && updates.length === 0) return stored;
+    return this.#client.pairs.summed([...(isRemoved ? [] : stored), ...updates]);
   }
 
   // ---------------------------------------------------------------- ranges
@@ -234,13 +318,17 @@ export class TransactionScope extends Transaction {
   }
 
   #assertReadable(collection: Any): void {
+    this.#assertOfHere(collection);
+    // Only code without types comes to it.
+    if ((collection.kind as string) === 'keyed') return;
+    const can = 'of those a transact reads keys with getSync, hasSync, countSync, get, has, count';
+    throw new TypeError(`${collection.name} is a multiset: ${can}`);
+  }
+
+  #assertOfHere(collection: Any | AnyMultiset): void {
     this.#assertOpen();
     collection.assertOf(this.#client);
     collection.assertThere();
-    // Only code without types comes to it.
-    if ((collection.kind as string) !== 'keyed') {
-      throw new TypeError(`${collection.name} is a multiset: a transact reads keyed collections`);
-    }
     this.#client.assertUsable();
     if (this.lost !== undefined) throw this.lost;
   }
@@ -392,6 +480,10 @@ function boundsOf({
   if (isWhole) return { lower, upper: top };
   if (reached === undefined) return undefined;
   return reverse ? { lower: reached, upper: top } : { lower, upper: successor(reached) };
+}
+
+function decodedPairs<V>({ valueCodec }: Multiset<any, V>, pairs: readonly Pair[]): [V, number][] {
+  return pairs.map(({ value, diff }) => [decodeLent(valueCodec, value, 0, value.length), diff]);
 }
 
 function ownEntry<K, V>(

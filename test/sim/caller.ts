@@ -5,7 +5,7 @@
  */
 import { loadManifest } from '../../core/spine/manifest-store.ts';
 import { TidemarkError, codeOfNumber } from '../../core/base/errors.ts';
-import type { Prng } from '../../core/base/prng.ts';
+import { Prng } from '../../core/base/prng.ts';
 import { CATALOG_ID, KIND_KEYED, KIND_MULTISET } from '../../core/base/update.ts';
 import {
   CATALOG_KEYS,
@@ -139,7 +139,7 @@ export class Caller {
   readonly #following: Following;
   readonly #multisets: Multisets;
   readonly #backups: Backups;
-  readonly #transactShared: TransactShared = new TransactShared();
+  readonly #transactShared: TransactShared = new TransactShared(new Prng(1));
   /** Who knows what a write set of `transact` has read. */
   readonly #judges: WeakMap<WriteSet, Judge> = new WeakMap();
   #nextTransact = 0;
