@@ -381,7 +381,7 @@ export class Merges {
   }
 
   /** Nothing of these is merged again in this run of the engine. */
-  #quarantine(collection: Collection, bids: readonly number[]): void {
+  #leaveAlone(collection: Collection, bids: readonly number[]): void {
     for (const bid of bids) {
       collection.failed.set(bid, { failures: DEGRADED_FAILURES, retryAt: Infinity });
     }
@@ -442,11 +442,15 @@ export class Merges {
       dropped: result.dropped,
       folded: result.folded,
     };
-    if (!this.#apply(collection, merged)) {
+    const refused = this.#apply(collection, merged);
+    if (refused !== undefined) {
       this.#counters.add(MERGES_REFUSED, 1);
       collection.figures.add('mergesRefused', 1);
       // Only files that this job made, and that nothing refers to.
-      for (const part of infos) this.#parts.discard(part);
+      for (const part of infos) {
+        if (refused === 'wrong') this.#parts.setAside(part);
+        else this.#parts.discard(part);
+      }
       return;
     }
     if (collection.failed.size > 0) this.#noteDegraded();
@@ -471,8 +475,8 @@ export class Merges {
     figures.add('mergedBytesOut', result.stats.bytesWritten);
   }
 
-  /** Swaps pointers and proposes the edit that says so; false when the spine refuses the result. */
-  #apply(collection: Collection, result: MergeResult<PartInfo>): boolean {
+  /** Swaps pointers and proposes the edit that says so; else why the spine refuses the result. */
+  #apply(collection: Collection, result: MergeResult<PartInfo>): 'stale' | 'wrong' | undefined {
     const { spine, id } = collection;
     const before = this.#edits.proposed.spines.get(id);
     if (result.since > spine.since) spine.advanceSince(result.since);
@@ -480,11 +484,12 @@ export class Merges {
     if (outcome.outcome !== 'applied') {
       // Rows vanished or appeared, which no stale result explains: what is there stays as it is.
       const isStale = outcome.outcome === 'noMatch' || outcome.outcome === 'invalidSince';
-      if (!isStale) this.#quarantine(collection, result.inputs);
-      return false;
+      if (isStale) return 'stale';
+      this.#leaveAlone(collection, result.inputs);
+      return 'wrong';
     }
     this.#spines.propose(collection, before);
-    return true;
+    return undefined;
   }
 
   /** Swaps that rewrite nothing, and structure that lets a later job take more at once. */
@@ -496,7 +501,7 @@ export class Merges {
       // One at a time: what is not shown is nobody's to move.
       if (collection.unshown > 0) continue;
       const move = this.#moveOf(collection, now);
-      if (move !== undefined && this.#apply(collection, move)) {
+      if (move !== undefined && this.#apply(collection, move) === undefined) {
         this.#counters.add(MOVES, 1);
         collection.figures.add('moves', 1);
         return true;

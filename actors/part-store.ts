@@ -24,7 +24,7 @@ import type { PartInfo, PartRef } from '../core/spine/part-format.ts';
 import { checkFilter, checkIndex, checkRanges } from '../core/spine/part-reader.ts';
 import { readRangeBlock } from '../core/spine/range-block.ts';
 import { partBlockBytes, setTables, writePart } from '../core/spine/view.ts';
-import { partPath } from '../core/storage/names.ts';
+import { partPath, quarantinePath } from '../core/storage/names.ts';
 import type { StorageAnswer, StorageCall } from '../core/storage/storage.ts';
 import { SHORT_READ } from '../core/storage/storage.ts';
 import type { ActorContext } from './actor.ts';
@@ -42,6 +42,8 @@ type OpenFile = {
   bytes: number;
   pins: number;
   doomed: boolean;
+  /** Of something that went wrong: it is set aside, not deleted. */
+  isEvidence: boolean;
 };
 
 export type LoadedPart = {
@@ -306,7 +308,15 @@ export class PartStore {
       this.#openCount--;
       kept = -1;
     }
-    this.#files.set(file, { file, fd: kept, parts: 0, bytes: 0, pins: 0, doomed: false });
+    this.#files.set(file, {
+      file,
+      fd: kept,
+      parts: 0,
+      bytes: 0,
+      pins: 0,
+      doomed: false,
+      isEvidence: false,
+    });
   }
 
   #addPart(info: PartInfo, index: Uint8Array, filter: Uint8Array): void {
@@ -434,6 +444,13 @@ export class PartStore {
     this.#dropIfUnused(file);
   }
 
+  /** As `discard`, of what proves that something is wrong: its file goes to quarantine/, and stays there. */
+  setAside(ref: PartRef): void {
+    const file = this.#files.get(ref.file);
+    if (file !== undefined) file.isEvidence = true;
+    this.discard(ref);
+  }
+
   /** Lets go of what a job made and could not be loaded: parts that were, and files of those that were not. */
   discardOutputs(refs: readonly PartRef[]): void {
     for (const ref of refs) this.discard(ref);
@@ -487,8 +504,16 @@ export class PartStore {
         this.#context.storage.close(file.fd);
         this.#openCount--;
       }
-      this.#unlink(file.file);
+      if (file.isEvidence) this.#quarantine(file.file);
+      else this.#unlink(file.file);
     });
+  }
+
+  /** What could not be moved is an orphan, and is lost as evidence. */
+  #quarantine(file: number): void {
+    const path = partPath(file);
+    const name = quarantinePath(`${path.slice(path.lastIndexOf('/') + 1)}.refused`);
+    this.#submit(-1, [{ call: 'rename', from: path, to: name }], () => {});
   }
 
   /** Closes every descriptor. Requires: no reader is inside. */

@@ -1,12 +1,17 @@
 /**
  * Goal: merges change nothing that anybody sees. An iterator and a snapshot read on over a hundred of
- * them while the old files go; what a merge of a dropped collection makes is nobody's; a manifest edit
- * costs what was touched, however many collections there are beside it.
+ * them while the old files go; what a merge of a dropped collection makes is nobody's; a result that is
+ * wrong is refused, and kept; a manifest edit costs what was touched, however many collections there are
+ * beside it.
  */
 import assert from 'node:assert/strict';
 import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { open } from '../../actors/index.ts';
+import { MiB } from '../../core/base/limits.ts';
+import { MergeJob } from '../../core/spine/merge-job.ts';
+import { SimDisk } from '../sim/disk.ts';
 import { Home, inBothHosts, quiet, until } from './world.ts';
 
 function partFiles(home: Home): string[] {
@@ -143,4 +148,35 @@ test('a manifest edit costs what was touched, however many collections lie besid
   assert.ok(alone > 0, 'edits are counted');
   // Numbers in it (ids, offsets) are larger by some digits.
   assert.ok(beside < 1.3 * alone, `${beside} bytes beside 999 others, ${alone} alone`);
+});
+
+test('what a merge made that its inputs do not explain is set aside, and its inputs stay as they are', async (context) => {
+  const disk = new SimDisk({ answerAtOnce: true });
+  const clock = { nowMs: () => Date.now(), ticksMs: () => performance.now() };
+  const storage = { storage: disk, clock };
+  const engine = await open('/sim', { threads: 0, memoryBytes: 64 * MiB, storage });
+  const words = await engine.collection('words', { key: 'u64', value: 'utf8' });
+  for (let run = 0; run < 2; run++) {
+    const tx = engine.transaction();
+    for (let i = 0; i < 100; i++) tx.put(words, i, `${run} ${i}`);
+    await tx.commit();
+    await engine.flush();
+  }
+  // A job that lost a row, and does not know it.
+  const result = Reflect.get(MergeJob.prototype, 'result');
+  context.mock.method(MergeJob.prototype, 'result', function (this: MergeJob) {
+    const made = result.call(this);
+    return { ...made, dropped: { ...made.dropped, len: made.dropped.len - 1 } };
+  });
+  await engine.compact(words).catch(() => {});
+  await until('its file is set aside', () => disk.list('quarantine').length > 0);
+  await until('it is counted', () => engine.stats().keeper['mergeChecksFailed'] === 1);
+  assert.equal(engine.stats().spine.jobs.mergesRefused, 1);
+  assert.match(disk.list('quarantine')[0], /^\d+\.part\.refused$/);
+  assert.deepEqual(
+    [...words.entries()],
+    Array.from({ length: 100 }, (_, i) => [i, `1 ${i}`]),
+  );
+  await engine.close();
+  assert.equal(disk.list('quarantine').length, 1, 'it is still there');
 });
