@@ -20,7 +20,13 @@ export type Store = {
   readonly flushed: number;
 };
 
-export type Damage = { readonly what: string; readonly disk: SimDisk; readonly mayTear?: boolean };
+export type Damage = {
+  readonly what: string;
+  readonly disk: SimDisk;
+  readonly mayTear?: boolean;
+  /** The one file that is another. */
+  readonly path?: string;
+};
 
 /** Two collections made, twelve rows, flushed. */
 const FLUSHED = 14;
@@ -101,11 +107,17 @@ export function withFile(store: Store, path: string, bytes: Uint8Array | undefin
   return disk;
 }
 
-/** Every `step`th bit of all files, from the `from`th on. */
-export function* bitFlips(store: Store, from: number, step: number): Generator<Damage> {
+/** Every `step`th bit of all files whose path has `file` in it, from the `from`th on. */
+export function* bitFlips(
+  store: Store,
+  from: number,
+  step: number,
+  file: string = '',
+): Generator<Damage> {
   let at = from;
   let before = 0;
   for (const path of store.files) {
+    if (!path.includes(file)) continue;
     const bytes = store.disk.bytesOf(path) ?? new Uint8Array(0);
     for (; at < before + bytes.length * 8; at += step) {
       const bit = at - before;
@@ -114,6 +126,7 @@ export function* bitFlips(store: Store, from: number, step: number): Generator<D
       yield {
         what: `bit ${bit & 7} of byte ${bit >>> 3} of ${path}`,
         disk: withFile(store, path, changed),
+        path,
       };
     }
     before += bytes.length * 8;

@@ -11,6 +11,8 @@
  *   --flips          instead: every bit of a small store, every cut, exchange and zeroed sector
  *   --step=N         with --flips: only every Nth bit and byte, from the --seed'th on
  *   --kind=NAME      with --flips: only exchanges, sectors, cuts or bits
+ *   --file=TEXT      with --flips: only bits of files whose path has this in it
+ *   --whole          with --flips: every bit opened as a whole, not first by the piece that reads it
  *   --site=TEXT      with --elide: only places whose name has this in it
  *   --fail-syncs     instead: every sync of every life fails, as on ext4 and as on Btrfs
  */
@@ -18,6 +20,7 @@ import { parseArgs } from 'node:util';
 import { bitFlips, cuts, exchanges, judge, makeStore, sectors } from './damage.ts';
 import type { Damage } from './damage.ts';
 import { elide, sitesOf } from './elide.ts';
+import { FlipJudge } from './flips.ts';
 import { CrashFailure, enumerate } from './enumerate.ts';
 import { MANNERS, failSync } from './fail.ts';
 import { WORKLOADS } from './workloads.ts';
@@ -32,6 +35,8 @@ const { values } = parseArgs({
     step: { type: 'string', default: '1' },
     kind: { type: 'string' },
     site: { type: 'string', default: '' },
+    file: { type: 'string', default: '' },
+    whole: { type: 'boolean', default: false },
     'keep-going': { type: 'boolean', default: false },
     elide: { type: 'boolean', default: false },
     flips: { type: 'boolean', default: false },
@@ -57,6 +62,8 @@ if (workloads.length === 0) {
   process.exit(2);
 }
 const startedAt = Date.now();
+/** Of bits that a piece of the engine judges alone one in so many is opened as a whole too. */
+const WHOLE_EVERY = 101;
 
 function rate(n: number): string {
   const seconds = (Date.now() - startedAt) / 1_000;
@@ -138,15 +145,16 @@ async function flips(): Promise<number> {
     ['exchanges', exchanges(store)],
     ['sectors', sectors(store, 1)],
     ['cuts', cuts(store, seed % step, step)],
-    ['bits', bitFlips(store, seed % step, step)],
+    ['bits', bitFlips(store, seed % step, step, values.file)],
   ];
   let bad = 0;
   for (const [kind, damages] of kinds) {
     if ((values.kind ?? kind) !== kind) continue;
+    const bits = kind === 'bits' ? new FlipJudge(store, values.whole ? 1 : WHOLE_EVERY) : undefined;
     const verdicts = { harmless: 0, detected: 0, torn: 0, crude: 0, silent: 0 };
     let done = 0;
     for (const damage of damages) {
-      const { verdict, error } = judge(store, damage);
+      const { verdict, error } = bits?.judge(damage) ?? judge(store, damage);
       verdicts[verdict]++;
       if (verdict === 'silent' || verdict === 'crude') {
         if (bad++ < 20)
@@ -155,7 +163,8 @@ async function flips(): Promise<number> {
       if (++done % 256 === 0) await turn();
       if (done % 10_000 === 0) console.log(`${rate(done)} ${kind}, ${JSON.stringify(verdicts)}`);
     }
-    console.log(`${kind}: ${done}, ${JSON.stringify(verdicts)}`);
+    const opened = bits === undefined ? '' : `, ${bits.wholes} opened as a whole`;
+    console.log(`${kind}: ${done}, ${JSON.stringify(verdicts)}${opened}`);
   }
   console.log(`${bad} bad`);
   return bad;
