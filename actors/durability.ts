@@ -101,6 +101,8 @@ const PREPARE_RETRY_MS = 1_000;
 const SPACE_BYTES_MIN: number = 4 * MiB;
 /** Where nothing is prepared, so much is promised at once as the disk says it has to spare. */
 const PROMISE_BYTES: number = 8 * MiB;
+/** What all clients have on its way at the most, twice; of that nothing waits. */
+const PROMISE_BYTES_AHEAD: number = 32 * MiB;
 /** Before it is asked for nothing is promised unless so much is left for flushes: they fail first. */
 const SPACE_BYTES_AHEAD: number = 256 * MiB;
 
@@ -810,11 +812,11 @@ export class Durability implements Actor {
 
   /** Where nothing is ever prepared nobody should wait for a promise: it is made before it is asked for. */
   #promiseAhead(writer: LogWriter): void {
-    if (this.#isFull || this.#promised - this.#accepted >= PROMISE_BYTES / 2) return;
+    if (this.#isFull || this.#promised - this.#accepted >= PROMISE_BYTES_AHEAD / 2) return;
     const { clock } = this.#context;
     if (clock.ticksMs() < this.#lookAheadAt) return;
     const free = this.#disk.freeBytes() - SPACE_BYTES_AHEAD - writer.spareBytesOut;
-    if (free >= PROMISE_BYTES) this.#promised = this.#accepted + PROMISE_BYTES;
+    if (free >= 0) this.#promised = this.#accepted + PROMISE_BYTES_AHEAD;
     else this.#lookAheadAt = clock.ticksMs() + PREPARE_RETRY_MS;
   }
 

@@ -8,7 +8,7 @@ import { fromPlainError } from '../core/base/errors.ts';
 import type { TidemarkError } from '../core/base/errors.ts';
 import { join, le, lt, meet } from '../core/base/frontier.ts';
 import { RangeSetReader } from '../core/base/range-set.ts';
-import { MiB, logBatchBytesMax, partBytesTarget } from '../core/base/limits.ts';
+import { MiB, fanInMax, logBatchBytesMax, partBytesTarget } from '../core/base/limits.ts';
 import type { Counters } from '../core/shared/counters.ts';
 import { keysMost, runCount, sumsOf } from '../core/spine/batch.ts';
 import type { SpineState } from '../core/spine/batch.ts';
@@ -219,20 +219,30 @@ export class Merges {
     // What is merged for good is to forget all that it may.
     if (isIdle && collection.staleViews > 0) return undefined;
     const isRewrite = collection.rewriteWanted && this.#isRewriteWorth(collection);
+    const isWhole = collection.compactWanted || (isIdle && isSpaceWanted);
     let runsMin = isIdle || isSpaceWanted ? 2 : runsMinFor(runs);
     if (runs === 1 && (isSpaceWanted || isRewrite)) runsMin = 1;
     if (runsMost < runsMin) return undefined;
-    // One worker is kept from large jobs: small ones must not starve behind them.
-    const largest = this.#desk.hasCreditForLarge ? Infinity : LARGE_JOB_BYTES;
-    return chooseMerge(collection.spine.batches(), {
+    const needs = {
       busy: this.#busy(collection, now),
       runsMin,
-      bytesMax: Math.min(bytesMax, largest),
+      bytesMax,
       memoryMax: JOB_MEMORY_MAX,
       since: this.#sinceOf(collection),
       overlap: collection.overlap,
       ageMs: Math.min(idleMs, IDLE_MERGE_MS),
-    });
+    };
+    // One worker is kept from large jobs: small ones must not starve behind them.
+    const largest = this.#desk.hasCreditForLarge ? Infinity : LARGE_JOB_BYTES;
+    const batches = collection.spine.batches();
+    if (isWhole && runs > 1) {
+      // Once for all, where it can be: not first within each spine batch and then across them.
+      if (batches.length > 1 || collection.unshown > 0) return undefined;
+      if (this.isMerging(collection)) return undefined;
+      const whole = chooseMerge(batches, { ...needs, runsMin: Math.min(runs, fanInMax) });
+      if (whole !== undefined) return whole.bytes > largest ? undefined : whole;
+    }
+    return chooseMerge(batches, { ...needs, bytesMax: Math.min(bytesMax, largest) });
   }
 
   /**

@@ -62,6 +62,41 @@ inBothHosts('an iterator and a snapshot read on over a hundred merges', async (h
   });
 });
 
+inBothHosts(
+  'what is merged for good is merged once, whatever levels it stands on',
+  async (home) => {
+    const engine = await home.open({ durability: 'buffered' });
+    const words = await engine.collection('words', { key: 'utf8', value: 'utf8' });
+    const key = (i: number): string => `key${String(i).padStart(5, '0')}`;
+    // Of four levels' sizes; the two alike stand in one spine batch, and might be merged alone first.
+    for (const [from, count] of [
+      [0, 4_000],
+      [100, 400],
+      [150, 400],
+      [200, 20],
+    ]) {
+      const tx = engine.transaction();
+      for (let i = from; i < from + count; i++) tx.put(words, key(i), `from ${from}`);
+      await tx.commit();
+      await engine.flush();
+    }
+    const jobs = (): number => engine.stats().spine.jobs.mergesApplied;
+    const standing = (): { spineBatches: number; runs: readonly unknown[] } => {
+      const found = engine.stats().collections.find(({ name }) => name === 'words');
+      assert.ok(found !== undefined, 'it was made above');
+      return found;
+    };
+    assert.equal(standing().runs.length, 4);
+    assert.ok(standing().spineBatches > 1, 'not yet one');
+    const before = jobs();
+    await engine.compact(words);
+    assert.equal(standing().runs.length, 1);
+    assert.equal(jobs() - before, 1);
+    assert.equal(words.getSync(key(210)), 'from 200');
+    assert.equal([...words.entries()].length, 4_000);
+  },
+);
+
 inBothHosts('what a merge of a dropped collection makes is nobody’s', async (home) => {
   const engine = await home.open({ durability: 'buffered' });
   const kept = await engine.collection('kept', { key: 'utf8', value: 'utf8' });
