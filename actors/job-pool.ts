@@ -4,7 +4,7 @@
  * are polled. A job never stands between a commit and its acknowledgement.
  */
 import { Piscina } from 'piscina';
-import { toPlainError } from '../core/base/errors.ts';
+import { TidemarkError, toPlainError } from '../core/base/errors.ts';
 import type { PlainError } from '../core/base/errors.ts';
 import { CancelFlag } from '../core/shared/cancel.ts';
 import { THREAD_LIMITS } from './thread-limits.ts';
@@ -26,8 +26,9 @@ export interface JobPool {
   /** Steps that a running job has done; 0 before it has a worker, or where its steps are the host's own. */
   steps(id: number): number;
   /**
-   * Ends a job with its worker; it answers as failed, and the next job gets another worker. A job that writes
-   * where the log is to go on answers only when its thread is gone: a call that it hangs in may yet be done.
+   * Ends a job with its worker; it answers as cancelled, and the next job gets another worker. So may one answer
+   * that waited for this worker. A job that writes where the log is to go on answers only when its thread is
+   * gone: a call that it hangs in may yet be done.
    */
   replace(id: number): void;
   poll(): JobAnswer | undefined;
@@ -76,10 +77,14 @@ export function makeWorkers(workerUrl: URL, count: number): Piscina<WorkerTask, 
 }
 
 type Running = {
+  readonly pool: Piscina<WorkerTask, unknown>;
   readonly flag: CancelFlag;
   readonly abort: AbortController;
   /** It writes where the log will, once it has answered. */
   readonly isOfLog: boolean;
+  /** Its worker was ended; or that which it waited for was: neither is a worker's death. */
+  isStopped: boolean;
+  isBehind: boolean;
   /** Its worker was ended: resolves when the thread is gone. */
   ended: Promise<unknown> | undefined;
 };
@@ -117,7 +122,16 @@ export class PiscinaPool implements JobPool {
     const flag = new CancelFlag();
     const abort = new AbortController();
     const isOfLog = job.kind === 'zero' || job.kind === 'spare';
-    const running: Running = { flag, abort, isOfLog, ended: undefined };
+    const pool = isPressing(job) ? this.#pressing : this.#piscina;
+    const running: Running = {
+      pool,
+      flag,
+      abort,
+      isOfLog,
+      isStopped: false,
+      isBehind: false,
+      ended: undefined,
+    };
     this.#running.set(id, running);
     const task = {
       job,
@@ -126,11 +140,12 @@ export class PiscinaPool implements JobPool {
       cancel: flag.buffer,
       descriptors: this.#descriptors,
     };
-    const pool = isPressing(job) ? this.#pressing : this.#piscina;
     pool.run(task, { signal: abort.signal }).then(
       (value) => this.#answer({ id, value }),
       (error: unknown) => {
-        const answer = (): void => this.#answer({ id, failure: toPlainError(error) });
+        const isStopped = running.isStopped || (running.isBehind && flag.steps === 0);
+        const failure = isStopped ? asStopped(error) : toPlainError(error);
+        const answer = (): void => this.#answer({ id, failure });
         if (running.ended === undefined) answer();
         else void running.ended.finally(answer);
       },
@@ -148,10 +163,13 @@ export class PiscinaPool implements JobPool {
   replace(id: number): void {
     const running = this.#running.get(id);
     if (running === undefined || running.ended !== undefined) return;
-    const before = this.#pressing.threads;
+    const { pool } = running;
+    running.isStopped = true;
+    for (const other of this.#running.values()) other.isBehind ||= other.pool === pool;
+    const before = pool.threads;
     running.abort.abort();
     if (!running.isOfLog) return;
-    const left = new Set(this.#pressing.threads);
+    const left = new Set(pool.threads);
     const gone = before.filter((thread) => !left.has(thread));
     running.ended = Promise.all(gone.map((thread) => thread.terminate()));
   }
@@ -169,6 +187,12 @@ export class PiscinaPool implements JobPool {
     this.#answers.push(answer);
     this.#wake();
   }
+}
+
+/** A disk that hangs is no defect of ours: a job stopped for it counts as cancelled, not as a worker's death. */
+function asStopped(error: unknown): PlainError {
+  const { message } = toPlainError(error);
+  return toPlainError(new TidemarkError('TIDEMARK_CLOSED', `the job was stopped: ${message}`));
 }
 
 /** Fuel of one slice: about half a millisecond of merging. */
