@@ -228,6 +228,7 @@ export class LogKeeper {
   dropSegments(store: ManifestStore): void {
     const { segments } = this.#views;
     const keptFrom = this.#firstKept(store);
+    if (this.#isHeldBack(store)) store.requestRollup();
     if (keptFrom === 0) return;
     const first = segments[keptFrom];
     if (first.seq <= this.#startSeq) return;
@@ -249,6 +250,17 @@ export class LogKeeper {
       });
       return true;
     });
+  }
+
+  /**
+   * The older checkpoint alone keeps a segment that the newer one covers: one more rollup makes the newer the
+   * older. Without it a whole segment would lie there until the next rotation. One that is under way will do.
+   */
+  #isHeldBack(store: ManifestStore): boolean {
+    if (this.#running !== undefined) return false;
+    if (this.#values[LOG_FLOOR_HOLDER] !== HELD_BY_CHECKPOINT) return false;
+    const { newer, older } = store.checkpoints;
+    return this.#views.segments.some(({ base }) => lt(older.upper, base) && le(base, newer.upper));
   }
 
   /** Durability has no use for the segment that it was offered. */

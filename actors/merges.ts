@@ -464,12 +464,15 @@ export class Merges {
       return;
     }
     if (collection.failed.size > 0) this.#noteDegraded();
-    if (choice.oldest && choice.runs.length > 1) {
+    if (choice.runs.length > 1) {
       const could = overlapLen(choice.runs, result.since);
       const dropped = Math.min(1, (choice.len - result.len) / Math.max(1, could));
       const newer = choice.len - choice.runs[0].len;
+      // What newer runs overwrite of each other is the least that they overwrite of all below them.
+      const isLearnt = choice.oldest || dropped > collection.overlap;
       // Where `since` stood below what was new nothing was learnt.
-      collection.overlap += OVERLAP_WEIGHT * (could / newer) * (dropped - collection.overlap);
+      const weight = isLearnt ? OVERLAP_WEIGHT * (could / newer) : 0;
+      collection.overlap += weight * (dropped - collection.overlap);
     }
     const counters = this.#counters;
     counters.add(MERGES, 1);

@@ -17,6 +17,10 @@ const RESERVE_BYTES = 512;
 /** Batches above this on average leave nothing for zeros to gain. */
 const PREPARE_BATCH_BYTES_MAX: number = 1 * MiB;
 
+/** So much of the live file fills before a spare is filled anew: before any was offered, and after. */
+const OFFER_SHARE_FIRST = 0.5;
+const OFFER_SHARE = 0.875;
+
 export type RoomOptions = {
   readonly segmentBytes: number;
   /** Zeros a new log begins with; default 1 MiB. */
@@ -202,14 +206,16 @@ export class LogRoom {
   }
 
   /**
-   * A spare to make, while the next record of the live file goes at `position`. Where segments are offered,
-   * one is waited for until the live file is half full: filling a new one meanwhile would be for nothing.
+   * A spare to make, while the next record of the live file goes at `position`. A segment that is offered is
+   * waited for until the live file is half full, or nearly so where one was offered before: filling a new one
+   * meanwhile would be for nothing, and lie beside those that are about to go.
    */
   spareWanted(position: number): SpareJob | undefined {
     if (!this.#mayPrepare() || !this.#filled) return undefined;
     if (this.#spareSeq !== 0 || this.#spareOut !== 0) return undefined;
     if (this.#offeredSeq === 0 && this.#lateSpareSeq === 0) {
-      if (this.#isOffering && position * 2 < this.#segmentBytes) return undefined;
+      const waitsUpTo = this.#isOffering ? OFFER_SHARE : OFFER_SHARE_FIRST;
+      if (position < this.#segmentBytes * waitsUpTo) return undefined;
       this.#isOffering = false;
     }
     this.#highestSeq++;

@@ -26,7 +26,7 @@ const bytesPerRunRemoved: number = 4 * MiB;
 /** A second of age weighs as much as removing a run at this many bytes a run. */
 const ageWeight: number = 1 / (600 * MiB);
 /** A share of rows in doubt that a collection not merged with its oldest run yet is taken to drop. */
-export const overlapUnknown = 0.5;
+export const overlapUnknown = 0.8;
 /** More than this share of the live bytes to be given back: worth a rewrite; of an idle collection less. */
 const reclaimShare = 0.5;
 const reclaimShareIdle = 0.1;

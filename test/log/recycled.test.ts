@@ -47,11 +47,19 @@ function begunInOld(seed: number): {
     while (writer.seq === seq) appendTo(writer, payloadOf(prng, 1, 900), 1);
     drain(writer);
   };
+  // Until it is half full a segment to be recycled is waited for.
+  const half = (): void => {
+    while (writer.position * 2 < SMALL.segmentBytes) appendTo(writer, payloadOf(prng, 1, 900), 1);
+    drain(writer);
+  };
   rotate();
+  assert.equal(writer.spareWanted(), undefined, 'there may be one to be recycled soon');
+  half();
   // Onto spares of zeros, which fill up.
   make(disk, writer);
   rotate();
   const third = writer.seq;
+  half();
   make(disk, writer);
   rotate();
   const start = writer.mark();
