@@ -25,6 +25,8 @@ import {
 import { tooLarge } from './encodings.ts';
 import { NEWEST, ROW_FOUND } from './reader.ts';
 import type { Reader } from './reader.ts';
+import { SMALL_BYTES } from './spare-buffers.ts';
+import type { SpareBuffers } from './spare-buffers.ts';
 
 /** What an error tells of a condition. */
 type Subject = {
@@ -36,6 +38,7 @@ type Subject = {
   readonly offset: number | null;
 };
 
+const NO_BUFFER: Buffer = Buffer.alloc(0);
 /** Room for a few rows with short keys. */
 const CAPACITY_BYTES = 128;
 /** Below, a loop is faster than a call. */
@@ -44,15 +47,28 @@ const LOOP_BYTES_MAX = 96;
 export class Conditions {
   readonly #reader: Reader;
   readonly #readAt: number;
-  #bytes: Buffer = Buffer.allocUnsafe(CAPACITY_BYTES);
+  readonly #spares: SpareBuffers | undefined;
+  #bytes: Buffer;
   #end = CONDITIONS_HEADER_BYTES;
-  readonly #subjects: Subject[] = [];
+  #subjects: Subject[] = [];
   #isTooOld = false;
 
-  /** `readAt`: the one time at which all was read, so that nothing need be looked at again; -1: no such time. */
-  constructor(reader: Reader, readAt = -1) {
+  /**
+   * `readAt`: the one time at which all was read, so that nothing need be looked at again; -1: no such time.
+   * Grows out of `spares`, if there are any: then `release` gives back.
+   */
+  constructor(reader: Reader, readAt = -1, spares?: SpareBuffers) {
     this.#reader = reader;
     this.#readAt = readAt;
+    this.#spares = spares;
+    this.#bytes = spares?.take(SMALL_BYTES) ?? Buffer.allocUnsafe(CAPACITY_BYTES);
+  }
+
+  /** They are not used any more. */
+  release(): void {
+    this.#spares?.give(this.#bytes);
+    this.#bytes = NO_BUFFER;
+    this.#end = CONDITIONS_HEADER_BYTES;
   }
 
   /** A row's last change is at `offset`, or the row is absent; its key is `keyBytes[0, length)`. */
@@ -68,7 +84,7 @@ export class Conditions {
     const told = key instanceof Uint8Array ? Buffer.from(key) : key;
     const kind = offset === null ? CONDITION_ABSENT : CONDITION_ROW;
     this.#add(kind, id, keyBytes, length, NO_BYTES, 0, this.#readAt + 1);
-    this.#subjects.push({ name, isRow: true, key: told, offset });
+    this.#tellOf({ name, isRow: true, key: told, offset });
   }
 
   /** Nothing in [lower, upper) changed after the one time; `upper` undefined: there is no bound. */
@@ -76,13 +92,19 @@ export class Conditions {
     const hi = upper ?? NO_BYTES;
     const upperWord = upper === undefined ? CONDITION_UPPER_OPEN : upper.length;
     this.#add(CONDITION_RANGE, id, lower, lower.length, hi, upperWord, this.#readAt + 1);
-    this.#subjects.push({ name, isRow: false, key: undefined, offset: this.#readAt });
+    this.#tellOf({ name, isRow: false, key: undefined, offset: this.#readAt });
   }
 
   /** Nothing in the collection changed after `offset`. */
   addCollection(id: number, name: string, offset: number): void {
     this.#add(CONDITION_COLLECTION, id, NO_BYTES, 0, NO_BYTES, 0, offset + 1);
-    this.#subjects.push({ name, isRow: false, key: undefined, offset });
+    this.#tellOf({ name, isRow: false, key: undefined, offset });
+  }
+
+  /** Most have one condition: an array that is made for it is a fraction of one that has grown to it. */
+  #tellOf(subject: Subject): void {
+    if (this.#subjects.length === 0) this.#subjects = [subject];
+    else this.#subjects.push(subject);
   }
 
   #add(

@@ -33,6 +33,7 @@ type Checked = {
 
 const OPTIONS: ReadonlySet<string> = new Set(['retries', 'signal', 'durability']);
 const RETRIES_DEFAULT = 16;
+const DEFAULTS: Checked = { retries: RETRIES_DEFAULT, signal: undefined, durability: undefined };
 /** Runs without a pause: what is in line on this thread needs none, other threads may. */
 const RUNS_AT_ONCE = 3;
 const PAUSE_TURNS_MAX = 64;
@@ -185,9 +186,7 @@ function lineOf({ detail }: TidemarkError): string {
 }
 
 function checkTransact(options: unknown): Checked {
-  if (options === undefined) {
-    return { retries: RETRIES_DEFAULT, signal: undefined, durability: undefined };
-  }
+  if (options === undefined) return DEFAULTS;
   checkFields(options, OPTIONS, 'transact option');
   const { retries, signal, durability } = options as Record<string, unknown>;
   if (retries !== undefined && (!Number.isSafeInteger(retries) || (retries as number) < 0)) {

@@ -69,7 +69,7 @@ export class TransactionScope extends Transaction {
   /** The rows of the store in each; each holds the time on its own, until it ends. */
   readonly #rows: RangeIterable<Buffer, Buffer, OwnRow>[] = [];
   /** So much was read of these that one condition on all of a collection stands for it. */
-  readonly #whole: Set<number> = new Set();
+  #whole: Set<number> | undefined;
   #areRangesAdded = false;
   #isOver = false;
 
@@ -79,7 +79,7 @@ export class TransactionScope extends Transaction {
     this.#client = client;
     this.#hold = hold;
     this.offset = hold.T;
-    this.#points = new Conditions(client.reader, hold.T);
+    this.#points = new Conditions(client.reader, hold.T, client.spareBuffers);
   }
 
   // ---------------------------------------------------------------- points
@@ -338,7 +338,12 @@ export class TransactionScope extends Transaction {
   }
 
   #enter(collection: Any): number {
-    return this.#orLostSync(() => this.#client.reader.enter(collection.id, this.offset));
+    try {
+      return this.#client.reader.enter(collection.id, this.offset);
+    } catch (error) {
+      this.#noteLost(error);
+      throw error;
+    }
   }
 
   #orLostSync<T>(read: () => T): T {
@@ -383,7 +388,7 @@ export class TransactionScope extends Transaction {
   ): void {
     const points = this.#points;
     const { id, name } = collection;
-    if (this.#whole.has(id)) return;
+    if (this.#whole?.has(id) === true) return;
     if (points.count < SCANNED_ROWS_MAX) {
       if (points.hasRow(id, keyBytes, length)) return;
     } else {
@@ -394,7 +399,12 @@ export class TransactionScope extends Transaction {
       this.#seen.add(row);
     }
     points.addRow(id, name, key, keyBytes, length, offset);
-    if (points.size > CONDITIONS_BYTES_MAX) this.#whole.add(points.widen());
+    if (points.size > CONDITIONS_BYTES_MAX) this.#widen();
+  }
+
+  #widen(): void {
+    this.#whole ??= new Set();
+    this.#whole.add(this.#points.widen());
   }
 
   // ---------------------------------------------------------------- the end
@@ -420,6 +430,7 @@ export class TransactionScope extends Transaction {
   /** @internal Once. */
   release(): void {
     this.set.release();
+    this.#points.release();
     this.#hold.release();
   }
 
@@ -460,9 +471,9 @@ export class TransactionScope extends Transaction {
     for (const read of this.#ranges) {
       const { id, name } = read.collection;
       const bounds = boundsOf(read);
-      if (bounds === undefined || this.#whole.has(id)) continue;
+      if (bounds === undefined || this.#whole?.has(id) === true) continue;
       points.addRange(id, name, bounds.lower, bounds.upper);
-      if (points.size > CONDITIONS_BYTES_MAX) this.#whole.add(points.widen());
+      if (points.size > CONDITIONS_BYTES_MAX) this.#widen();
     }
   }
 }

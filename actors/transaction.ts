@@ -14,9 +14,8 @@ import { refusedNow } from './commit-line.ts';
 import type { Receipt } from './commit-line.ts';
 import { Feed } from './feed.ts';
 import type { Multiset } from './multiset.ts';
+import { SMALL_BYTES } from './spare-buffers.ts';
 import { WriteSet } from './write-set.ts';
-
-const CAPACITY_BYTES = 512;
 
 export class Transaction {
   readonly #client: Client;
@@ -29,7 +28,7 @@ export class Transaction {
   constructor(client: Client) {
     client.assertUsable();
     this.#client = client;
-    this.#set = new WriteSet(CAPACITY_BYTES, client.spareBuffers);
+    this.#set = new WriteSet(SMALL_BYTES, client.spareBuffers);
     this.#set.begin();
   }
 

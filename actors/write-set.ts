@@ -46,7 +46,7 @@ export class WriteSet {
   constructor(capacity: number, spares?: SpareBuffers) {
     this.#capacity = capacity;
     this.#spares = spares;
-    this.bytes = Buffer.allocUnsafe(capacity);
+    this.bytes = spares?.take(capacity) ?? Buffer.allocUnsafe(capacity);
   }
 
   clear(): void {
