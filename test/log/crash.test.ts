@@ -27,6 +27,9 @@ const OPTIONS: LogOptions = {
   batchBytesMax: 65_536,
 };
 
+/** The other mode: nothing prepared. A store may change it at every open, after a crash as well. */
+const GROWING: LogOptions = { ...OPTIONS, zeros: false };
+
 /** What the world outside knows of a life, at the moment it ended. */
 type Witnessed = {
   created: boolean;
@@ -158,9 +161,8 @@ const busy: Life = (disk, seen, prng) => {
 
 /** Without zeros: appended to, spares that are names alone; then opened with zeros, and without again. */
 const growing: Life = (disk, seen, prng) => {
-  const options = { ...OPTIONS, zeros: false };
-  let hand = born(disk, seen, prng, options);
-  for (const next of [OPTIONS, options, undefined]) {
+  let hand = born(disk, seen, prng, GROWING);
+  for (const next of [OPTIONS, GROWING, undefined]) {
     for (let i = 0; i < 12; i++) {
       hand.commit(prng.pick([300, 1500, 2500]));
       if (i % 4 === 0) hand.prepare();
@@ -282,7 +284,8 @@ function revive(left: SimDisk, seen: Witnessed, prng: Prng, depth: number): void
     return;
   }
   const before = left.clone();
-  const found = recover(left, seen.facts, OPTIONS);
+  const options = prng.pick([OPTIONS, GROWING]);
+  const found = recover(left, seen.facts, options);
   check(found, seen);
 
   if (depth > 0) {
@@ -291,23 +294,24 @@ function revive(left: SimDisk, seen: Witnessed, prng: Prng, depth: number): void
     const at = mutations + prng.below(Math.max(1, left.mutations - mutations));
     const dying = before.clone();
     dying.fault = (call) => (call.mutation === at ? { kind: 'crash' } : undefined);
-    assert.throws(() => recover(dying, seen.facts, OPTIONS), SimCrash);
+    assert.throws(() => recover(dying, seen.facts, options), SimCrash);
     revive(dying.crash(prng, prng.pick(['process', 'power', 'torn'])), seen, prng, depth - 1);
   }
 
   // Recovered is durable: nothing of it may be lost now.
   const settled: Witnessed = { ...seen, submitted: seen.submitted.slice(0, found.recovery.next) };
   settled.durable = found.recovery.next;
-  const again = recover(left.crash(prng, 'power'), seen.facts, OPTIONS);
+  const again = recover(left.crash(prng, 'power'), seen.facts, prng.pick([OPTIONS, GROWING]));
   check(again, settled);
   assert.deepEqual(again.fed, found.fed);
 
   // And the log goes on.
-  const hand = new Hand(left, resumed(left, found, OPTIONS), settled, prng);
+  const hand = new Hand(left, resumed(left, found, options), settled, prng);
   for (let i = 0; i < 3; i++) {
     hand.commit(prng.pick([40, 900, 3000]));
     if (prng.chance(0.5)) hand.sync();
     else hand.write();
+    if (prng.chance(0.3)) hand.prepare();
   }
   check(recover(left.crash(prng, prng.pick(['power', 'torn'])), seen.facts, OPTIONS), settled);
 }
