@@ -18,7 +18,7 @@ export type JobAnswer = {
 };
 
 export interface JobPool {
-  /** Jobs that can run at the same time, beside one that is not to wait for them (`isPressing`). */
+  /** Jobs that can run at the same time, beside those that are not to wait for them (`isPressing`). */
   readonly workers: number;
   start(id: number, job: Job): void;
   /** Asks a job to stop; it still answers. */
@@ -74,6 +74,14 @@ export function makeWorkers(workerUrl: URL, count: number): Piscina<WorkerTask, 
     }),
   );
   return workers;
+}
+
+/** Jobs that commits wait for, at a time: a flush, a range of zeros, a spare; one of each at the most. */
+const PRESSING_MAX = 3;
+
+/** Threads for those: none of them waits for another either. */
+export function makePressing(workerUrl: URL): Piscina<WorkerTask, unknown> {
+  return makeWorkers(workerUrl, PRESSING_MAX);
 }
 
 type Running = {

@@ -12,7 +12,7 @@ import { DescriptorTable } from '../core/shared/descriptors.ts';
 import type { EngineConfig } from './actor.ts';
 import { makeContext, poison, runBlocking, runTurning, systemClock } from './host.ts';
 import { backgroundActors, writeActors } from './house.ts';
-import { PiscinaPool, makeWorkers } from './job-pool.ts';
+import { PiscinaPool, makePressing, makeWorkers } from './job-pool.ts';
 import type { WorkerTask } from './job-pool.ts';
 import { NodeStorage } from './node-storage.ts';
 import { THREAD_BACKGROUND, THREAD_WRITE } from './topology.ts';
@@ -30,7 +30,7 @@ function after(ms: number): Promise<void> {
 
 /** The pool's threads stay with this thread from engine to engine. */
 let workers: Piscina<WorkerTask, unknown> | undefined;
-/** One for flushes and the log's room. */
+/** Others for flushes and the log's room. */
 let pressing: Piscina<WorkerTask, unknown> | undefined;
 let workerCount = 0;
 
@@ -61,7 +61,7 @@ const kitThread = {
         workerCount = config.mergeThreads;
         workers = makeWorkers(MERGE_WORKER_URL, Math.max(2, workerCount));
       }
-      pressing ??= makeWorkers(MERGE_WORKER_URL, 1);
+      pressing ??= makePressing(MERGE_WORKER_URL);
       const { directory } = config;
       const pool = new PiscinaPool(workers, pressing, arena, directory, descriptors, wake);
       await runTurning(context, backgroundActors(context, pool), bell);

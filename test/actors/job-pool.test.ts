@@ -10,7 +10,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import type { Worker } from 'node:worker_threads';
 import { pathToFileURL } from 'node:url';
-import { PiscinaPool, StepPool, makeWorkers } from '../../actors/job-pool.ts';
+import { PiscinaPool, StepPool, makePressing, makeWorkers } from '../../actors/job-pool.ts';
 import type { JobAnswer } from '../../actors/job-pool.ts';
 import type { Job } from '../../actors/jobs.ts';
 import { turn, until } from '../engine/world.ts';
@@ -205,6 +205,30 @@ test('a job that commits wait for stands behind no merge', async () => {
         assert.deepEqual(await answerOf(pool), { id: 6 + id, value: kind });
       }
     });
+  });
+});
+
+test('a flush, a range of zeros and a spare are made side by side: none waits for another', async () => {
+  // Each kind of job but the flush holds its worker for good.
+  const code = `export default ({ job, cancel }) => {
+    const words = new Int32Array(cancel);
+    Atomics.store(words, 1, 7);
+    return job.kind === 'flush' ? job.kind : new Promise(() => {});
+  }`;
+  await withPool(code, async (_pool, _threads, directory, workers) => {
+    const pressing = makePressing(pathToFileURL(join(directory, 'worker.mjs')));
+    try {
+      const pool = new PiscinaPool(workers, pressing, NO_BYTES, directory, NO_BYTES, () => {});
+      pool.start(1, job('zero'));
+      pool.start(3, job('spare'));
+      await until('both have begun', () => pool.steps(1) === 7 && pool.steps(3) === 7);
+      for (const id of [2, 4]) {
+        pool.start(id, job('flush'));
+        assert.deepEqual(await answerOf(pool), { id, value: 'flush' });
+      }
+    } finally {
+      await pressing.destroy();
+    }
   });
 });
 
