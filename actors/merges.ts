@@ -23,6 +23,7 @@ import {
   collapseLevel,
   debtBytes,
   overlapLen,
+  overlapUnknown,
   runsMinFor,
   hidingParts,
   spaceOf,
@@ -470,8 +471,10 @@ export class Merges {
       const newer = choice.len - choice.runs[0].len;
       // What newer runs overwrite of each other is the least that they overwrite of all below them.
       const isLearnt = choice.oldest || dropped > collection.overlap;
+      // What was only thought is known now.
+      const newest = collection.overlap === overlapUnknown ? 1 : OVERLAP_WEIGHT;
       // Where `since` stood below what was new nothing was learnt.
-      const weight = isLearnt ? OVERLAP_WEIGHT * (could / newer) : 0;
+      const weight = isLearnt ? newest * (could / newer) : 0;
       collection.overlap += weight * (dropped - collection.overlap);
     }
     const counters = this.#counters;
