@@ -683,7 +683,7 @@ export class Engine extends EventEmitter<EngineEvents> {
 
   /**
    * The newest offset at a time of day: the last whose transaction was committed at or before it, of those
-   * that the log has. TIDEMARK_HISTORY_LOST when the time lies before them.
+   * that the log has and the one before them. TIDEMARK_HISTORY_LOST when the time lies before that.
    */
   offsetAt(date: Date): number {
     this.#client.assertUsable();

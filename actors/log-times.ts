@@ -35,12 +35,21 @@ export class LogTimes {
     this.#reader = reader;
   }
 
-  /** The last offset committed at or before the time. Throws TIDEMARK_HISTORY_LOST when it lies before the log. */
+  /**
+   * The last offset committed at or before the time. Throws TIDEMARK_HISTORY_LOST when it lies before the log
+   * and before the offset that the log follows, of which its first segment still tells the time.
+   */
   offsetAt(atMs: number): number {
     return this.#look((segments, upper) => {
       let i = segments.length - 1;
       while (i >= 0 && (segments[i].base >= upper || segments[i].atMs > atMs)) i--;
-      if (i < 0) throw historyLost(0, segments[0]?.base ?? 0, atMs);
+      if (i < 0) {
+        const [first] = segments;
+        // No commit is in the log: what it follows is the newest.
+        if (first !== undefined && first.base >= upper && tellsBefore(first, atMs))
+          return upper - 1;
+        throw historyLost(0, first?.base ?? 0, atMs);
+      }
       const { base, seq } = segments[i];
       const found = this.#in(seq, (source) => {
         const from = runNow(positionOfTime(source, atMs));
@@ -49,7 +58,7 @@ export class LogTimes {
       if (found === undefined) return undefined;
       if (found.offset >= 0) return found.offset;
       // What is before the segment is before the time.
-      if (base > segments[0].base) return base - 1;
+      if (base > segments[0].base || tellsBefore(segments[0], atMs)) return base - 1;
       throw historyLost(0, base, atMs);
     });
   }
@@ -141,6 +150,11 @@ export class LogTimes {
       source.close();
     }
   }
+}
+
+/** The segment says when the offset before it was committed: at or before the time. */
+function tellsBefore(segment: ViewSegment, atMs: number): boolean {
+  return segment.base > 0 && segment.atMs > 0 && segment.atMs <= atMs;
 }
 
 /** Undefined: the segment is not there, or has no header yet. */

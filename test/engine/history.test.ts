@@ -189,7 +189,7 @@ inBothHosts('meta is transactional, and as of any time that the collection has',
 /** An engine whose time of day is moved by hand; its ticks go fast, so that what waits for one does not wait long. */
 class Timed {
   nowMs = 1_700_000_000_000;
-  readonly #disk: SimDisk = new SimDisk({ answerAtOnce: true });
+  #disk: SimDisk = new SimDisk({ answerAtOnce: true });
   #engine: Engine | undefined;
 
   async open(more: OpenOptions = {}): Promise<Engine> {
@@ -197,6 +197,14 @@ class Timed {
     const storage = { storage: this.#disk, clock };
     this.#engine = await open('/sim', { threads: 0, memoryBytes: 64 * MiB, storage, ...more });
     return this.#engine;
+  }
+
+  /** The process dies; what it leaves is opened. */
+  async crash(more: OpenOptions = {}): Promise<Engine> {
+    const left = this.#disk.processCrash();
+    await this.end();
+    this.#disk = left;
+    return this.open(more);
   }
 
   async end(): Promise<void> {
@@ -302,6 +310,36 @@ test('what the log no longer has is lost, by time as by offset', async () => {
     assert.throws(() => engine.offsetAt(new Date(start)), coded('TIDEMARK_HISTORY_LOST'));
     const first = engine.timeOf(firstOffset);
     assert.equal(engine.offsetAt(first), firstOffset);
+    // The log's first segment says when the one before it was committed: history of one offset reaches it.
+    assert.equal(engine.offsetAt(new Date(first.getTime() - 1)), firstOffset - 1);
+    assert.equal(engine.offsetAt(new Date(first.getTime() - 1_000)), firstOffset - 1);
+    const before = new Date(first.getTime() - 1_001);
+    assert.throws(() => engine.offsetAt(before), coded('TIDEMARK_HISTORY_LOST'));
+  } finally {
+    await timed.end();
+  }
+});
+
+test('the newest offset has its time where the log holds no commit any more', async () => {
+  const timed = new Timed();
+  let engine = await timed.open({ segmentBytes: 64 * 1024 });
+  try {
+    const words = await engine.collection('words', {});
+    await words.put('key', 'value');
+    // Proven durable: nothing of it is written again, and the next log begins empty.
+    await engine.flush();
+    await quiet(engine);
+    engine = await timed.crash({ segmentBytes: 64 * 1024 });
+    for (let i = 0; i < 3; i++) await engine.checkpoint();
+    await quiet(engine);
+    const { upper } = engine;
+    assert.equal(engine.stats().log.segments[0].firstOffset, upper, 'nothing is in the log');
+    const now = new Date(timed.nowMs);
+    assert.equal(engine.offsetAt(now), upper - 1);
+    const again = await engine.collection('words');
+    assert.equal(again.getSync('key', { asOf: now }), 'value');
+    const before = new Date(timed.nowMs - 1);
+    assert.throws(() => engine.offsetAt(before), coded('TIDEMARK_HISTORY_LOST'));
   } finally {
     await timed.end();
   }
