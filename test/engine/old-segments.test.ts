@@ -274,6 +274,62 @@ test('no file goes before the manifest names it as archived, whatever power take
   );
 });
 
+test('no segment is written over before it is archived, nor one that somebody has linked', async () => {
+  const disk = new SimDisk({ answerAtOnce: true });
+  const confirmed = new Set<number>();
+  const linked = new Map<string, Uint8Array>();
+  let isRefused = true;
+  let recycled = 0;
+  disk.fault = ({ call, path, position }) => {
+    // Whoever writes over a segment begins with its header.
+    if (call !== 'write' || position !== 0 || !path.startsWith(`${LOG_DIR}/`)) return undefined;
+    const seq = numberOf(path.slice(LOG_DIR.length + 1), '.seg');
+    if (seq === undefined || disk.bytesOf(path)?.[0] !== 0x8f) return undefined;
+    const { state } = loadManifest(disk.powerLoss(() => FATE_LOST))!;
+    assert.ok(confirmed.has(seq), `segment ${seq} is confirmed`);
+    assert.ok(
+      state.archived.some((entry) => entry.seq === seq),
+      `segment ${seq} is named`,
+    );
+    assert.ok(state.logStart.seq > seq, `the log starts at ${state.logStart.seq}`);
+    recycled++;
+    return undefined;
+  };
+  const engine = await open('/sim', {
+    threads: 0,
+    memoryBytes: 64 * MiB,
+    memtableBytes: 64 * KiB,
+    segmentBytes: 16 * KiB,
+    storage: { storage: disk, clock },
+    wal: {
+      compress: false,
+      archive: ({ seq, name }) => {
+        if (isRefused) throw new Error('not now');
+        confirmed.add(seq);
+        if (seq % 3 !== 0) return;
+        const kept = `${LOG_DIR}/kept-${seq}`;
+        disk.link(`${LOG_DIR}/${name}`, kept);
+        linked.set(kept, disk.bytesOf(kept)!);
+      },
+    },
+  });
+  const round = async (): Promise<void> => {
+    await fill(engine, 0, 60);
+    await engine.checkpoint();
+  };
+  for (let i = 0; i < 4; i++) await round();
+  assert.equal(recycled, 0, 'none while the hook refuses');
+  isRefused = false;
+  for (let i = 0; i < 500 && (recycled < 3 || linked.size < 3); i++) await round();
+  assert.ok(recycled >= 3, `${recycled} written over`);
+  await quiet(engine);
+  await engine.close();
+  assert.ok(linked.size >= 3, `${linked.size} linked`);
+  for (const [kept, bytes] of linked) {
+    assert.deepEqual(disk.bytesOf(kept), bytes, `${kept} is as it was handed over`);
+  }
+});
+
 inBothHosts('a read-only engine neither compresses nor archives', async (home) => {
   const engine = await home.open(SMALL);
   await fill(engine, 0, 1_000, Infinity);
