@@ -11,7 +11,7 @@
  *
  * What the budget of views does not use is lent to the cache, but for a reserve that views may take at
  * once; and what the two budgets of writers (records, and nodes over them: either may have most of the
- * write budget) are together above the write budget, as long as writers do not come near that.
+ * write budget) are together above the write budget, as long as writers do not come near that (0016).
  */
 import { invariant } from '../core/base/assert.ts';
 import { clientsMax, pageBytes } from '../core/base/limits.ts';
