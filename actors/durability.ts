@@ -105,6 +105,8 @@ const PROMISE_BYTES: number = 8 * MiB;
 const PROMISE_BYTES_AHEAD: number = 32 * MiB;
 /** Before it is asked for nothing is promised unless so much is left for flushes: they fail first. */
 const SPACE_BYTES_AHEAD: number = 256 * MiB;
+/** So often it is looked whether what was promised is still there: merges and other programs take it too. */
+const PROMISE_LOOK_MS = 20;
 
 /** How soon to look again for room in the keeper's ring. */
 const TELL_AGAIN_MS = 1;
@@ -203,6 +205,8 @@ export class Durability implements Actor {
   /** When the disk may be asked again how much it has; and how much for a promise ahead. */
   #askSpaceAt = 0;
   #lookAheadAt = 0;
+  /** And whether it still has what was promised. */
+  #lookAgainAt = 0;
   #closeSeen = false;
 
   constructor(context: ActorContext) {
@@ -810,14 +814,35 @@ export class Durability implements Actor {
     if (isMore && wanted > 0) this.#context.threadBells[THREAD_WRITE].ring();
   }
 
-  /** Where nothing is ever prepared nobody should wait for a promise: it is made before it is asked for. */
+  /**
+   * Where nothing is ever prepared nobody should wait for a promise: it is made before it is asked for. And
+   * taken back, as far as it is not used, when the disk fills up, or when nobody commits: it would not be seen.
+   */
   #promiseAhead(writer: LogWriter): void {
-    if (this.#isFull || this.#promised - this.#accepted >= PROMISE_BYTES_AHEAD / 2) return;
-    const { clock } = this.#context;
-    if (clock.ticksMs() < this.#lookAheadAt) return;
-    const free = this.#disk.freeBytes() - SPACE_BYTES_AHEAD - writer.spareBytesOut;
-    if (free >= 0) this.#promised = this.#accepted + PROMISE_BYTES_AHEAD;
-    else this.#lookAheadAt = clock.ticksMs() + PREPARE_RETRY_MS;
+    const now = this.#context.clock.ticksMs();
+    if (this.#isFull || now - this.#lastInput >= idleWatermarkMs) {
+      this.#promised = Math.min(this.#promised, this.#accepted);
+      return;
+    }
+    const left = this.#promised - this.#accepted;
+    const isDue = left < PROMISE_BYTES_AHEAD / 2 && now >= this.#lookAheadAt;
+    if (!isDue && (left <= 0 || now < this.#lookAgainAt)) return;
+    this.#lookAgainAt = now + PROMISE_LOOK_MS;
+    const free = this.#disk.freeBytes();
+    if (free - SPACE_BYTES_AHEAD - writer.spareBytesOut >= 0) {
+      this.#promised = this.#accepted + PROMISE_BYTES_AHEAD;
+      return;
+    }
+    this.#lookAheadAt = now + PREPARE_RETRY_MS;
+    const most = this.#accepted + Math.max(0, free - this.#bytesKept(writer));
+    this.#promised = Math.min(this.#promised, most);
+  }
+
+  /** Of what the disk has, so much is promised to nobody. */
+  #bytesKept(writer: LogWriter): number {
+    // A flush that finds the disk full fails alone; a log that does ends the engine.
+    const flushes = writer.isAppending ? 2 * this.#context.config.memtableBytes : 0;
+    return SPACE_BYTES_MIN + flushes + writer.spareBytesOut;
   }
 
   /** What the disk has to spare for `wanted` bytes and some more; 0: not so much. Without, and with no job that makes room, it is full. */
@@ -825,10 +850,7 @@ export class Durability implements Actor {
     const { clock } = this.#context;
     const most = Math.min(Math.max(wanted, PROMISE_BYTES), writer.bytesBeforeJob);
     if (most < wanted || clock.ticksMs() < this.#askSpaceAt) return 0;
-    // A flush that finds the disk full fails alone; a log that does ends the engine.
-    const flushes = writer.isAppending ? 2 * this.#context.config.memtableBytes : 0;
-    const kept = SPACE_BYTES_MIN + flushes + writer.spareBytesOut;
-    const free = this.#isFull ? 0 : this.#disk.freeBytes() - kept;
+    const free = this.#isFull ? 0 : this.#disk.freeBytes() - this.#bytesKept(writer);
     const has = free >= wanted;
     if (has || this.#preparing === 0) this.#setHasSpace(has);
     if (has) return Math.min(most, free);

@@ -319,7 +319,10 @@ export class Sequencer implements Actor {
     let taken = 0;
     let blocked = false;
     let closeSeen = -1;
-    const clients = this.#context.control.clients();
+    const { control } = this.#context;
+    // The log takes back what it cannot keep.
+    this.#credit = control.room();
+    const clients = control.clients();
     for (let i = 0; i < clients && taken < RECORDS_PER_TICK && !blocked; i++) {
       const client = (this.#turn + i) % clients;
       const inbox = this.#clients[client];

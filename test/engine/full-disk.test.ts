@@ -136,6 +136,34 @@ test('without preparing the disk is asked before an offset is given', async () =
   await engine.close();
 });
 
+for (const idle of [false, true]) {
+  const when = idle ? 'while nobody commits' : 'between commits';
+  test(`a buffered log was promised room, and another program takes it ${when}: refused, not poisoned`, async () => {
+    const disk = new SimDisk({ answerAtOnce: true, capacityBytes: 512 * MiB });
+    const engine = await open('/sim', optionsOn(disk, { durability: 'buffered' }));
+    const rows = await openRows(engine);
+    await rows.put(0, VALUE);
+    const isWatermarked = (): boolean => engine.stats().durability['watermarks'] > 0;
+    if (idle) await until('nobody commits', isWatermarked);
+    const used = 512 * MiB - disk.freeBytes();
+    // Room for a record of those that are on their way, and for none after a pause.
+    disk.capacityBytes = used + (idle ? 8 : 64) * KiB;
+    let refused = 0;
+    for (let n = 1; n < 20; n++) {
+      const [put] = await Promise.allSettled([rows.put(n, VALUE)]);
+      if (put.status === 'rejected' && isFull(put.reason)) refused++;
+    }
+    assert.ok(refused >= 17, `${refused} of 19 refused`);
+    assert.equal(engine.state, 'open', String(engine.failure?.stack));
+    disk.capacityBytes = 512 * MiB;
+    await until('room', () => {
+      void rows.put(0, VALUE).catch(isFull);
+      return engine.upper > 22;
+    });
+    await engine.close();
+  });
+}
+
 test('flush and manifest find no room: nothing is poisoned, and both are made up for', async () => {
   const disk = new SimDisk({ answerAtOnce: true, capacityBytes: 64 * MiB });
   const engine = await open('/sim', optionsOn(disk, { segmentBytes: 64 * MiB }));
