@@ -22,6 +22,8 @@ const DEBT_SECONDS = 4 * 10;
 const DEBT_BYTES_MIN: number = 64 * MiB;
 /** A flush is delayed by so much at the most; only the hard mark holds it longer. */
 const DELAY_MS_MAX = 10_000;
+/** Bytes that are only thought to be given back hold no flush for good: a quarter of the rate stays. */
+const SPACE_SHARE_UNKNOWN_MAX = 0.75;
 /** The weight of the newest flush in the rate. */
 const RATE_WEIGHT = 0.25;
 
@@ -31,6 +33,8 @@ export type Load = {
   /** Bytes that wait for a merge. */
   readonly debt: number;
   readonly space: Parameters<typeof spacePressure>[0];
+  /** A merge has told what is overwritten; else `space` is a thought. */
+  readonly isSpaceKnown: boolean;
   /** A merge of it runs, or is about to. */
   readonly isMerging: boolean;
 };
@@ -123,7 +127,8 @@ export class Backpressure {
       isMerging = true;
       if (load.runs > runsHard) share = 1;
       share = Math.max(share, backpressure(load.runs, 0, 0));
-      share = Math.max(share, spacePressure(load.space, this.#flushBytes));
+      const most = load.isSpaceKnown ? 1 : SPACE_SHARE_UNKNOWN_MAX;
+      share = Math.max(share, Math.min(most, spacePressure(load.space, this.#flushBytes)));
     }
     if (isMerging) share = Math.max(share, backpressure(0, debt, debtSoft));
     this.#share = share;

@@ -179,7 +179,8 @@ export class Merges {
       const { runs, debt, space } = this.#figuresOf(collection);
       const isMerging =
         this.isMerging(collection) || this.#chooseFor(collection, now, Infinity) !== undefined;
-      yield { runs, debt, space, isMerging };
+      const isSpaceKnown = collection.overlap !== overlapUnknown;
+      yield { runs, debt, space, isSpaceKnown, isMerging };
     }
   }
 

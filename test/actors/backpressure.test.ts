@@ -1,0 +1,53 @@
+/**
+ * Goal: bytes that are only thought to be given back slow flushes down and stop none; once a merge has told
+ * that they are there, what is too much waits for the next one.
+ */
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { MiB } from '../../core/base/limits.ts';
+import type { Counters } from '../../core/shared/counters.ts';
+import type { ActorContext } from '../../actors/actor.ts';
+import { Backpressure } from '../../actors/backpressure.ts';
+import { CAUSE_DEBT } from '../../actors/stalls.ts';
+import type { Waits } from '../../actors/stalls.ts';
+
+function pressureOf(): { pressure: Backpressure; waits: { cause: number } } {
+  const context = { config: { memtableBytes: 16 * MiB } } as ActorContext;
+  const values = new Float64Array(256);
+  const waits = {
+    cause: 0,
+    begin(cause: number): void {
+      waits.cause = cause;
+    },
+    end(): void {
+      waits.cause = 0;
+    },
+  };
+  const counters = { values, add: () => {} } as unknown as Counters;
+  const pressure = new Backpressure(context, counters, waits as unknown as Waits);
+  // A job takes a tenth of a second.
+  pressure.onFlushed(100, 11 * MiB);
+  return { pressure, waits };
+}
+
+const far = { bytes: 110 * MiB, oldestBytes: 11 * MiB, reclaimable: 88 * MiB };
+const load = { runs: 10, debt: 0, space: far, isMerging: true };
+
+test('what is only thought to be overwritten delays flushes, and holds none for good', () => {
+  const { pressure, waits } = pressureOf();
+  const loads = [{ ...load, isSpaceKnown: false }];
+  assert.equal(pressure.mayFlush(1_000, loads), true);
+  assert.equal(pressure.mayFlush(1_399, loads), false);
+  assert.equal(pressure.waitMs(1_399), 1);
+  assert.equal(waits.cause, 0, 'nobody stands');
+  assert.equal(pressure.mayFlush(1_400, loads), true);
+});
+
+test('what a merge has told holds them until the next one lands', () => {
+  const { pressure, waits } = pressureOf();
+  assert.equal(pressure.mayFlush(100_000, [{ ...load, isSpaceKnown: true }]), false);
+  assert.equal(waits.cause, CAUSE_DEBT);
+  const space = { ...far, bytes: 22 * MiB, reclaimable: 0 };
+  assert.equal(pressure.mayFlush(100_001, [{ ...load, space, isSpaceKnown: true }]), true);
+  assert.equal(waits.cause, 0);
+});
