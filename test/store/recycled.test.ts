@@ -79,11 +79,14 @@ before(async () => {
       await quiet(engine);
     }
   };
+  // The first segments may find a spare that was made before they came; then each becomes the next but one.
   await write(() => renames.length >= 2);
-  // As it was when the manifest still named the segment that was recycled first.
-  const [gone] = renames[0];
+  const { length } = renames;
+  await write(() => renames.length >= length + 2);
+  // As it was when the manifest still named the segment that was recycled next.
+  const [gone] = renames[length];
   const seq = numberOf(gone.slice(LOG_DIR.length + 1), '.seg')!;
-  const early = pictures.findLast((one) => one.renames === 0 && firstSeqOf(one.disk) <= seq);
+  const early = pictures.findLast((one) => one.renames === length && firstSeqOf(one.disk) <= seq);
   assert.ok(early !== undefined, 'there was a time before');
   scenes.push({ earlier: early.disk, later: picture(disk), renames: renames.slice() });
   // The live segment of that time is another's file too.
