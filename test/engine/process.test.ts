@@ -77,7 +77,7 @@ test('the next engine takes over the threads of the last one', async () => {
 
 // ---------------------------------------------------------------- kill -9
 
-const ROUNDS = 5;
+const ROUNDS = 3;
 
 async function checkRows(home: Home, acknowledged: number): Promise<number> {
   const engine = await home.open();

@@ -17,11 +17,11 @@ test('many small flushes, killed and closed between, keep runs and rewrites with
     const report = await flushSoak({
       directory,
       seed: 5,
-      pushes: 240,
+      pushes: 120,
       collections: 4,
-      flushesPerProcess: 40,
+      flushesPerProcess: 25,
     });
-    assert.ok(report.pushes >= 240, `${report.pushes} batches`);
+    assert.ok(report.pushes >= 120, `${report.pushes} batches`);
     assert.ok(report.kills > 0 && report.closes > 0, 'killed, and closed in order');
     assert.ok(report.runs.length - 1 <= runsHard, `${report.runs.length - 1} runs at most`);
     assert.ok(runsP99(report) <= runsSoft, `${runsP99(report)} runs, p99`);
