@@ -287,8 +287,9 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
     }
   }
 
-  #push(item: FeedItem<U>, bytes: number): void {
-    this.#ready.push(item);
+  /** Updates are of the targets' types, which the faces of collections and engine made into U. */
+  #push(item: FeedItem<AnyUpdate>, bytes: number): void {
+    this.#ready.push(item as FeedItem<unknown> as FeedItem<U>);
     this.#readyBytes.push(bytes);
   }
 
@@ -532,7 +533,7 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
 
   #pushTransaction(offset: number, updates: AnyUpdate[], bytes: number): void {
     if (updates.length === 0) return;
-    this.#push({ kind: 'transaction', offset, updates: updates as unknown as U[] }, bytes);
+    this.#push({ kind: 'transaction', offset, updates }, bytes);
   }
 
   // ---------------------------------------------------------------- removed ranges
@@ -574,8 +575,7 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
   #fillRemoval(removal: Removal): void {
     const { offset, left, ranges } = removal;
     while (left.length > 0 && removal.bytes < SNAPSHOT_PIECE_BYTES) this.#removeRows(removal);
-    const { bytes } = removal;
-    const updates = removal.updates as unknown as U[];
+    const { bytes, updates } = removal;
     removal.updates = [];
     removal.bytes = 0;
     if (left.length > 0) {
@@ -653,7 +653,7 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
       if (this.#isRegistered) this.#hold.release();
     }
     const offset = last ? asOf : -1;
-    this.#push({ kind: 'snapshot', offset, asOf, updates: updates as unknown as U[], last }, bytes);
+    this.#push({ kind: 'snapshot', offset, asOf, updates, last }, bytes);
   }
 
   #readRows(place: Snapshotting, asOf: number, updates: AnyUpdate[]): number {

@@ -162,6 +162,15 @@ function crcSeed(salt: number, position: number): number {
   return (salt + position / RECORD_ALIGN) >>> 0;
 }
 
+function hasSyncWord(bytes: Uint8Array, at: number, salt: number): boolean {
+  return getU32(bytes, at + RECORD_SYNC_OFFSET) === syncWordOf(salt);
+}
+
+function passesCrc(bytes: Uint8Array, at: number, salt: number, position: number): boolean {
+  const crc = crc32Table(bytes, at + CRC_FROM, CRC_BYTES, crcSeed(salt, position));
+  return getU32(bytes, at + RECORD_HEADER_CRC_OFFSET) === crc;
+}
+
 /** True when a header with valid sync word and CRC stands at bytes[at], read from `position` of the file. */
 export function isRecordHeader(
   bytes: Uint8Array,
@@ -169,11 +178,7 @@ export function isRecordHeader(
   salt: number,
   position: number,
 ): boolean {
-  return (
-    getU32(bytes, at + RECORD_SYNC_OFFSET) === syncWordOf(salt) &&
-    getU32(bytes, at + RECORD_HEADER_CRC_OFFSET) ===
-      crc32Table(bytes, at + CRC_FROM, CRC_BYTES, crcSeed(salt, position))
-  );
+  return hasSyncWord(bytes, at, salt) && passesCrc(bytes, at, salt, position);
 }
 
 /**
@@ -186,11 +191,7 @@ export function isRecordTrace(
   salt: number,
   position: number,
 ): boolean {
-  return (
-    getU32(bytes, at + RECORD_SYNC_OFFSET) === syncWordOf(salt) ||
-    getU32(bytes, at + RECORD_HEADER_CRC_OFFSET) ===
-      crc32Table(bytes, at + CRC_FROM, CRC_BYTES, crcSeed(salt, position))
-  );
+  return hasSyncWord(bytes, at, salt) || passesCrc(bytes, at, salt, position);
 }
 
 /** The numbers of a record. One object per reader, filled anew for each record. */

@@ -106,13 +106,15 @@ for (const [how, code] of [
   });
 }
 
+/** A worker that says that it has begun and hears nothing, where the job asks for it. */
+const DEAF = `export default ({ job, cancel }) => {
+  const words = new Int32Array(cancel);
+  while (job.kind === 'deaf') Atomics.store(words, 1, 7);
+  return job.kind;
+}`;
+
 test('a worker that hears nothing any more is replaced, and its job fails', async () => {
-  const code = `export default ({ job, cancel }) => {
-    const words = new Int32Array(cancel);
-    while (job.kind === 'deaf') Atomics.store(words, 1, 7);
-    return job.kind;
-  }`;
-  await withPool(code, async (pool) => {
+  await withPool(DEAF, async (pool) => {
     for (let id = 0; id < 4; id += 2) {
       assert.equal(pool.steps(id), 0);
       pool.start(id, job('deaf'));
@@ -132,12 +134,7 @@ test('a worker that hears nothing any more is replaced, and its job fails', asyn
 });
 
 test('a job whose worker is replaced was stopped, and so was one that waited for it: no worker has died', async () => {
-  const code = `export default ({ job, cancel }) => {
-    const words = new Int32Array(cancel);
-    while (job.kind === 'deaf') Atomics.store(words, 1, 7);
-    return job.kind;
-  }`;
-  await withPool(code, async (pool) => {
+  await withPool(DEAF, async (pool) => {
     for (const id of [1, 2]) {
       pool.start(id, job('deaf'));
       await until('it has begun', () => pool.steps(id) === 7);

@@ -11,7 +11,7 @@ import type { Machine } from '../../core/store/report.ts';
 import { backupStatePath } from '../../actors/backup-holds.ts';
 import type { Client } from '../../actors/client.ts';
 import { SimDisk } from './disk.ts';
-import type { World } from './world.ts';
+import type { Await, World } from './world.ts';
 import { SimFailure } from './world.ts';
 
 /** A store that was made of another one: its newest transaction, and its disk. */
@@ -22,12 +22,7 @@ export type BackupParts = {
   readonly client: Client;
   readonly number: number;
   readonly prng: Prng;
-  readonly await: <R>(
-    promise: Promise<R>,
-    what: string,
-    check: (result: R) => void,
-    refused: (error: unknown) => void,
-  ) => void;
+  readonly await: Await;
   readonly isBusy: (error: unknown) => boolean;
   readonly isFailedRead: (error: unknown) => boolean;
   readonly note: (what: string, n: number) => void;

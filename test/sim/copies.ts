@@ -6,7 +6,6 @@
 import type { Prng } from '../../core/base/prng.ts';
 import { TidemarkError } from '../../core/base/errors.ts';
 import type { Arena } from '../../core/shared/arena.ts';
-import type { EngineConfig } from '../../actors/actor.ts';
 import { idOf } from '../../bin/work.ts';
 import { planRestore, restore } from '../../core/store/restore.ts';
 import type { Machine } from '../../core/store/report.ts';
@@ -16,6 +15,7 @@ import { Caller } from './caller.ts';
 import { SimClock } from './clock.ts';
 import { SimDisk } from './disk.ts';
 import type { Model } from './model.ts';
+import { configOf } from './settings.ts';
 import type { Settings } from './settings.ts';
 import { Trace } from './trace.ts';
 import { SimFailure, World } from './world.ts';
@@ -42,22 +42,7 @@ export class Copies {
   /** Opens it: everything that is there now, and, of what kept its history, what was there before. */
   async lookInto({ disk, offset, what }: Copy, parts: CopyParts, hasPast: boolean): Promise<void> {
     const { model, settings, prng } = parts;
-    const config: EngineConfig = {
-      directory: 'copy',
-      synced: settings.synced,
-      syncIntervalMs: settings.syncIntervalMs,
-      memtableBytes: settings.memtableBytes,
-      segmentBytes: settings.segmentBytes,
-      mergeThreads: settings.workers,
-      history: { offsets: 0 },
-      readOnly: false,
-      createIfMissing: false,
-      errorIfExists: false,
-      strictTail: false,
-      breakLock: false,
-      newLogId: Buffer.alloc(16).toString('base64'),
-      holder: undefined,
-    };
+    const config = configOf(settings, 'copy', new Uint8Array(16));
     const clock = new SimClock();
     clock.jump(parts.nowMs - clock.nowMs());
     const arena = this.#arena();

@@ -13,6 +13,7 @@ import type { RangeIterable, RangeOptions } from '../../actors/range.ts';
 import { Transaction } from '../../actors/transaction.ts';
 import type { Model, ModelCollection, ModelOp, ModelPair, ModelTx } from './model.ts';
 import { SimFailure } from './world.ts';
+import type { Await } from './world.ts';
 
 type Pairs = Multiset<Buffer, Buffer>;
 
@@ -42,12 +43,7 @@ export type MultisetParts = {
   readonly keyed: () => readonly ModelCollection[];
   readonly keyedHandle: (id: number) => Collection<Buffer, Buffer>;
   readonly value: () => Buffer;
-  readonly await: <R>(
-    promise: Promise<R>,
-    what: string,
-    check: (result: R) => void,
-    refused: (error: unknown) => void,
-  ) => void;
+  readonly await: Await;
   /** The collection was read at that time: it may not be lost any more. */
   readonly onRead: (id: number, when: When) => void;
   readonly checkLost: (error: unknown, id: number, when: When, visible: number) => void;

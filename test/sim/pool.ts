@@ -76,7 +76,10 @@ export class SimPool implements JobPool {
     if (entry === undefined) return;
     this.failures++;
     this.deaths++;
-    this.#answer(entry, { id, failure: toPlainError(new Error('worker replaced')) });
+    this.#answer(entry, {
+      id,
+      failure: toPlainError(new TidemarkError('TIDEMARK_CLOSED', 'worker replaced')),
+    });
   }
 
   poll(): JobAnswer | undefined {

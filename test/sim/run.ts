@@ -27,7 +27,7 @@ import { SimCrash, SimDisk } from './disk.ts';
 import type { SimCall, SimFault } from './disk.ts';
 import { Model } from './model.ts';
 import type { JobFate } from './pool.ts';
-import { drawSettings } from './settings.ts';
+import { configOf, drawSettings } from './settings.ts';
 import type { Settings } from './settings.ts';
 import { Trace } from './trace.ts';
 import { SimFailure, World } from './world.ts';
@@ -256,20 +256,9 @@ class Simulation {
   #makeWorld(): World {
     const settings = this.#life;
     const config: EngineConfig = {
-      directory: 'sim',
-      synced: settings.synced,
-      syncIntervalMs: settings.syncIntervalMs,
-      memtableBytes: settings.memtableBytes,
-      segmentBytes: settings.segmentBytes,
-      mergeThreads: settings.workers,
-      history: { offsets: 0 },
+      ...configOf(settings, 'sim', this.#disaster.fill(new Uint8Array(16))),
       readOnly: this.#readOnly,
       createIfMissing: !this.#readOnly,
-      errorIfExists: false,
-      strictTail: false,
-      breakLock: false,
-      newLogId: Buffer.from(this.#disaster.fill(new Uint8Array(16))).toString('base64'),
-      holder: undefined,
     };
     return new World({
       arena: this.#arena,

@@ -2,6 +2,7 @@
  * What one seed's simulation is like, drawn swarm-style: each run leaves most knobs alone and turns some
  * of them hard, so that rare combinations meet. Used by run.ts.
  */
+import type { EngineConfig } from '../../actors/actor.ts';
 import { KiB, MiB } from '../../core/base/limits.ts';
 import type { Prng } from '../../core/base/prng.ts';
 import type { CrashMode } from './disk.ts';
@@ -199,6 +200,26 @@ function drawViewPages(prng: Prng, slots: readonly Slot[]): number | undefined {
 
 /** Drawn behind all others. */
 type Late = 'sickDisk' | 'threadDeaths';
+
+/** A store that is there is opened so, to be written to. */
+export function configOf(settings: Settings, directory: string, logId: Uint8Array): EngineConfig {
+  return {
+    directory,
+    synced: settings.synced,
+    syncIntervalMs: settings.syncIntervalMs,
+    memtableBytes: settings.memtableBytes,
+    segmentBytes: settings.segmentBytes,
+    mergeThreads: settings.workers,
+    history: { offsets: 0 },
+    readOnly: false,
+    createIfMissing: false,
+    errorIfExists: false,
+    strictTail: false,
+    breakLock: false,
+    newLogId: Buffer.from(logId).toString('base64'),
+    holder: undefined,
+  };
+}
 
 export function drawSettings(prng: Prng): Settings {
   const slots: Slot[] = [];

@@ -172,6 +172,14 @@ export type Receipt = {
 /** A receipt as it was read; -1: no offset, for it is a refusal. */
 type Answered = Omit<Receipt, 'from'> & { readonly client: number };
 
+/** Waits for a promise in simulated time, then checks what came of it. */
+export type Await = <R>(
+  promise: Promise<R>,
+  what: string,
+  check: (result: R) => void,
+  refused: (error: unknown) => void,
+) => void;
+
 export type WorldParts = {
   readonly arena: Arena;
   readonly disk: SimDisk;
