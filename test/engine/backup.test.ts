@@ -91,6 +91,8 @@ inBothHosts(
       await write(engine, round * 300, 300);
       await engine.flush();
     }
+    // A merge that ends between the backup and the look at it would take the other name of a part away.
+    await quiet(engine);
     const target = targetOf(home);
     const { offset } = await engine.backup(target);
     const parts = readdirSync(join(target, 'parts'));
