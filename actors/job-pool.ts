@@ -47,7 +47,7 @@ export type WorkerTask = {
 };
 
 /** Commits wait for what such a job gives back: it never stands behind a merge. */
-function isPressing(job: Job): boolean {
+export function isPressing(job: Job): boolean {
   return job.kind === 'flush' || job.kind === 'zero' || job.kind === 'spare';
 }
 

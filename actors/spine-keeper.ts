@@ -834,6 +834,8 @@ export class SpineKeeper implements Actor {
     const slot = outbox.claim();
     if (slot < 0) this.#answersWait = true;
     if (slot < 0) return false;
+    // Who hears that it is done finds it in the figures.
+    this.publish();
     const { u32 } = outbox.ring;
     u32[slot + KIND_WORD] = MSG_DONE;
     u32[slot + DONE.NUMBER] = number;
@@ -905,10 +907,12 @@ export class SpineKeeper implements Actor {
     if (this.#failuresInRow >= FAILURES_MAX && isFlush) throw failure;
   }
 
-  /** Jobs, generations and edits that are not done: 0 is quiet. */
+  /** Jobs, generations, edits and rollups that are not done, and what the disk is at: 0 is quiet. */
   #workWaiting(): number {
-    const done = this.#desk.running + this.#flushes.waiting + this.#edits.waiting;
-    return done + this.#log.waiting + this.#merges.waiting + this.#old.waiting;
+    const toDo = this.#desk.running + this.#flushes.waiting + this.#edits.waiting;
+    const rollups = this.#edits.store?.idle === false ? 1 : 0;
+    const ofLog = this.#log.waiting + this.#old.waiting;
+    return toDo + rollups + this.#waiting.size + this.#merges.waiting + ofLog;
   }
 
   // ---------------------------------------------------------------- closing

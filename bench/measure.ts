@@ -72,8 +72,9 @@ export class LoopDelay {
 
   /** Stops, and gives p99 and maximum in milliseconds. */
   stop(): { p99Ms: number; maxMs: number } {
-    // A loop still blocked when the work ends has a visitor waiting: count the overdue timer.
-    if (performance.now() > this.#expectedAtMs) this.#record();
+    // A loop still blocked when the work ends has a visitor waiting: count the overdue timer. Of work that was
+    // over before the first was due somebody would have waited not at all.
+    if (performance.now() > this.#expectedAtMs || this.#samples.length === 0) this.#record();
     clearTimeout(this.#timer);
     const ascending = this.#samples.toSorted(compareNumbers);
     return { p99Ms: quantile(ascending, 0.99), maxMs: ascending.at(-1) ?? Number.NaN };

@@ -54,7 +54,7 @@ export const QUICK: Sizes = {
   openCount: 2,
   limitSeconds: 0.1,
   ringGroup: 1000,
-  childSecondsMax: 60,
+  childSecondsMax: 600,
 };
 
 export const BATCH_ROWS = 1000;

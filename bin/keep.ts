@@ -5,15 +5,13 @@
  */
 import { relative, resolve } from 'node:path';
 import { open } from '../actors/engine.ts';
-import type { NodeStorage } from '../actors/node-storage.ts';
 import { placeAt } from '../actors/place.ts';
 import { TidemarkError } from '../core/base/errors.ts';
-import { StoreBackup } from '../core/store/backup.ts';
+import { copyStore } from '../core/store/backup.ts';
 import type { BackupResult } from '../core/store/backup.ts';
 import { archiveAt } from '../core/store/log-source.ts';
 import type { LogSource } from '../core/store/log-source.ts';
-import { chainOf, lookAt, readManifest } from '../core/store/look.ts';
-import { planRestore, restore } from '../core/store/restore.ts';
+import { restoreFrom } from '../core/store/restore.ts';
 import type { RestoreGoal } from '../core/store/restore.ts';
 import {
   EXIT_INTERRUPTED,
@@ -31,9 +29,6 @@ import {
 } from './work.ts';
 import type { Flags } from './work.ts';
 
-/** A live engine may merge parts away while they are being linked; then it is all done again. */
-const ATTEMPTS_MAX = 8;
-
 /** A store in the making is never inside the one it is made of. */
 function targetAt(directory: string, sources: readonly string[]): string {
   const target = resolve(directory);
@@ -50,18 +45,21 @@ export async function backup(
   flags: Flags,
 ): Promise<number> {
   const storage = storageOf(source);
-  const target = targetAt(directory, [source]);
+  const place = placeAt(targetAt(directory, [source]));
+  const progress = newProgress();
+  const copy = (isLive: boolean): Promise<BackupResult | undefined> =>
+    run(copyStore(storage, place, isLive, progress), progress);
   let live = false;
   let result: BackupResult | undefined;
   try {
-    result = await withLock(storage, source, true, () => copy(storage, target, false));
+    result = await withLock(storage, source, true, () => copy(false));
   } catch (error) {
     if (!(error instanceof TidemarkError) || error.code !== 'TIDEMARK_LOCKED') throw error;
     live = true;
-    result = await copyLive(storage, target);
+    result = await copy(true);
   }
   if (result === undefined) return EXIT_INTERRUPTED;
-  const report = { directory: resolve(source), target, live, ...result };
+  const report = { directory: resolve(source), target: place.name, live, ...result };
   if (flags['json'] === true) writeJson(report);
   else write(`${directory}: ${contents(result)}${live ? LIVE_NOTE : ''}\n`);
   return EXIT_OK;
@@ -73,55 +71,6 @@ const LIVE_NOTE =
 function contents({ offset, bytes }: BackupResult): string {
   const what = offset < 0 ? 'no transaction yet' : `all transactions up to offset ${offset}`;
   return `${what}, ${bytes} bytes`;
-}
-
-/** Undefined: interrupted. `sealedOnly`: no further than the segment that is being written. */
-async function copy(
-  storage: NodeStorage,
-  target: string,
-  sealedOnly: boolean,
-): Promise<BackupResult | undefined> {
-  const manifest = readManifest(storage);
-  if (manifest === undefined) {
-    throw new TidemarkError('TIDEMARK_CORRUPT', 'the store has no manifest', {
-      finding: 'NO_MANIFEST',
-    });
-  }
-  const { state } = manifest;
-  const job = new StoreBackup(storage, state, placeAt(target));
-  let isDone = false;
-  try {
-    const machine = (function* () {
-      let upper = state.logEnd;
-      if (sealedOnly) {
-        const last = chainOf(yield* lookAt(storage)).at(-1)?.header?.baseOffset ?? 0;
-        upper = Math.max(last, state.flushed.upper);
-      }
-      yield* job.begin();
-      yield* job.parts();
-      yield* job.log(upper);
-      return yield* job.finish();
-    })();
-    const result = await run(machine, job.progress);
-    isDone = result !== undefined;
-    return result;
-  } finally {
-    if (!isDone) job.abandon();
-  }
-}
-
-async function copyLive(storage: NodeStorage, target: string): Promise<BackupResult | undefined> {
-  for (let attempt = 1; ; attempt++) {
-    const before = readManifest(storage);
-    try {
-      return await copy(storage, target, true);
-    } catch (error) {
-      if (!(error instanceof TidemarkError) || error.code !== 'TIDEMARK_CORRUPT') throw error;
-      const after = readManifest(storage);
-      const hasMoved = before?.edit !== after?.edit || before?.head.rollup !== after?.head.rollup;
-      if (!hasMoved || attempt === ATTEMPTS_MAX) throw error;
-    }
-  }
 }
 
 export async function checkpoint([directory]: readonly string[], flags: Flags): Promise<number> {
@@ -153,9 +102,7 @@ export async function restoreTo(directories: readonly string[], flags: Flags): P
   const machine = (function* () {
     const archives: LogSource[] = [];
     for (const { storage, name } of archived) archives.push(...(yield* archiveAt(storage, name)));
-    const plan = yield* planRestore(from, archives, goal, idOf, progress);
-    const { offset, bytes } = yield* restore(plan, placeAt(target), progress);
-    return { from: plan.from.name, offset, bytes };
+    return yield* restoreFrom(from, archives, goal, placeAt(target), idOf, progress);
   })();
   const result = await run(machine, progress);
   if (result === undefined) return EXIT_INTERRUPTED;

@@ -254,6 +254,10 @@ test('the tour serves its history, stops when asked, and goes on', async () => {
   } finally {
     child.kill('SIGKILL');
     fs.rmSync(first.data, { recursive: true, force: true });
-    if (fs.readdirSync(STORES).length === 0) fs.rmdirSync(STORES);
+    try {
+      fs.rmdirSync(STORES);
+    } catch {
+      // Other tours are there too, or the last of them has taken it along.
+    }
   }
 });

@@ -15,6 +15,8 @@ const FRESH_TICKS = 4_000;
 const RARE: ReadonlySet<string> = new Set([
   'lookFaults',
   'sickDisks',
+  'liesSurvived',
+  'liesTold',
   'jobsHung',
   'refusals',
   'backups',

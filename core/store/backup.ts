@@ -13,8 +13,9 @@ import { decodeRollup, filesOf } from '../spine/manifest.ts';
 import type { ManifestState } from '../spine/manifest.ts';
 import { partPath } from '../storage/names.ts';
 import type { Storage } from '../storage/storage.ts';
+import { whileMoving } from './again.ts';
 import { readLog, sourceOf } from './log-source.ts';
-import { lookAt, readWhole } from './look.ts';
+import { chainOf, lookAt, readManifest, readWhole } from './look.ts';
 import { NewStore } from './new-store.ts';
 import type { Place } from './new-store.ts';
 import type { Machine, Progress } from './report.ts';
@@ -27,12 +28,18 @@ export type BackupResult = {
 };
 
 export class StoreBackup {
-  readonly progress: Progress = { what: 'parts', doneBytes: 0, totalBytes: 0 };
+  readonly progress: Progress;
   readonly #source: Storage;
   readonly #state: ManifestState;
   readonly #made: NewStore;
 
-  constructor(source: Storage, state: ManifestState, place: Place) {
+  constructor(
+    source: Storage,
+    state: ManifestState,
+    place: Place,
+    progress: Progress = { what: '', doneBytes: 0, totalBytes: 0 },
+  ) {
+    this.progress = Object.assign(progress, { what: 'parts', doneBytes: 0, totalBytes: 0 });
     this.#source = source;
     this.#state = state;
     this.#made = new NewStore(place);
@@ -120,6 +127,48 @@ export class StoreBackup {
   /** Removes what was made. */
   abandon(): void {
     this.#made.abandon();
+  }
+}
+
+/**
+ * The store as its manifest says it is now. `isLive`: an engine may be at it; then no further than the segment
+ * that it writes to, and again as long as it moves on meanwhile.
+ */
+export function* copyStore(
+  source: Storage,
+  place: Place,
+  isLive: boolean,
+  progress: Progress,
+): Machine<BackupResult> {
+  const copy = (): Machine<BackupResult> => copyOnce(source, place, isLive, progress);
+  return yield* isLive ? whileMoving([source], copy) : copy();
+}
+
+function* copyOnce(
+  source: Storage,
+  place: Place,
+  isLive: boolean,
+  progress: Progress,
+): Machine<BackupResult> {
+  const manifest = readManifest(source);
+  if (manifest === undefined) throw corrupt('NO_MANIFEST', 'the store has no manifest');
+  const { state } = manifest;
+  const job = new StoreBackup(source, state, place, progress);
+  let isDone = false;
+  try {
+    let upper = state.logEnd;
+    if (isLive) {
+      const last = chainOf(yield* lookAt(source)).at(-1)?.header?.baseOffset ?? 0;
+      upper = Math.max(last, state.flushed.upper);
+    }
+    yield* job.begin();
+    yield* job.parts();
+    yield* job.log(upper);
+    const result = yield* job.finish();
+    isDone = true;
+    return result;
+  } finally {
+    if (!isDone) job.abandon();
   }
 }
 

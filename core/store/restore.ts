@@ -23,6 +23,7 @@ import { filesOf } from '../spine/manifest.ts';
 import type { ManifestState } from '../spine/manifest.ts';
 import { partPath } from '../storage/names.ts';
 import type { Storage } from '../storage/storage.ts';
+import { whileMoving } from './again.ts';
 import { cutSpines, keptFrom, neededBelow } from './cut.ts';
 import type { CollectionIdOf } from './cut.ts';
 import { readLog, sourceOf } from './log-source.ts';
@@ -305,6 +306,23 @@ function* historyLost(
     `offset ${offset} is not to be had; ${text}${why}`,
     { offset, ...(nearest === undefined ? {} : { nearest }) },
   );
+}
+
+/** Plan and store; where engines run beside the sources, again as long as these move on meanwhile. */
+export function* restoreFrom(
+  from: readonly RestoreFrom[],
+  archives: readonly LogSource[],
+  goal: RestoreGoal,
+  place: Place,
+  idOf: CollectionIdOf,
+  progress: Progress,
+): Machine<RestoreResult & { readonly from: string }> {
+  const storages = from.map(({ storage }) => storage);
+  return yield* whileMoving(storages, function* () {
+    const plan = yield* planRestore(from, archives, goal, idOf, progress);
+    const { offset, bytes } = yield* restore(plan, place, progress);
+    return { from: plan.from.name, offset, bytes };
+  });
 }
 
 // ---------------------------------------------------------------- the store

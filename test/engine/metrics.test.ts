@@ -90,10 +90,14 @@ inBothHosts('writes and syncs of the log are in its histograms', async (home) =>
   const engine = await home.open();
   const rows = await engine.collection('rows', {});
   for (let i = 0; i < 20; i++) await rows.put(`${i}`, 'value');
-  await until('published', () => engine.stats().log.batchBytes.count >= 20);
-  const { log, durability } = engine.stats();
-  assert.ok(log.syncUs.count >= 20, `${log.syncUs.count} syncs`);
-  assert.equal(log.batchBytes.sum, durability['bytesWritten']);
+  let { log } = engine.stats();
+  // Read while they are published, figures may be of two moments.
+  await until('published', () => {
+    const { durability } = engine.stats();
+    ({ log } = engine.stats());
+    const isWhole = log.batchBytes.sum === durability['bytesWritten'];
+    return log.batchBytes.count >= 20 && log.syncUs.count >= 20 && isWhole;
+  });
   assert.ok(log.writeUs.count >= log.batchBytes.count, 'every batch was written');
   for (const { count, p50, p99, max, buckets } of [log.syncUs, log.writeUs, log.batchBytes]) {
     assert.equal(
@@ -143,13 +147,15 @@ inBothHosts('what opening found is told', async (home) => {
   await rows.put('a', '1');
   await first.close();
   const second = await home.open();
-  await until('published', () => second.stats().log.recovery.verdict !== 'created');
+  await until('published', () => {
+    const { verdict, bytes, records } = second.stats().log.recovery;
+    return verdict !== 'created' && bytes > 0 && records > 0;
+  });
   const { recovery } = second.stats().log;
   assert.equal(recovery.verdict, 'clean');
   assert.equal(recovery.transactions, 2);
   assert.equal(recovery.suspects, 0);
   assert.equal(recovery.tornBytes, 0);
-  assert.ok(recovery.bytes > 0 && recovery.records > 0, 'what was replayed is counted');
 });
 
 inBothHosts('a collection tells what was flushed and merged, and what it costs', async (home) => {
@@ -186,6 +192,24 @@ inBothHosts('a collection tells what was flushed and merged, and what it costs',
   await until('merged-away files are gone', () => engine.stats().spine.files.pending === 0);
   const after = engine.stats().spine;
   assert.equal(after.space, after.files.bytes / after.bytes);
+});
+
+inBothHosts('what was asked for is in the figures when it is answered', async (home) => {
+  const engine = await home.open();
+  const rows = await engine.collection('rows', {});
+  for (let round = 1; round <= 40; round++) {
+    await rows.put('a', `${round}`);
+    await engine.flush();
+    const { flushedUpper, collections } = engine.stats();
+    assert.equal(flushedUpper, engine.upper);
+    assert.equal(collections.find(({ id }) => id === rows.id)?.flushes, round);
+    if (round % 10 !== 0) continue;
+    const { checkpoints, merges } = engine.stats().keeper;
+    await engine.checkpoint();
+    assert.ok(engine.stats().keeper['checkpoints'] > checkpoints, 'a checkpoint more');
+    await engine.compact(rows);
+    assert.ok(engine.stats().keeper['merges'] > merges, 'a merge more');
+  }
 });
 
 inBothHosts('a dropped collection is not told of any more', async (home) => {

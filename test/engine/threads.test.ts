@@ -13,7 +13,7 @@ import { open } from '../../actors/index.ts';
 import type { Engine, OpenOptions, Stall, TidemarkError } from '../../actors/index.ts';
 import { MiB } from '../../core/base/limits.ts';
 import { SimDisk } from '../sim/disk.ts';
-import { Home, coded, inBothHosts, openFiles, turn, until } from './world.ts';
+import { Home, coded, inBothHosts, isQuicker, openFiles, turn, until } from './world.ts';
 
 /** A store, and a worker entry that runs `code` first. Files in `told` tell its threads what to do. */
 class Rig {
@@ -47,6 +47,16 @@ class Rig {
 
   tell(what: string): void {
     writeFileSync(this.path(what), '');
+  }
+
+  /** Whoever hangs in the pipe goes on, and whoever only now comes to it does not hang. */
+  async openPipe(meanwhile: () => Promise<unknown>): Promise<void> {
+    const fd = openSync(this.path('pipe'), 'r+');
+    try {
+      await meanwhile();
+    } finally {
+      closeSync(fd);
+    }
   }
 
   /** What this process has open of the store. */
@@ -125,8 +135,7 @@ test('a sync that hangs is told while it does, and when it is over; then all is 
     assert.deepEqual([current.actor, current.since, current.over], ['durability', since, false]);
     assert.equal(words.hasSync('late'), false);
     assert.equal(engine.state, 'open');
-    closeSync(openSync(rig.path('pipe'), 'r+'));
-    await late;
+    await rig.openPipe(() => late);
     await until('told that it is over', () => told.length > 1);
     assert.equal(told[1].over, true);
     assert.ok(told[1].ms >= ms, `over after ${told[1].ms} ms`);
@@ -145,23 +154,25 @@ test('close leaves a thread behind that hangs in a call to the disk', async () =
     await until('it hangs', () => existsSync(rig.path('hangs')));
     rig.tell('die');
     await until('poisoned', () => engine.state === 'poisoned');
-    const startedAt = performance.now();
-    await engine.close();
-    assert.ok(performance.now() - startedAt < 8_000, 'close comes to an end');
+    let isClosed = false;
+    void engine.close().then(() => (isClosed = true));
+    await until('close comes to an end', () => isClosed);
     await lost;
     for (const what of ['die', 'hang']) rmSync(rig.path(what));
     // It may still write: nobody else has the directory.
     await assert.rejects(rig.open(), coded('TIDEMARK_LOCKED', { own: true }));
-    closeSync(openSync(rig.path('pipe'), 'r+'));
-    await until('it is gone', () => rig.openFiles.length === 0);
     let next: Engine | undefined;
-    while (next === undefined) {
-      next = await rig.open().catch((error: TidemarkError) => {
-        assert.equal(error.code, 'TIDEMARK_LOCKED');
-        return undefined;
-      });
-      await turn();
-    }
+    await rig.openPipe(async () => {
+      await until('it is gone', () => rig.openFiles.length === 0);
+      while (next === undefined) {
+        next = await rig.open().catch((error: TidemarkError) => {
+          assert.equal(error.code, 'TIDEMARK_LOCKED');
+          return undefined;
+        });
+        await turn();
+      }
+    });
+    assert.ok(next !== undefined, 'it is open');
     const found = await next.collection('words');
     assert.equal(found.getSync('last'), 'v');
   });
@@ -170,9 +181,11 @@ test('close leaves a thread behind that hangs in a call to the disk', async () =
 test('an opening that is aborted ends at once, though its disk does not answer', async () => {
   const never = "const { open } = fs; fs.open = (...a) => { if (!told('mute')) open(...a); };";
   await withRig(never, async (rig) => {
+    const begunAt = performance.now();
     const first = await rig.open();
     await fill(first);
     await first.close();
+    const usualMs = performance.now() - begunAt;
     const threads = (): number => readdirSync('/proc/self/task').length;
     const before = threads();
     rig.tell('mute');
@@ -183,7 +196,8 @@ test('an opening that is aborted ends at once, though its disk does not answer',
     controller.abort(reason);
     const startedAt = performance.now();
     await opening;
-    assert.ok(performance.now() - startedAt < 2_000, 'at once');
+    // Whoever waited for that disk would give up after 5 s.
+    assert.ok(performance.now() - startedAt < 2_000 + 10 * usualMs, 'at once');
     assert.ok(!existsSync(join(rig.store, 'LOCK')), 'no lock');
     assert.ok(threads() < before, 'no thread');
     assert.deepEqual(rig.openFiles, []);
@@ -227,6 +241,10 @@ inBothHosts('a signal that aborts once the engine is open changes nothing', asyn
 });
 
 test('more requests than a ring has room for are answered without delay', async () => {
+  assert.ok(await isQuicker(900, answerMany), 'nobody waits for the next look');
+});
+
+async function answerMany(): Promise<number> {
   const disk = new SimDisk({ answerAtOnce: true });
   const engine = await open('/sim', optionsOn(disk));
   const words = await engine.collection('words', {});
@@ -245,6 +263,7 @@ test('more requests than a ring has room for are answered without delay', async 
   const startedAt = performance.now();
   flushes.push(engine.flush());
   await Promise.all(flushes);
-  assert.ok(performance.now() - startedAt < 900, 'nobody waits for the next look');
+  const ms = performance.now() - startedAt;
   await engine.close();
-});
+  return ms;
+}

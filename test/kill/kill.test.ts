@@ -10,6 +10,9 @@ import { killRounds } from './rounds.ts';
 
 const BASE = join(import.meta.dirname, '..', '..', '.tidemark-kill');
 
+/** However busy the machine is. */
+const SILENCE_MS_MAX = 300_000;
+
 after(() => {
   try {
     rmdirSync(BASE);
@@ -20,7 +23,14 @@ after(() => {
 
 test('processes killed at random lose nothing that they acknowledged', async () => {
   const directory = join(BASE, `test-${process.pid}`);
-  const report = await killRounds({ seed: 7, rounds: 8, lanes: 2, stores: 2, directory });
+  const report = await killRounds({
+    seed: 7,
+    rounds: 8,
+    lanes: 2,
+    stores: 2,
+    directory,
+    silenceMsMax: SILENCE_MS_MAX,
+  });
   assert.equal(report.failure, undefined, JSON.stringify(report.failure));
   assert.equal(report.lost, 0, `${report.lost} lost`);
   assert.ok(report.rounds >= 8, `${report.rounds} rounds`);
@@ -32,7 +42,15 @@ test('processes killed at random lose nothing that they acknowledged', async () 
 test('a promise that the store does not keep is noticed, and the store is kept', async () => {
   const directory = join(BASE, `test-${process.pid}-claim`);
   const claim = (promised: number): number => promised + 1_000_000;
-  const report = await killRounds({ seed: 8, rounds: 40, lanes: 1, stores: 2, directory, claim });
+  const report = await killRounds({
+    seed: 8,
+    rounds: 40,
+    lanes: 1,
+    stores: 2,
+    directory,
+    claim,
+    silenceMsMax: SILENCE_MS_MAX,
+  });
   try {
     assert.match(report.failure?.text ?? '', /ends at \d+, \d+ was promised/);
     assert.ok(report.lost > 0, `${report.lost} lost`);

@@ -41,6 +41,39 @@ export class Copies {
 
   /** Opens it: everything that is there now, and, of what kept its history, what was there before. */
   async lookInto({ disk, offset, what }: Copy, parts: CopyParts, hasPast: boolean): Promise<void> {
+    try {
+      await this.#look(disk, what, parts, hasPast, (upper) => upper === offset + 1);
+      this.looked++;
+    } catch (error) {
+      throw new SimFailure(`${what} is not what it was made of`, { cause: error });
+    }
+  }
+
+  /**
+   * The power went after a sync had lied: all that was durable before is there, and what is there is what was
+   * ordered, up to the end of a record; or the damage is told. Returns whether it was there.
+   */
+  async lookAfterLie(disk: SimDisk, durable: number, parts: CopyParts): Promise<boolean> {
+    const what = 'a store whose sync had lied';
+    const { model } = parts;
+    const isRight = (upper: number): boolean =>
+      upper >= durable && upper <= model.upper && model.isRecordEnd(upper);
+    try {
+      await this.#look(disk, what, parts, true, isRight);
+      return true;
+    } catch (error) {
+      if (error instanceof TidemarkError && error.code === 'TIDEMARK_CORRUPT') return false;
+      throw new SimFailure(`${what}, with ${durable} durable before`, { cause: error });
+    }
+  }
+
+  async #look(
+    disk: SimDisk,
+    what: string,
+    parts: CopyParts,
+    hasPast: boolean,
+    isRight: (upper: number) => boolean,
+  ): Promise<void> {
     const { model, settings, prng } = parts;
     const config = configOf(settings, 'copy', new Uint8Array(16));
     const clock = new SimClock();
@@ -65,7 +98,7 @@ export class Copies {
     try {
       await open(world, clock, what);
       const upper = world.context.control.applied();
-      if (upper !== offset + 1) throw new SimFailure(`${what} ends at ${upper}`);
+      if (!isRight(upper)) throw new SimFailure(`${what} ends at ${upper}`);
       const caller = new Caller({
         world,
         number: 0,
@@ -81,9 +114,6 @@ export class Copies {
       });
       caller.checkAll(hasPast);
       caller.letGo();
-      this.looked++;
-    } catch (error) {
-      throw new SimFailure(`${what} is not what it was made of`, { cause: error });
     } finally {
       world.dispose();
     }

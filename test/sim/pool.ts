@@ -1,11 +1,13 @@
 /**
  * The compute pool of the simulation: several workers on one thread, each a step machine, advanced in
- * any order and by any fuel. As with real workers, a cancelled job still answers, perhaps with its
+ * any order and by any fuel. Jobs that commits wait for have workers of their own, as on threads; without
+ * any they go first, as inline. As with real workers, a cancelled job still answers, perhaps with its
  * result; a worker may die and leave its files behind, or stand still and hear nothing until it is
  * replaced.
  */
 import { TidemarkError, toPlainError } from '../../core/base/errors.ts';
 import type { Prng } from '../../core/base/prng.ts';
+import { isPressing } from '../../actors/job-pool.ts';
 import type { JobAnswer, JobPool } from '../../actors/job-pool.ts';
 import type { Job, JobMachine } from '../../actors/jobs.ts';
 
@@ -23,6 +25,8 @@ export type JobFate = 'lives' | 'fails' | 'dies' | 'hangs';
 
 export class SimPool implements JobPool {
   readonly workers: number;
+  /** For flushes, zeros and spares alone; 0: these are the first to get one of the others. */
+  readonly #pressing: number;
   readonly #make: (job: Job) => JobMachine;
   readonly #wake: () => void;
   /** Asked before each step. */
@@ -40,11 +44,13 @@ export class SimPool implements JobPool {
 
   constructor(
     workers: number,
+    pressing: number,
     make: (job: Job) => JobMachine,
     wake: () => void,
     fate: (job: Job) => JobFate,
   ) {
     this.workers = workers;
+    this.#pressing = pressing;
     this.#make = make;
     this.#wake = wake;
     this.#fate = fate;
@@ -98,7 +104,7 @@ export class SimPool implements JobPool {
   /** One step of one of the jobs that have a worker; the oldest when there is no chance. */
   stepOne(prng: Prng | undefined, fuel: number): boolean {
     if (this.#queue.length === 0) return false;
-    const running = this.#queue.slice(0, this.workers).filter(({ hangs }) => !hangs);
+    const running = this.#running().filter(({ hangs }) => !hangs);
     if (running.length === 0) return false;
     const entry = running[prng === undefined ? 0 : prng.below(running.length)];
     const fate = this.#fate(entry.job);
@@ -132,6 +138,14 @@ export class SimPool implements JobPool {
       this.#answer(entry, { id: entry.id, failure: toPlainError(error) });
     }
     return true;
+  }
+
+  /** Jobs that have a worker, those that came first before others. */
+  #running(): Entry[] {
+    const pressing = this.#queue.filter(({ job }) => isPressing(job));
+    const others = this.#queue.filter(({ job }) => !isPressing(job));
+    if (this.#pressing === 0) return [...pressing, ...others].slice(0, this.workers);
+    return [...pressing.slice(0, this.#pressing), ...others.slice(0, this.workers)];
   }
 
   #answer(entry: Entry, answer: JobAnswer): void {

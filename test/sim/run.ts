@@ -97,6 +97,9 @@ class Simulation {
     threadDeaths: 0,
     faults: 0,
     sickDisks: 0,
+    /** The power went after a sync that had lied: all that was durable before was there, or the damage was told. */
+    liesSurvived: 0,
+    liesTold: 0,
     lookFaults: 0,
     fullDisks: 0,
     refusals: 0,
@@ -137,6 +140,8 @@ class Simulation {
   #faulted = false;
   /** A sync has said yes and done nothing, which its file's next one will tell: until then the cache is all there is. */
   #hasLied = false;
+  /** What was durable by then, and so is whatever follows. */
+  #durableAtLie = 0;
   /** The call that failed said that the disk is full: commits may be refused. */
   #isFull = false;
   #steps = 0;
@@ -334,6 +339,7 @@ class Simulation {
       if (lies) {
         left = 0;
         this.#hasLied = true;
+        this.#durableAtLie = this.#world.context.control.durable();
         return { kind: 'lateSync' };
       }
       left--;
@@ -475,6 +481,7 @@ class Simulation {
     if (mode !== 'process' || this.#faulted) this.#writtenFloor = this.#durableFloor;
     const before = this.#disk;
     before.capacityBytes = Number.MAX_SAFE_INTEGER;
+    if (this.#hasLied) await this.#losePowerAfterLie();
     this.#disk = before.crash(disaster, mode);
     // What was in the cache alone reaches the disk after all.
     if (this.#hasLied) this.#disk.settle();
@@ -546,13 +553,26 @@ class Simulation {
     this.#endLife();
     world.endJobs();
     auditClosed(world);
-    if (this.#hasLied) this.#disk.settle();
+    if (this.#hasLied) {
+      await this.#losePowerAfterLie();
+      this.#disk.settle();
+    }
     // What a closed store holds is on the disk: the process ends, and perhaps the power goes.
     const isLost = this.#disaster.chance(0.3);
     const mode = isLost ? this.#disaster.pick(this.#settings.crashModes) : 'process';
     if (this.#readOnly && mode !== 'process') this.#writtenFloor = this.#durableFloor;
     this.#disk = this.#disk.crash(this.#disaster, mode);
     return true;
+  }
+
+  /** On a disk beside this one: nobody knows how to go on from what a lie has left. */
+  async #losePowerAfterLie(): Promise<void> {
+    const prng = this.#disaster.child();
+    const left = this.#disk.crash(prng, prng.pick(['power', 'torn']));
+    const nowMs = this.#clock.nowMs();
+    const parts = { model: this.#model, settings: this.#life, prng, nowMs };
+    const isThere = await this.#copies.lookAfterLie(left, this.#durableAtLie, parts);
+    this.counts[isThere ? 'liesSurvived' : 'liesTold']++;
   }
 
   #isOverInOrder(): boolean {

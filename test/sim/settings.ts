@@ -42,6 +42,8 @@ export type Settings = {
   readonly history: number;
   readonly clients: number;
   readonly workers: number;
+  /** Workers that flushes, zeros and spares have to themselves. */
+  readonly pressing: number;
   /** True: actors run as the threads' host runs them, woken by bells; false: in any order at all. */
   readonly hosted: boolean;
   readonly slots: readonly Slot[];
@@ -199,7 +201,7 @@ function drawViewPages(prng: Prng, slots: readonly Slot[]): number | undefined {
 }
 
 /** Drawn behind all others. */
-type Late = 'sickDisk' | 'threadDeaths';
+type Late = 'sickDisk' | 'threadDeaths' | 'pressing';
 
 /** A store that is there is opened so, to be written to. */
 export function configOf(settings: Settings, directory: string, logId: Uint8Array): EngineConfig {
@@ -270,5 +272,6 @@ export function drawSettings(prng: Prng): Settings {
     },
     sickDisk: prng.pick([0, 0.5]),
     threadDeaths: prng.pick([0, 0, 0.15]),
+    pressing: prng.pick([3, 3, 3, 1, 0]),
   };
 }

@@ -248,6 +248,7 @@ export class World {
     const background = this.context.threadBells[1];
     this.pool = new SimPool(
       settings.workers,
+      settings.pressing,
       (job) => makeMachine(job, this.storage, this.context.arena),
       () => background.ring(),
       parts.jobFate,

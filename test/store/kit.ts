@@ -13,6 +13,7 @@ import type { Storage } from '../../core/storage/storage.ts';
 import type { Machine, Progress } from '../../core/store/report.ts';
 import { verifyStore } from '../../core/store/verify.ts';
 import type { VerifyReport } from '../../core/store/verify.ts';
+import { quiet } from '../engine/world.ts';
 
 export const OPTIONS: OpenOptions = {
   threads: 0,
@@ -70,6 +71,8 @@ export async function makeStore(closed: boolean): Promise<string> {
   await fill(again, 60, 1);
   await again.flush();
   await fill(again, 10, 2);
+  // No file may come or go while it is copied.
+  await quiet(again);
   const copy = closed ? undefined : copyOf(directory);
   await again.close();
   return copy ?? directory;

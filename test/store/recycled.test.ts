@@ -1,5 +1,5 @@
 /**
- * Goal: what looks at a store beside a running engine (verify, inspect, dump, compress) is not misled when
+ * Goal: what looks at a store beside a running engine (verify, inspect, dump, backup, ...) is not misled when
  * the file that it reads becomes another segment under its hands: no damage is told, no byte of another
  * segment is taken for its own, and nothing is harmed. Method: on the simulated disk, between any two calls
  * of the tool, the store goes on to what a real engine made of it, each file in its place.
@@ -18,10 +18,13 @@ import {
   numberOf,
   segmentPath,
 } from '../../core/storage/names.ts';
+import { copyStore } from '../../core/store/backup.ts';
 import { compressStore } from '../../core/store/compress.ts';
 import { dumpLog, isStill } from '../../core/store/dump.ts';
 import type { DumpPlace, Dumped } from '../../core/store/dump.ts';
 import { inspectStore } from '../../core/store/inspect.ts';
+import type { Place } from '../../core/store/new-store.ts';
+import { restoreFrom } from '../../core/store/restore.ts';
 import { SimDisk } from '../sim/disk.ts';
 import type { SimCall } from '../sim/disk.ts';
 import { quiet, until } from '../engine/world.ts';
@@ -233,6 +236,63 @@ test('tail rests while nothing is added, whatever lies in the file behind the la
   assert.ok(recycled > 0, 'old bytes lay behind one of them');
   // Closed in order: the next record is to stand where CLEAN does.
   assert.ok(isStill(closed, placeIn(closed)), 'a closed store goes on no further');
+});
+
+/** Where a store is made: nothing can be linked from another disk. */
+function placeOn(disk: SimDisk): Place {
+  return {
+    storage: disk,
+    name: 'copy',
+    link: () => {
+      throw Object.assign(new Error('another disk'), { code: 'EXDEV' });
+    },
+    removeDir: (path) => disk.remove(path),
+    syncParent: () => {},
+  };
+}
+
+/** Newest transaction that the parts have, before and after the store went on. */
+const flushedOf = (disk: SimDisk): number => loadManifest(disk)!.state.flushed.upper - 1;
+
+test('backup is a whole store, of before or of afterwards', () => {
+  let runs = 0;
+  for (const _ of atEachCall((disk) => {
+    const target = new SimDisk();
+    const { offset } = runToEnd(copyStore(disk, placeOn(target), true, newProgress()));
+    const { findings, next } = verify(target, runs % 5 === 0);
+    assert.deepEqual(findings, []);
+    assert.equal(next, offset + 1);
+  })) {
+    runs++;
+  }
+  assert.ok(runs > 50, `${runs} runs`);
+});
+
+test('restore makes the store of an offset, or says that it is lost', () => {
+  let runs = 0;
+  let lost = 0;
+  const offset = Math.min(...scenes.map(({ earlier }) => flushedOf(earlier)));
+  const idOf = (): undefined => undefined;
+  for (const _ of atEachCall((disk) => {
+    const target = new SimDisk();
+    const from = [{ storage: disk, name: 'store' }];
+    const goal = { offset };
+    try {
+      runToEnd(restoreFrom(from, [], goal, placeOn(target), idOf, newProgress()));
+    } catch (error) {
+      const isLost = error instanceof TidemarkError && error.code === 'TIDEMARK_HISTORY_LOST';
+      if (!isLost) throw error;
+      lost++;
+      assert.deepEqual(target.list(''), [], 'nothing is left');
+      return;
+    }
+    const { findings, next } = verify(target, runs % 5 === 0);
+    assert.deepEqual(findings, []);
+    assert.ok(next !== undefined && next > offset, `${next}`);
+  })) {
+    runs++;
+  }
+  assert.ok(runs > 50 && lost > 0 && lost < runs, `${lost} of ${runs} came too late`);
 });
 
 test('compress harms nothing: the store opens with all that is in it', async () => {
