@@ -1302,7 +1302,7 @@ export class Caller {
     const handle = this.#handle(id);
     const bound = model.mayLoseBelow(id, visible);
     if (handle.since > bound) throw new SimFailure(`since of ${id} is ${handle.since} > ${bound}`);
-    const expected = model.touched(id, visible);
+    const expected = model.changed(id, visible);
     const { touched } = handle;
     this.#note(`touched ${id}`, touched);
     if (touched < expected || touched > visible) {

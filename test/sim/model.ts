@@ -49,7 +49,7 @@ export class ModelCollection {
   readonly versions: Version[][];
   /** Of a multiset, by pair. */
   readonly sums: Sum[][];
-  /** Offsets that changed it, ascending. */
+  /** Offsets with operations on it, ascending. */
   readonly touches: number[] = [];
 
   constructor(id: number, slot: Slot, createdAt: number, history: number) {
@@ -219,11 +219,16 @@ export class Model {
     return rows;
   }
 
-  /** 1 + offset of the last transaction below `upper` that changed the collection. */
+  /** 1 + offset of the last transaction below `upper` that had operations on the collection. */
   touched(id: number, upper: number): number {
-    const { touches } = this.#get(id);
-    for (let i = touches.length - 1; i >= 0; i--) if (touches[i] < upper) return touches[i] + 1;
-    return 0;
+    return 1 + (this.#get(id).touches.findLast((offset) => offset < upper) ?? -1);
+  }
+
+  /** 1 + offset of the last one whose operations came to something: a flush leaves no trace of others. */
+  changed(id: number, upper: number): number {
+    const collection = this.#get(id);
+    const isOne = (offset: number): boolean => offset < upper && isChangedAt(collection, offset);
+    return 1 + (collection.touches.findLast(isOne) ?? -1);
   }
 
   /** Offsets below it may be lost, as far as the history option promises; readers see [0, upper). */
@@ -245,6 +250,15 @@ function addDiff(sums: Sum[], offset: number, diff: number): void {
   const before = sums.at(-1);
   if (before?.offset === offset) sums.pop();
   sums.push({ offset, sum: (before?.sum ?? 0) + diff });
+}
+
+/** False: all diffs of the transaction at `offset` cancel out. */
+function isChangedAt({ slot, sums }: ModelCollection, offset: number): boolean {
+  if (slot.values === undefined) return true;
+  return sums.some((ofPair) => {
+    const i = ofPair.findLastIndex((sum) => sum.offset === offset);
+    return i >= 0 && ofPair[i].sum !== (ofPair[i - 1]?.sum ?? 0);
+  });
 }
 
 /** The last of a list ascending by offset that is not above T. */
