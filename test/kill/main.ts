@@ -7,6 +7,7 @@
  *   --lanes=N      processes side by side; default 2
  *   --stores=N     stores of each process, the first on threads, the others inline; default 4
  *   --patience=N   seconds that a process may say nothing; default 60: more on a busy machine
+ *   --power        cut the power of the disk, too: a file system of the run's own; needs root (power-disk.ts)
  *   --directory=D  on the disk to be tried; default .tidemark-kill/ in the checkout
  */
 import { existsSync, rmdirSync } from 'node:fs';
@@ -22,6 +23,7 @@ const { values } = parseArgs({
     seed: { type: 'string', default: '1' },
     lanes: { type: 'string', default: '2' },
     stores: { type: 'string', default: '4' },
+    power: { type: 'boolean', default: false },
     patience: { type: 'string', default: '60' },
     directory: { type: 'string', default: join(ROOT, '.tidemark-kill') },
   },
@@ -39,6 +41,9 @@ if (!existsSync(join(ROOT, 'dist', 'actors', 'index.js'))) {
   process.exit(2);
 }
 
+// Disks of the run's own are given back on the way out.
+for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => process.exit(130));
+
 const rounds = count('rounds', values.rounds);
 const seed = count('seed', values.seed);
 const lanes = Math.max(1, count('lanes', values.lanes));
@@ -50,6 +55,7 @@ const report = await killRounds({
   rounds,
   lanes,
   stores: Math.max(1, count('stores', values.stores)),
+  power: values.power,
   silenceMsMax: 1_000 * Math.max(1, count('patience', values.patience)),
   directory: join(values.directory, `run-${process.pid}`),
   onRound: (done) => {

@@ -3,13 +3,15 @@
  * them and goes on writing, until it is killed at a moment drawn here; what it had said by then is held
  * here, outside of it. A round is one store's part in that: a process has several, so that its start is
  * paid for once, and several processes go side by side. Used by main.ts and the test; runs on the main
- * thread, the children are processes of their own.
+ * thread, the children are processes of their own. Where asked to, the power of the disk that the stores are
+ * on is cut first (power-disk.ts): what was acknowledged without a sync is then not promised.
  *
  *   store   rounds of one plan, killed or now and then closed in order, until it has had enough; when the
  *           next process has found it sound, a new one in an empty directory takes its place
  */
 import { spawn } from 'node:child_process';
-import { cpSync, existsSync, mkdirSync, rmSync } from 'node:fs';
+import type { ChildProcess } from 'node:child_process';
+import { cpSync, existsSync, mkdirSync, readFileSync, readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Readable } from 'node:stream';
 import { Prng } from '../../core/base/prng.ts';
@@ -31,6 +33,7 @@ import {
   planStore,
 } from './plan.ts';
 import type { StorePlan, Task } from './plan.ts';
+import { PowerDisk } from './power-disk.ts';
 import { makeProgram } from './program.ts';
 
 /** A process that says nothing for so long hangs, unless the machine is a busy one. */
@@ -50,6 +53,8 @@ export type KillOptions = {
   readonly directory: string;
   /** Instead of a minute. */
   readonly silenceMsMax?: number | undefined;
+  /** Cut the power of the disk, then kill. Needs root (power-disk.ts). */
+  readonly power?: boolean;
   readonly onRound?: (done: number) => void;
   /** For the tests of this file: forgets what the store had promised, or claims more. */
   readonly claim?: (promised: number) => number;
@@ -113,10 +118,10 @@ class Store {
   isChecked = false;
   rotations = 0;
 
-  constructor(plan: StorePlan, directory: string, rounds: number) {
+  constructor(plan: StorePlan, directory: string, before: string, rounds: number) {
     this.plan = plan;
     this.directory = directory;
-    this.before = `${directory}-before`;
+    this.before = before;
     this.roundsLeft = rounds;
   }
 
@@ -148,12 +153,15 @@ class Lane {
   readonly #prng: Prng;
   readonly #number: number;
   readonly #stores: Store[] = [];
+  readonly #disk: PowerDisk | undefined;
   #made = 0;
 
   constructor(run: KillRun, number: number, prng: Prng) {
     this.#run = run;
     this.#prng = prng;
     this.#number = number;
+    const { directory, power } = run.options;
+    if (power === true) this.#disk = new PowerDisk(join(directory, `disk-${number}`), prng.child());
   }
 
   async go(): Promise<void> {
@@ -170,6 +178,7 @@ class Lane {
     // What the last kill left is looked at too.
     if (run.report.failure === undefined) await this.#process(undefined);
     for (const store of this.#stores) store.remove();
+    this.#disk?.remove();
   }
 
   #makeStore(place: number): Store {
@@ -177,8 +186,10 @@ class Lane {
     const { report, options } = this.#run;
     report.stores++;
     const plan = planStore(prng.u32(), place === 0 ? 'threads' : 'inline');
-    const directory = join(options.directory, `store-${this.#number}-${this.#made++}`);
-    return new Store(plan, directory, prng.between(2, 20));
+    const name = `store-${this.#number}-${this.#made++}`;
+    const directory = join(this.#disk?.mountPoint ?? options.directory, name);
+    const before = join(options.directory, `${name}-before`);
+    return new Store(plan, directory, before, prng.between(2, 20));
   }
 
   /** Starts a process over all stores, and kills it; without a moment it checks, closes and ends. */
@@ -199,6 +210,10 @@ class Lane {
       });
     });
     const isKilled = await this.#watch(moment, watched);
+    if (isKilled && this.#disk !== undefined) {
+      this.#disk.unmount();
+      this.#disk.mount();
+    }
     report.processes++;
     for (const { plan, phase, rotations } of this.#stores) {
       report.rotations += rotations;
@@ -238,10 +253,12 @@ class Lane {
         if (store !== watched && said > SAYS_STARTED) return;
         killer = setTimeout(() => {
           isKilled = true;
+          if (this.#disk !== undefined) this.#cutPower(this.#disk, child);
           child.kill('SIGKILL');
         }, moment.ms);
       };
-      const fail = (store: Store, text: string): void => reject(new Wrong(store, text));
+      const disk = this.#disk === undefined ? '' : ` (mounted with ${this.#disk.options})`;
+      const fail = (store: Store, text: string): void => reject(new Wrong(store, text + disk));
       let rest: Buffer = Buffer.alloc(0);
       (child.stdio[MESSAGE_FD] as Readable).on('data', (chunk: Buffer) => {
         const bytes = rest.length === 0 ? chunk : Buffer.concat([rest, chunk]);
@@ -273,6 +290,16 @@ class Lane {
     });
   }
 
+  /**
+   * The process stands still first: what it said, it said while there was power. A shutdown takes a moment
+   * during which the kernel may answer a sync that it then does not keep; no machine without power hears that.
+   */
+  #cutPower(disk: PowerDisk, child: ChildProcess): void {
+    child.kill('SIGSTOP');
+    while (!standsStill(child.pid!)) continue;
+    disk.cut();
+  }
+
   #hear(kind: number, number: number, flags: number, value: number): void {
     const { report } = this.#run;
     const store = this.#stores[number];
@@ -287,12 +314,12 @@ class Lane {
       case SAYS_CHECKED:
         store.phase = 'writing';
         store.isChecked = true;
-        // What was found there is there to stay, unless the power goes.
+        // What was found there is there to stay: what nothing proved durable was written again and synced.
         store.promise(value);
         return;
       case SAYS_ACKNOWLEDGED:
         report.acknowledged++;
-        store.promise(value + 1);
+        if (this.#disk === undefined || store.plan.synced) store.promise(value + 1);
         return;
       case SAYS_DURABLE:
         report.durable++;
@@ -312,6 +339,20 @@ class Lane {
       default:
         throw new Wrong(store, `a message of kind ${kind}`);
     }
+  }
+}
+
+/** No thread of the process comes back to its own code; those in a call of the kernel stop as they leave it. */
+function standsStill(pid: number): boolean {
+  const tasks = `/proc/${pid}/task`;
+  try {
+    return readdirSync(tasks).every((task) => {
+      const text = readFileSync(`${tasks}/${task}/stat`, 'latin1');
+      return 'TDZX'.includes(text.charAt(text.lastIndexOf(')') + 2));
+    });
+  } catch {
+    // It, or one of its threads, has ended just now.
+    return !existsSync(tasks);
   }
 }
 
