@@ -44,6 +44,8 @@ export type EngineConfig = {
   readonly walArchive?: boolean;
   /** A checkpoint at every multiple of so many transactions; left out: the limit. */
   readonly checkpointEvery?: number;
+  /** Bytes of a part, about; left out: the limit. */
+  readonly partBytes?: number;
   readonly readOnly: boolean;
   readonly createIfMissing: boolean;
   readonly errorIfExists: boolean;

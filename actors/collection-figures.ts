@@ -34,6 +34,14 @@ export class CollectionFigures {
     this.stale = true;
   }
 
+  setReadsPerSecond(rate: number): void {
+    const reads = Math.round(rate);
+    const index = indexIn(COLLECTION_COUNTERS, 'readsPerSecond');
+    if (this.#counters.values[index] === reads) return;
+    this.#counters.set(index, reads);
+    this.stale = true;
+  }
+
   /** Writes down how the spine stands; `merging`: the batches that jobs read. */
   publish(spine: Spine<PartInfo>, merging: ReadonlySet<number>): void {
     this.stale = false;

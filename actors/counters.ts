@@ -164,7 +164,9 @@ export const COLLECTION_COUNTERS = [
   'mergedRowsOut',
   'mergedBytesIn',
   'mergedBytesOut',
+  'bytesMoved',
   'moves',
+  'readsPerSecond',
 ] as const;
 
 export const COMPACTOR_COUNTERS = [

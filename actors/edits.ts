@@ -4,7 +4,7 @@
  * on its thread; it knows nothing of what the edits say.
  */
 import type { Counters } from '../core/shared/counters.ts';
-import { IdReserve } from '../core/spine/manifest.ts';
+import { IdReserve, idBlock } from '../core/spine/manifest.ts';
 import type { Edit, Counters as IdCounters, ManifestState } from '../core/spine/manifest.ts';
 import type { ManifestStore } from '../core/spine/manifest-store.ts';
 import type { FileIds } from '../core/spine/part-files.ts';
@@ -44,6 +44,8 @@ export class Edits {
   readonly #hasSpace: () => boolean;
   #files: IdReserve = new IdReserve(1);
   #reserving = false;
+  /** A job that waits needs so many. */
+  #filesWanted = 0;
   #ticket: number = NO_TICKET;
   /** A rollup found no room although the disk says it has some: not before this again. */
   #retryAt = 0;
@@ -140,7 +142,7 @@ export class Edits {
     if (this.#reserving) return false;
     const bid = this.bids.wanted();
     const run = this.runIds.wanted();
-    const file = this.#files.wanted();
+    const file = this.#files.wanted(Math.max(this.#filesWanted, idBlock >>> 1));
     if (bid === undefined && run === undefined && file === undefined) return false;
     const { counters } = this.proposed;
     const next = {
@@ -164,9 +166,13 @@ export class Edits {
     return this.bids.available >= count && this.runIds.available >= count;
   }
 
-  /** Ids for a job's files; undefined: not so many are reserved yet. */
+  /** Ids for a job's files; undefined: not so many are reserved yet, but they will be. */
   takeFiles(count: number): FileIds | undefined {
-    if (this.#files.available < count) return undefined;
+    if (this.#files.available < count) {
+      this.#filesWanted = Math.max(this.#filesWanted, count);
+      return undefined;
+    }
+    this.#filesWanted = 0;
     const first = this.#files.take();
     for (let i = 1; i < count; i++) this.#files.take();
     return { first, count };

@@ -7,7 +7,7 @@ import { invariant } from '../core/base/assert.ts';
 import { fromPlainError, isFullDisk } from '../core/base/errors.ts';
 import type { TidemarkError } from '../core/base/errors.ts';
 import { join, meet } from '../core/base/frontier.ts';
-import { pageBytes, partBytesTarget } from '../core/base/limits.ts';
+import { pageBytes } from '../core/base/limits.ts';
 import { CATALOG_ID } from '../core/base/update.ts';
 import type { Counters } from '../core/shared/counters.ts';
 import { UNTIL_NOW } from '../core/shared/epoch.ts';
@@ -17,6 +17,7 @@ import type { FlushResult } from '../core/spine/flush-job.ts';
 import { notedTime } from '../core/spine/manifest.ts';
 import type { LogPosition, SpineEdit } from '../core/spine/manifest.ts';
 import type { PartInfo } from '../core/spine/part-format.ts';
+import { shapeOf } from '../core/spine/part-writer.ts';
 import { diffSpine } from '../core/spine/spine.ts';
 import type { ActorContext } from './actor.ts';
 import { KEEPER_COUNTERS, indexIn } from './counters.ts';
@@ -158,7 +159,9 @@ export class Flushes {
   }
 
   dispatch(item: Flushing): boolean {
-    const count = Math.ceil(this.#context.config.memtableBytes / partBytesTarget) + 2;
+    const { memtableBytes } = this.#context.config;
+    const shape = shapeOf(this.#context.config.partBytes);
+    const count = Math.ceil(memtableBytes / shape.partBytes) + 2;
     const outFiles = this.#edits.takeFiles(count);
     if (outFiles === undefined) return false;
     // An earlier flush may still be on its way: then the run below this one is not the oldest.
@@ -185,9 +188,10 @@ export class Flushes {
       upper: item.upper,
       collections,
       outFiles,
+      shape,
     };
     // Of range deletes alone, each at least half a page.
-    const rangeParts = Math.ceil((2 * this.#context.config.memtableBytes) / pageBytes);
+    const rangeParts = Math.ceil((2 * memtableBytes) / pageBytes);
     const reply =
       REPLY_BYTES_FIXED +
       collections.length * REPLY_BYTES_PER_COLLECTION +

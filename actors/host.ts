@@ -19,6 +19,7 @@ import {
 } from '../core/shared/buffer-pool.ts';
 import { Control, STATE_CLOSED } from '../core/shared/control.ts';
 import { CLIENT_SLOT_BYTES } from '../core/shared/epoch.ts';
+import { READ_HEAT_BYTES } from '../core/shared/read-heat.ts';
 import { resetRing } from '../core/shared/ring.ts';
 import type { Clock, Storage } from '../core/storage/storage.ts';
 import type { Actor, ActorContext, EngineConfig } from './actor.ts';
@@ -87,6 +88,9 @@ export function resetArena(context: ActorContext): void {
   // A counter is published when it changes: what a former engine left would stay where ours is 0.
   for (const at of [...topology.counters, ...topology.clients.map((client) => client.counters)]) {
     arena.i32.fill(0, at >>> 2, (at + COUNTERS_BYTES) >>> 2);
+  }
+  for (const { readHeat } of topology.clients) {
+    arena.i32.fill(0, readHeat >>> 2, (readHeat + READ_HEAT_BYTES) >>> 2);
   }
   control.claimClient();
 }

@@ -16,6 +16,7 @@ import type { FlushInput } from '../core/spine/flush-job.ts';
 import { MergeJob } from '../core/spine/merge-job.ts';
 import type { MergeRequest } from '../core/spine/merge-job.ts';
 import type { FileIds } from '../core/spine/part-files.ts';
+import type { PartShape } from '../core/spine/part-writer.ts';
 import type { Storage } from '../core/storage/storage.ts';
 import { topologyOf } from './topology.ts';
 
@@ -38,6 +39,7 @@ export type Job =
       upper: number;
       collections: FlushCollection[];
       outFiles: FileIds;
+      shape?: PartShape;
     }
   | { readonly kind: 'merge'; request: MergeRequest }
   | { readonly kind: 'compress'; request: CompressRequest };
@@ -58,8 +60,7 @@ export function makeMachine(job: Job, storage: Storage, arena: Arena): JobMachin
     case 'spare':
       return new Preparation(new SpareMaker(storage, job));
     case 'flush': {
-      const request = { jobId: job.jobId, outFiles: job.outFiles };
-      return new FlushJob(storage, request, flushInputs(job, arena));
+      return new FlushJob(storage, job, flushInputs(job, arena));
     }
     case 'merge':
       return new MergeJob(storage, job.request);

@@ -8,14 +8,17 @@ import { fromPlainError } from '../core/base/errors.ts';
 import type { TidemarkError } from '../core/base/errors.ts';
 import { join, le, lt, meet } from '../core/base/frontier.ts';
 import { RangeSetReader } from '../core/base/range-set.ts';
-import { MiB, fanInMax, logBatchBytesMax, partBytesTarget } from '../core/base/limits.ts';
+import { MiB, fanInMax, logBatchBytesMax } from '../core/base/limits.ts';
 import type { Counters } from '../core/shared/counters.ts';
-import { keysMost, runCount, sumsOf } from '../core/spine/batch.ts';
+import { ReadHeat } from '../core/shared/read-heat.ts';
+import { repeatedRows, runBytes, runCount, sumsOf } from '../core/spine/batch.ts';
 import type { SpineState } from '../core/spine/batch.ts';
 import type { MergeInput, MergeResult as JobMergeResult } from '../core/spine/merge-job.ts';
 import { isRangePart, partRef } from '../core/spine/part-format.ts';
-import type { PartInfo } from '../core/spine/part-format.ts';
-import { PART_SHAPE } from '../core/spine/part-writer.ts';
+import type { PartInfo, PartRef } from '../core/spine/part-format.ts';
+import { LoneParts } from '../core/spine/moved-parts.ts';
+import { shapeOf } from '../core/spine/part-writer.ts';
+import type { PartShape } from '../core/spine/part-writer.ts';
 import {
   chooseMerge,
   chooseCovered,
@@ -63,6 +66,8 @@ const MERGES_REFUSED: number = indexIn(KEEPER_COUNTERS, 'mergesRefused');
 const MERGE_CHECKS_FAILED: number = indexIn(KEEPER_COUNTERS, 'mergeChecksFailed');
 const BATCHES_DEGRADED: number = indexIn(KEEPER_COUNTERS, 'batchesDegraded');
 const MOVES: number = indexIn(KEEPER_COUNTERS, 'moves');
+const PARTS_MOVED: number = indexIn(KEEPER_COUNTERS, 'partsMoved');
+const BYTES_MOVED: number = indexIn(KEEPER_COUNTERS, 'bytesMoved');
 
 /** Memory that the cursors of one job may take. */
 const JOB_MEMORY_MAX: number = 256 * MiB;
@@ -121,6 +126,8 @@ export class Merges {
   > = new WeakMap();
   readonly #merging: Set<Merging> = new Set();
   readonly #figures: WeakMap<Collection, Figures> = new WeakMap();
+  readonly #lone: LoneParts = new LoneParts();
+  readonly #heat: ReadHeat;
 
   constructor(
     context: ActorContext,
@@ -142,6 +149,17 @@ export class Merges {
     this.#views = keeper.views;
     this.#desk = keeper.desk;
     this.#ports = ports;
+    const { arena, clock, topology } = context;
+    const readers = topology.clients.map(({ readHeat }) => readHeat);
+    this.#heat = new ReadHeat(arena, readers, clock.ticksMs());
+  }
+
+  /** Hears how often collections are read. */
+  warm(nowMs: number): void {
+    if (!this.#heat.update(nowMs)) return;
+    for (const { id, figures } of this.#spines.values()) {
+      figures.setReadsPerSecond(this.#heat.of(id));
+    }
   }
 
   /** A job reads parts of the collection. */
@@ -225,6 +243,7 @@ export class Merges {
     let runsMin = isIdle || isSpaceWanted ? 2 : runsMinFor(runs);
     if (runs === 1 && (isSpaceWanted || isRewrite)) runsMin = 1;
     if (runsMost < runsMin) return undefined;
+    const { partBytes, codec = 0 } = this.#shapeOf(collection);
     const needs = {
       busy: this.#busy(collection, now),
       runsMin,
@@ -232,6 +251,10 @@ export class Merges {
       memoryMax: JOB_MEMORY_MAX,
       since: this.#sinceOf(collection),
       overlap: collection.overlap,
+      partBytes,
+      codec,
+      lone: this.#lone,
+      readsPerSecond: this.#heat.of(collection.id),
       ageMs: Math.min(idleMs, IDLE_MERGE_MS),
     };
     // One worker is kept from large jobs: small ones must not starve behind them.
@@ -293,7 +316,7 @@ export class Merges {
         for (const part of parts) {
           if (le(part.maxT, forgot) || lt(since, part.minT)) continue;
           if (part.negatives > 0 || part.rangeDeletes > 0) return true;
-          if (part.len > keysMost(part)) return true;
+          if (repeatedRows(part) > 0) return true;
         }
       }
     }
@@ -317,8 +340,14 @@ export class Merges {
     return busy;
   }
 
+  #shapeOf(collection: Collection): PartShape {
+    return shapeOf(this.#context.config.partBytes, this.#spines.codecOf(collection.id));
+  }
+
   #send(collection: Collection, choice: MergeChoice<PartInfo>): boolean {
-    const count = Math.ceil(choice.bytes / (partBytesTarget / 2)) + 2;
+    const shape = this.#shapeOf(collection);
+    // A part ends at every stretch that is moved.
+    const count = Math.ceil(choice.bytes / (shape.partBytes / 2)) + choice.stretchesMoved + 2;
     const outFiles = this.#edits.takeFiles(count);
     if (outFiles === undefined) return false;
     const since = join(choice.sinceMin, this.#sinceOf(collection));
@@ -326,7 +355,6 @@ export class Merges {
     const shown = this.#views.shown(collection.id)?.state.hollows ?? [];
     const hiding = hidingParts(shown, choice, since);
     const jobId = this.#desk.nextId;
-    const codec = this.#spines.codecOf(collection.id);
     const request: Job = {
       kind: 'merge',
       request: {
@@ -338,13 +366,13 @@ export class Merges {
         since,
         oldest: choice.oldest,
         outFiles,
-        ...(codec === 0 ? {} : { shape: { ...PART_SHAPE, codec } }),
+        shape,
       },
     };
     const read = choice.runs.flatMap((run) => run.parts);
     const files = new Set([...read, ...hiding].map((part) => part.file));
-    // Pieces of range deletes may be cut anew: twice as many at the most.
-    const parts = count + choice.runs.length + 2 * read.filter(isRangePart).length;
+    // Those that are moved; and pieces of range deletes may be cut anew: twice as many at the most.
+    const parts = count + read.length + 2 * read.filter(isRangePart).length;
     const reply = REPLY_BYTES_FIXED + parts * REPLY_BYTES_PER_PART;
     const large = choice.bytes > LARGE_JOB_BYTES;
     const isWished = collection.compactWanted;
@@ -428,20 +456,30 @@ export class Merges {
 
   #onMerged(merging: Merging, result: JobMergeResult): void {
     const refs = result.runs.flatMap((run) => run.parts);
-    this.#parts.load(refs, (infos, failure) => {
+    const moved = movedParts(merging.choice, refs);
+    const made = refs.filter((_, i) => moved[i] === undefined);
+    this.#parts.load(made, (infos, failure) => {
       this.#end(merging);
       if (failure === undefined) {
         this.#ports.onSuccess();
-        this.#applyResult(merging, result, infos!);
+        let next = 0;
+        const parts = moved.map((part) => part ?? infos![next++]);
+        this.#applyResult(merging, result, parts, infos!);
         return;
       }
       // What was made cannot be read back: as if the job had failed.
-      this.#parts.discardOutputs(refs);
+      this.#parts.discardOutputs(made);
       this.#onFailure(merging, asFailure(failure));
     });
   }
 
-  #applyResult(merging: Merging, result: JobMergeResult, infos: readonly PartInfo[]): void {
+  /** `made`: those of its parts that the job wrote; the others were its inputs', and are not its own. */
+  #applyResult(
+    merging: Merging,
+    result: JobMergeResult,
+    infos: readonly PartInfo[],
+    made: readonly PartInfo[],
+  ): void {
     const { collection, choice } = merging;
     const runs = infos.length === 0 ? [] : [infos];
     const output = sumsOf(runs.map((parts) => ({ parts })));
@@ -459,7 +497,7 @@ export class Merges {
       this.#counters.add(MERGES_REFUSED, 1);
       collection.figures.add('mergesRefused', 1);
       // Only files that this job made, and that nothing refers to.
-      for (const part of infos) {
+      for (const part of made) {
         if (refused === 'wrong') this.#parts.setAside(part);
         else this.#parts.discard(part);
       }
@@ -478,18 +516,24 @@ export class Merges {
       const weight = isLearnt ? newest * (could / newer) : 0;
       collection.overlap += weight * (dropped - collection.overlap);
     }
+    let bytesIn = 0;
+    for (const run of choice.runs) bytesIn += runBytes(run);
+    bytesIn -= result.stats.bytesMoved;
     const counters = this.#counters;
     counters.add(MERGES, 1);
     counters.add(MERGED_ROWS_IN, choice.len);
     counters.add(MERGED_ROWS_OUT, result.len);
-    counters.add(MERGED_BYTES_IN, choice.bytes);
+    counters.add(MERGED_BYTES_IN, bytesIn);
     counters.add(MERGED_BYTES_OUT, result.stats.bytesWritten);
     const { figures } = collection;
     figures.add('merges', 1);
     figures.add('mergedRowsIn', choice.len);
     figures.add('mergedRowsOut', result.len);
-    figures.add('mergedBytesIn', choice.bytes);
+    figures.add('mergedBytesIn', bytesIn);
     figures.add('mergedBytesOut', result.stats.bytesWritten);
+    counters.add(PARTS_MOVED, result.stats.partsMoved);
+    counters.add(BYTES_MOVED, result.stats.bytesMoved);
+    figures.add('bytesMoved', result.stats.bytesMoved);
   }
 
   /** Swaps pointers and proposes the edit that says so; else why the spine refuses the result. */
@@ -543,7 +587,9 @@ export class Merges {
   #moveOf(collection: Collection, now: number): MergeResult<PartInfo> | undefined {
     const busy = this.#busy(collection, now);
     const batches = collection.spine.batches();
-    return chooseMove(batches, busy) ?? this.#coveredOf(collection, busy);
+    const { partBytes } = this.#shapeOf(collection);
+    const move = chooseMove(batches, busy, this.#sinceOf(collection), partBytes);
+    return move ?? this.#coveredOf(collection, busy);
   }
 
   /** Parts that nobody who may read sees a row of leave without a job. */
@@ -617,6 +663,18 @@ function mergeInputs(spine: Spine<PartInfo>, choice: MergeChoice<PartInfo>): Mer
         .map((run) => ({ runId: run.runId, parts: run.parts.map(partRef) })),
     };
   });
+}
+
+/** For each part of a result the input that it is, if it is one: it was moved. */
+function movedParts(
+  choice: MergeChoice<PartInfo>,
+  refs: readonly PartRef[],
+): (PartInfo | undefined)[] {
+  const inputs = new Map<string, PartInfo>();
+  for (const { parts } of choice.runs) {
+    for (const part of parts) inputs.set(`${part.file}:${part.offset}`, part);
+  }
+  return refs.map(({ file, offset }) => inputs.get(`${file}:${offset}`));
 }
 
 function hasRangeSets(runs: Iterable<{ readonly rangeSets: number }>): boolean {

@@ -169,6 +169,7 @@ export class PairReader {
     if (block === 0 || this.#reader.T < 0) return stretches;
     const { view } = this.#reader;
     const runs = view.runCount(block);
+    this.#reader.warm(block);
     try {
       for (let r = 0; r < runs; r++) {
         const run = view.run(block, r);

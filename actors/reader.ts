@@ -18,6 +18,7 @@ import type { Counters } from '../core/shared/counters.ts';
 import { STATE_CLOSED, STATE_POISONED } from '../core/shared/control.ts';
 import { ReaderSlot } from '../core/shared/epoch.ts';
 import { gatherValue, isContiguous } from '../core/shared/record-pages.ts';
+import { ReadCounts } from '../core/shared/read-heat.ts';
 import { RingProducer } from '../core/shared/ring.ts';
 import { ABSENT as BLOCK_ABSENT, CONTINUES, FOUND } from '../core/spine/block.ts';
 import { MergeCursor } from '../core/spine/merge-cursor.ts';
@@ -112,6 +113,7 @@ export class Reader {
   readonly slot: ReaderSlot;
   readonly view: ViewReader;
   readonly counters: Counters;
+  readonly #heat: ReadCounts;
   readonly #cache: CacheReader;
   readonly #generation: GenerationReader;
   readonly #point: PointReader = new PointReader();
@@ -149,6 +151,7 @@ export class Reader {
     this.view = new ViewReader(arena);
     this.hiding = new Hiding(arena, this.view);
     this.counters = makeCounters(arena, place.counters, CLIENT_COUNTERS);
+    this.#heat = new ReadCounts(arena, place.readHeat);
     this.#cache = new CacheReader(
       arena,
       pool,
@@ -398,6 +401,7 @@ export class Reader {
     let until = this.#endOfHidden(block, key, length);
     this.#point.found.newer = NO_FRONTIER;
     this.counters.add(PART_READS, 1);
+    this.#heat.add(collection);
     for (let r = 0; r < runs; r++) {
       this.counters.add(RUNS_VISITED, 1);
       const run = view.run(block, r);
@@ -700,6 +704,7 @@ export class Reader {
     const runs = view.runCount(block);
     this.counters.add(PART_READS, 1);
     this.counters.add(RUNS_VISITED, runs);
+    this.warm(block);
     for (let r = 0; r < runs; r++) {
       const run = view.run(block, r);
       const parts = view.partCount(run);
@@ -791,6 +796,7 @@ export class Reader {
     addGeneration(view.open);
     for (let i = 0; i < view.sealedCount; i++) addGeneration(view.sealed(i));
     const runs = block === 0 ? 0 : view.runCount(block);
+    if (runs > 0) this.warm(block);
     for (let i = 0; i < runs; i++) {
       const parts = (this.#runParts[i] ??= new ViewRunParts(this.#context, view));
       parts.open(view.run(block, i));
@@ -943,6 +949,11 @@ export class Reader {
 
   countRead(): void {
     this.counters.add(READS, 1);
+  }
+
+  /** A read has gone down to the runs of the collection with that block. Requires: entered. */
+  warm(block: number): void {
+    this.#heat.add(this.view.idOf(block));
   }
 
   countSkip(): void {

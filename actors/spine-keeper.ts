@@ -860,6 +860,7 @@ export class SpineKeeper implements Actor {
     const { config, clock } = this.#context;
     if (config.readOnly) return false;
     const now = clock.ticksMs();
+    this.#merges.warm(now);
     let worked = this.#desk.hasCreditForFlush && this.#dispatchFlush(now);
     while (this.#desk.hasCredit && this.#merges.dispatch(now)) worked = true;
     // What old files become can wait for all else.

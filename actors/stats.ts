@@ -79,7 +79,11 @@ export type CollectionStats = {
   readonly mergedRowsOut: number;
   readonly mergedBytesIn: number;
   readonly mergedBytesOut: number;
+  /** Of parts that merges took over without a rewrite. */
+  readonly bytesMoved: number;
   readonly moves: number;
+  /** Reads that go down to its parts, of all threads; the last ten seconds or so count most. */
+  readonly readsPerSecond: number;
   /** (flushedBytes + mergedBytesOut) / flushedBytes; 0 before the first flush. */
   readonly writeAmplification: number;
   /** Newest first. */
@@ -251,6 +255,9 @@ export type EngineStats = {
     readonly flushedBytes: number;
     readonly mergedBytesIn: number;
     readonly mergedBytesOut: number;
+    /** Parts that merges took over without a rewrite, and their bytes. */
+    readonly partsMoved: number;
+    readonly bytesMoved: number;
     /** Bytes written by flushes and merges for each byte flushed; 0 before the first flush. */
     readonly writeAmplification: number;
     /** Runs looked at per point read that reached the parts, on this thread. */
@@ -537,6 +544,8 @@ function spineStats(
     flushedBytes,
     mergedBytesIn: keeper['mergedBytesIn'],
     mergedBytesOut,
+    partsMoved: keeper['partsMoved'],
+    bytesMoved: keeper['bytesMoved'],
     writeAmplification: amplification(flushedBytes, mergedBytesOut),
     readAmplification: own['partReads'] === 0 ? 0 : own['runsVisited'] / own['partReads'],
     space: bytes === 0 ? 0 : keeper['partBytes'] / bytes,

@@ -23,6 +23,7 @@ import { BELL_BYTES } from '../core/shared/bell.ts';
 import { BufferPool } from '../core/shared/buffer-pool.ts';
 import { CONTROL_BYTES } from '../core/shared/control.ts';
 import { CLIENT_SLOT_BYTES } from '../core/shared/epoch.ts';
+import { READ_HEAT_BYTES } from '../core/shared/read-heat.ts';
 import { ringBytes } from '../core/shared/ring.ts';
 
 export type RingPlace = { readonly address: number; readonly slots: number };
@@ -39,6 +40,8 @@ export type ClientPlace = {
   readonly slot: number;
   readonly bell: number;
   readonly counters: number;
+  /** Reads that went down to parts, by collection (core/shared/read-heat.ts). */
+  readonly readHeat: number;
   readonly records: RingPlace;
   readonly receipts: RingPlace;
   readonly requests: RingPlace;
@@ -84,6 +87,7 @@ export function topologyOf(arenaBytes: number): Topology {
     slot: slots + i * CLIENT_SLOT_BYTES,
     bell: plan.take(BELL_BYTES),
     counters: plan.take(COUNTERS_BYTES),
+    readHeat: plan.take(READ_HEAT_BYTES),
     records: ring(recordRingSlots),
     receipts: ring(recordRingSlots),
     requests: ring(controlRingSlots),

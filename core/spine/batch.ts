@@ -6,7 +6,6 @@
 import { compareBytes } from '../base/bytes.ts';
 import { advance, isFrontier, join, le, lt, meet } from '../base/frontier.ts';
 import { KIND_KEYED, addDiffSum } from '../base/update.ts';
-import { filterKeysMax } from './filter.ts';
 
 /** What the spine asks of a part; `PartInfo` of the part format is one. */
 export type SpinePart = {
@@ -22,12 +21,15 @@ export type SpinePart = {
   /** Tombstones, or updates with a negative diff. */
   readonly negatives: number;
   readonly rangeDeletes: number;
+  /** Keys, or keys with a value where rows are updates; left out: no two rows are of one. */
+  readonly distinct?: number;
+  /** By which its blocks were to be compressed; left out: none. */
+  readonly codec?: number;
   readonly diffSum: number;
   readonly hash: readonly [number, number];
   /** Rows of an attached part carry no time: all have this one. */
   readonly at?: number;
   readonly blockCount?: number;
-  readonly filterBytes?: number;
 };
 
 /** All updates with times in [lower, upper); below `since` times may be blurred. */
@@ -139,9 +141,10 @@ export function runBytes(run: Run): number {
   return bytes;
 }
 
-/** Distinct keys of a part at the most, told from the size of its filter; its rows when it says nothing. */
-export function keysMost(part: SpinePart): number {
-  return part.filterBytes === undefined ? part.len : filterKeysMax(part.filterBytes);
+/** Rows of the part that stand for what another of its rows says too: versions, or diffs to be summed. */
+export function repeatedRows(part: SpinePart): number {
+  const rows = part.len - part.rangeDeletes;
+  return rows - (part.distinct ?? rows);
 }
 
 export function partsLen(parts: readonly SpinePart[]): number {

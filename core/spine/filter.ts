@@ -34,11 +34,6 @@ export function filterBytes(keyCount: number): number {
   return HEADER_BYTES + LINE_BYTES * Math.max(1, Math.ceil((keyCount * BITS_PER_KEY) / 512));
 }
 
-/** The most keys that a filter of so many bytes was made for. */
-export function filterKeysMax(bytes: number): number {
-  return Math.max(0, Math.floor(((bytes - HEADER_BYTES) * 8) / BITS_PER_KEY));
-}
-
 /** Builds the filter of `keyCount` distinct hashes at target[at...]; returns its bytes. */
 export function writeFilter(
   hashes: Uint32Array,

@@ -1,18 +1,22 @@
 /**
  * The merge job (spine.md 3): reads the listed runs, merges and consolidates their rows, writes them as
- * one run. Plain JSON in and out; everything else it needs is the folder, so that a worker thread, the
- * host's own thread a slice at a time, or another process can run it: same job, same bytes. Its outputs
- * are synced before the result exists, and deleted when there will be none.
+ * one run. A part that a merge would only copy is not read: the result names it where it lies. Plain JSON
+ * in and out; everything else it needs is the folder, so that a worker thread, the host's own thread a
+ * slice at a time, or another process can run it: same job, same bytes. Its outputs are synced before the
+ * result exists, and deleted when there will be none.
  */
 import { invariant } from '../base/assert.ts';
 import { corrupt, TidemarkError } from '../base/errors.ts';
 import { isFrontier, le } from '../base/frontier.ts';
 import { fanInMax } from '../base/limits.ts';
+import type { RangeDelete } from '../base/range-set.ts';
 import type { Storage } from '../storage/storage.ts';
 import type { Description } from './batch.ts';
 import { consolidation, hidden } from './consolidate.ts';
 import type { Consolidation } from './consolidate.ts';
 import { MergeCursor } from './merge-cursor.ts';
+import { mergePieces } from './moved-parts.ts';
+import type { MergePiece } from './moved-parts.ts';
 import type { CreatedFile, FileIds } from './part-files.ts';
 import { isRangePart, partRef } from './part-format.ts';
 import type { PartInfo, PartRef } from './part-format.ts';
@@ -21,7 +25,7 @@ import { PART_SHAPE } from './part-writer.ts';
 import type { PartShape } from './part-writer.ts';
 import { divideRanges, hidingFor } from './range-block.ts';
 import { RowSums } from './row-hash.ts';
-import { OwnRunParts, RunCursor } from './run-cursor.ts';
+import { OwnRunParts, RunCursor, checkRunOrder } from './run-cursor.ts';
 import { figuresOf, rowFuel, RunOutput, sumsOfParts } from './run-output.ts';
 import type { RowFigures } from './run-output.ts';
 
@@ -54,7 +58,7 @@ export type MergeResult = {
   collection: number;
   inputs: { bid: number; runIds: number[] }[];
   since: number;
-  /** One run, or none when nothing is left. */
+  /** One run, or none when nothing is left. Parts that no created file holds are the inputs' own. */
   runs: { parts: PartRef[] }[];
   len: number;
   diffSum: number;
@@ -63,7 +67,14 @@ export type MergeResult = {
   /** Rows that became part of another one; always 0 for keyed collections. */
   folded: number;
   createdFiles: CreatedFile[];
-  stats: { rowsIn: number; bytesRead: number; bytesWritten: number };
+  stats: {
+    /** Rows read, and range deletes; those of parts that were moved are not. */
+    rowsIn: number;
+    bytesRead: number;
+    bytesWritten: number;
+    partsMoved: number;
+    bytesMoved: number;
+  };
 };
 
 export class MergeJob {
@@ -74,6 +85,10 @@ export class MergeJob {
   #inputs: RowSums | undefined;
   readonly #cursors: RunCursor[] = [];
   readonly #merge: MergeCursor;
+  /** What is left to do, in key order; the first is under way. */
+  #pieces: MergePiece<PartInfo>[] = [];
+  #partsMoved: number;
+  #bytesMoved: number;
   #rows: number;
   #ranges: number;
   #result: MergeResult | undefined;
@@ -90,6 +105,8 @@ export class MergeJob {
     this.#merge = new MergeCursor([]);
     this.#rows = 0;
     this.#ranges = 0;
+    this.#partsMoved = 0;
+    this.#bytesMoved = 0;
   }
 
   /** Rows done so far. */
@@ -128,6 +145,7 @@ export class MergeJob {
     invariant(runs.length > 0 && runs.length <= fanInMax, 'a job has runs', runs.length);
     const all: PartInfo[] = [];
     const rangeParts: PartInfo[] = [];
+    const rowParts: PartInfo[][] = [];
     for (const run of runs) {
       const parts = readFooters(this.#storage, run.parts);
       for (const part of parts) {
@@ -145,25 +163,61 @@ export class MergeJob {
       all.push(...parts);
       rangeParts.push(...parts.filter(isRangePart));
       const rows = parts.filter((part) => !isRangePart(part));
-      this.#cursors.push(new RunCursor(this.#storage, new OwnRunParts(this.#storage, rows)));
+      checkRunOrder(rows);
+      rowParts.push(rows);
+      this.#cursors.push(new RunCursor(this.#storage, new OwnRunParts(this.#storage, [])));
     }
     this.#inputs = sumsOfParts(all);
     this.#output.begin(this.#request.kind);
-    this.#beginRanges(rangeParts);
-    this.#merge.reset(this.#cursors);
+    const hiding = this.#beginRanges(rangeParts);
+    this.#pieces = this.#plan(rowParts, hiding);
+    this.#beginPiece();
+  }
+
+  #plan(runs: readonly PartInfo[][], hiding: readonly RangeDelete[]): MergePiece<PartInfo>[] {
+    const { since, cut, shape = PART_SHAPE } = this.#request;
+    // A store that is cut is written anew, whatever it costs.
+    if (cut !== undefined) return [{ runs, moved: [] }];
+    const { partBytes, codec = 0 } = shape;
+    return mergePieces(runs, { since, partBytes, codec, hiding });
+  }
+
+  /** Stands before the first row of the first piece. */
+  #beginPiece(): void {
+    const sources: RunCursor[] = [];
+    this.#pieces[0].runs.forEach((parts, i) => {
+      if (parts.length === 0) return;
+      this.#cursors[i].reset(new OwnRunParts(this.#storage, parts));
+      sources.push(this.#cursors[i]);
+    });
+    this.#merge.reset(sources);
     this.#merge.first();
   }
 
-  /** Range deletes are few: they are settled before the first row. */
-  #beginRanges(rangeParts: readonly PartInfo[]): void {
+  /** Every row of the piece is done: what follows it follows as it is. False: that was the last. */
+  #endPiece(): boolean {
+    this.#policy.end(this.#output);
+    const { moved } = this.#pieces.shift()!;
+    this.#output.move(moved);
+    this.#partsMoved += moved.length;
+    for (const part of moved) this.#bytesMoved += part.bytes;
+    if (this.#pieces.length === 0) return false;
+    this.#beginPiece();
+    return true;
+  }
+
+  /** Range deletes are few: they are settled before the first row. Returns those that hide rows for good. */
+  #beginRanges(rangeParts: readonly PartInfo[]): RangeDelete[] {
     const storage = this.#storage;
     const own = readAllRanges(storage, rangeParts);
     const hiding = readAllRanges(storage, readFooters(storage, this.#request.hiding ?? []));
     const terms = { ...this.#request, own, hiding };
     const { kept, dropped } = divideRanges(terms);
     this.#output.ranges(kept, dropped);
-    this.#policy = hidden(this.#policy, hidingFor(terms));
+    const final = hidingFor(terms);
+    this.#policy = hidden(this.#policy, final);
     this.#ranges = own.length;
+    return final;
   }
 
   #mergeRows(fuel: number): boolean {
@@ -172,18 +226,19 @@ export class MergeJob {
     const output = this.#output;
     let left = fuel;
     let rows = 0;
-    while (merge.valid) {
-      if (left <= 0) {
-        this.#rows += rows;
-        return true;
+    do {
+      while (merge.valid) {
+        if (left <= 0) {
+          this.#rows += rows;
+          return true;
+        }
+        left -= rowFuel(merge);
+        policy.row(merge, output);
+        merge.next();
+        rows += 1;
       }
-      left -= rowFuel(merge);
-      policy.row(merge, output);
-      merge.next();
-      rows += 1;
-    }
+    } while (this.#endPiece());
     this.#rows += rows;
-    policy.end(output);
     return false;
   }
 
@@ -208,6 +263,8 @@ export class MergeJob {
         rowsIn: this.#rows + this.#ranges,
         bytesRead: this.#cursors.reduce((sum, cursor) => sum + cursor.bytesRead, 0),
         bytesWritten: createdFiles.reduce((sum, file) => sum + file.bytes, 0),
+        partsMoved: this.#partsMoved,
+        bytesMoved: this.#bytesMoved,
       },
     };
   }

@@ -28,10 +28,12 @@
  *             92    4 bytes of the smallest key
  *             96    4 bytes of the largest key
  *            100    1 kind of collection
- *            101    3 zero
- *            104    4 format version
- *            108    4 CRC-32 of the footer up to here
- *            112    8 magic: "TMPART\r\n"
+ *            101    1 codec that its blocks were offered to (core/spine/block-codec.ts)
+ *            102    2 zero
+ *            104    4 distinct rows: keys; of collections with updates keys with a value
+ *            108    4 format version
+ *            112    4 CRC-32 of the footer up to here
+ *            116    8 magic: "TMPART\r\n"
  *
  * Little endian. Counts are u64 and safe integers. A tail always ends a part, so a footer is found from
  * the part's end. Rows are in order (key ascending, time descending) inside a part and along a run: the
@@ -66,8 +68,10 @@ const FOOTER_AT_OFFSET: number = INDEX_AT_OFFSET + 4;
 const KEY_LO_BYTES_OFFSET: number = FOOTER_AT_OFFSET + 4;
 const KEY_HI_BYTES_OFFSET: number = KEY_LO_BYTES_OFFSET + 4;
 const KIND_OFFSET: number = KEY_HI_BYTES_OFFSET + 4;
-const ZERO_OFFSET: number = KIND_OFFSET + 1;
-const FORMAT_OFFSET: number = ZERO_OFFSET + 3;
+const CODEC_OFFSET: number = KIND_OFFSET + 1;
+const ZERO_OFFSET: number = CODEC_OFFSET + 1;
+const DISTINCT_OFFSET: number = ZERO_OFFSET + 2;
+const FORMAT_OFFSET: number = DISTINCT_OFFSET + 4;
 const CRC_OFFSET: number = FORMAT_OFFSET + 4;
 const MAGIC_OFFSET: number = CRC_OFFSET + 4;
 export const FOOTER_TAIL_BYTES: number = MAGIC_OFFSET + MAGIC.length;
@@ -95,6 +99,10 @@ export type PartInfo = PartRef & {
   maxT: number;
   negatives: number;
   rangeDeletes: number;
+  /** Keys, or keys with a value where rows are updates: rows beyond it stand for something that another says. */
+  distinct: number;
+  /** By which its blocks were to be compressed, 0 = none. */
+  codec: number;
   diffSum: number;
   hash: [number, number];
   blockCount: number;
@@ -138,6 +146,8 @@ export function writeFooter(target: Uint8Array, at: number, info: PartInfo): num
   setU32(target, tail + KEY_LO_BYTES_OFFSET, info.keyLo.length);
   setU32(target, tail + KEY_HI_BYTES_OFFSET, info.keyHi.length);
   target[tail + KIND_OFFSET] = info.kind;
+  target[tail + CODEC_OFFSET] = info.codec;
+  setU32(target, tail + DISTINCT_OFFSET, info.distinct);
   setU32(target, tail + FORMAT_OFFSET, PART_FORMAT);
   setU32(target, tail + CRC_OFFSET, crc32(target, at, tail + CRC_OFFSET - at));
   target.set(MAGIC, tail + MAGIC_OFFSET);
@@ -203,6 +213,8 @@ export function parseFooter(bytes: Uint8Array, at: number, length: number, ref: 
     maxT: getU64(bytes, tail + MAX_TIME_OFFSET),
     negatives: getU64(bytes, tail + NEGATIVES_OFFSET),
     rangeDeletes: getU64(bytes, tail + RANGE_DELETES_OFFSET),
+    distinct: getU32(bytes, tail + DISTINCT_OFFSET),
+    codec: bytes[tail + CODEC_OFFSET],
     diffSum: getF64(bytes, tail + DIFF_SUM_OFFSET),
     hash: [getU32(bytes, tail + HASH_0_OFFSET), getU32(bytes, tail + HASH_1_OFFSET)],
     blockCount: getU32(bytes, tail + BLOCKS_OFFSET),
@@ -217,11 +229,7 @@ export function parseFooter(bytes: Uint8Array, at: number, length: number, ref: 
   // A checksum that holds over senseless figures is not chance; it still must not crash a reader.
   if (getU64(bytes, tail + BYTES_OFFSET) !== ref.bytes) throw badFooter(ref, 'another size');
   if (info.kind < KIND_KEYED || info.kind > KIND_UPSERT) throw badFooter(ref, 'unknown kind');
-  if (
-    bytes[tail + ZERO_OFFSET] !== 0 ||
-    bytes[tail + ZERO_OFFSET + 1] !== 0 ||
-    bytes[tail + ZERO_OFFSET + 2] !== 0
-  ) {
+  if (bytes[tail + ZERO_OFFSET] !== 0 || bytes[tail + ZERO_OFFSET + 1] !== 0) {
     throw badFooter(ref, 'reserved bytes are not zero');
   }
   for (const n of [
@@ -257,15 +265,17 @@ export function shapeFault(info: PartInfo): string | undefined {
   if (info.rangeDeletes === 0) {
     if (!isEmpty) return 'range deletes that it does not count';
     const isCounted = info.len >= 1 && info.blockCount >= 1 && info.blockCount <= info.len;
-    return isCounted ? undefined : 'row and block counts';
+    if (!isCounted) return 'row and block counts';
+    return info.distinct >= 1 && info.distinct <= info.len ? undefined : 'distinct rows';
   }
   const { len, rangeDeletes, blockCount, rangeDeletesOffset } = info;
   if (len !== rangeDeletes || isEmpty || blockCount !== 0 || rangeDeletesOffset !== 0) {
     return 'rows and range deletes in one part';
   }
-  const { filterBytes, indexBytes, keyLo, keyHi, negatives, diffSum } = info;
+  const { filterBytes, indexBytes, keyLo, keyHi, negatives, distinct, diffSum } = info;
   const isBare = filterBytes + indexBytes + keyLo.length + keyHi.length === 0;
-  return isBare && negatives === 0 && diffSum === 0 ? undefined : 'tables of rows that it has not';
+  const isCounted = negatives === 0 && distinct === 0 && diffSum === 0;
+  return isBare && isCounted ? undefined : 'tables of rows that it has not';
 }
 
 function badFooter(ref: PartRef, what: string): TidemarkError {

@@ -6,7 +6,7 @@
  * Called by flush and merge jobs, in private memory.
  */
 import { invariant } from '../base/assert.ts';
-import { NO_BYTES, commonPrefix, compareAt } from '../base/bytes.ts';
+import { NO_BYTES, commonPrefix, compareAt, compareBytes, equalAt } from '../base/bytes.ts';
 import type { Row } from '../base/cursor.ts';
 import { blockBytesTarget, keyBytesMax, partBytesTarget, partRowsMax } from '../base/limits.ts';
 import type { RangeDelete } from '../base/range-set.ts';
@@ -37,6 +37,13 @@ export const PART_SHAPE: PartShape = {
   partBytes: partBytesTarget,
   partRows: partRowsMax,
 };
+
+/** Parts of so many bytes, of four blocks at the least. */
+export function shapeOf(partBytes: number = partBytesTarget, codec = 0): PartShape {
+  const blockBytes = Math.min(blockBytesTarget, Math.ceil(partBytes / 4));
+  const shape = { ...PART_SHAPE, blockBytes, partBytes };
+  return codec === 0 ? shape : { ...shape, codec };
+}
 
 const NO_KEY = -1;
 
@@ -71,6 +78,7 @@ export class PartWriter {
   #minT: number;
   #maxT: number;
   #negatives: number;
+  #distinct: number;
   #rowBytes: number;
 
   constructor(files: PartFiles, shape: PartShape) {
@@ -97,6 +105,7 @@ export class PartWriter {
     this.#minT = -1;
     this.#maxT = -1;
     this.#negatives = 0;
+    this.#distinct = 0;
     this.#rowBytes = 0;
   }
 
@@ -145,6 +154,8 @@ export class PartWriter {
       maxT,
       negatives: 0,
       rangeDeletes: ranges.length,
+      distinct: 0,
+      codec: 0,
       diffSum: 0,
       hash: sums.hash(),
       blockCount: 0,
@@ -206,6 +217,9 @@ export class PartWriter {
       this.#hashes[this.#hashCount++] = this.#lastHash;
     }
     this.#lastTime = time;
+    const isRepeated =
+      isSameKey && this.#sums.len > 0 && (kind !== OP_UPDATE || this.#isSameValue(row));
+    if (!isRepeated) this.#distinct += 1;
     if (kind === OP_UPDATE) this.#keepValue(valueBytes, valueOffset, valueLength);
     const v = block.add(
       keyBytes,
@@ -226,6 +240,25 @@ export class PartWriter {
     this.#rowBytes += keyLength + valueLength;
   }
 
+  /**
+   * Takes a part that is there already into the run, at the place that its keys say: the part in hand
+   * ends before it. Requires: no row of the run is of a key that lies in it.
+   */
+  move(part: PartInfo): void {
+    if (this.#sums.len > 0) this.#endPart();
+    const { keyLo, keyHi } = part;
+    const isAbove =
+      this.#lastLength === NO_KEY ||
+      compareAt(keyLo, 0, keyLo.length, this.#last, 0, this.#lastLength) > 0;
+    invariant(isAbove, 'a moved part begins above the last row', part.file, part.offset);
+    invariant(compareBytes(keyLo, keyHi) <= 0, 'a part has its keys in order', part.file);
+    this.#parts.push(part);
+    // No row that may follow is of this key, so its time and value are nobody's.
+    copyAt(keyHi, 0, keyHi.length, this.#last, 0);
+    this.#lastLength = keyHi.length;
+    this.#lastTime = -1;
+  }
+
   /** Of two rows of one key: the row may follow the last one. */
   #ascends(row: Row): boolean {
     if (row.kind !== OP_UPDATE) return row.time < this.#lastTime;
@@ -240,6 +273,10 @@ export class PartWriter {
     );
     // Two of one time are two whose sum is no safe integer.
     return order > 0 || (order === 0 && row.time >= this.#lastTime);
+  }
+
+  #isSameValue({ valueBytes, valueOffset, valueLength }: Row): boolean {
+    return equalAt(valueBytes, valueOffset, valueLength, this.#lastValue, 0, this.#lastValueLength);
   }
 
   #keepValue(value: Uint8Array, offset: number, length: number): void {
@@ -267,6 +304,7 @@ export class PartWriter {
     this.#minT = Number.MAX_SAFE_INTEGER;
     this.#maxT = 0;
     this.#negatives = 0;
+    this.#distinct = 0;
     this.#rowBytes = 0;
   }
 
@@ -317,6 +355,8 @@ export class PartWriter {
       maxT: this.#maxT,
       negatives: this.#negatives,
       rangeDeletes: 0,
+      distinct: this.#distinct,
+      codec: this.#shape.codec ?? 0,
       diffSum: this.#sums.diffSum,
       hash: this.#sums.hash(),
       blockCount: this.#index.blockCount,

@@ -2,7 +2,8 @@
  * What to merge next, read from the state whenever a worker is free, so that nothing is queued and
  * nothing can be forgotten. A job replaces neighbours inside one spine batch, shares no batch with a
  * job in flight, and takes at least `runsMin` runs; so a quiet spine keeps fewer runs than that in each
- * spine batch. Called by the keeper, from the answered state; remembers nothing.
+ * spine batch. What it costs are the bytes that it rewrites: parts that it only moves are free. Called by
+ * the keeper, from the answered state; remembers nothing.
  */
 import { compareBytes } from '../base/bytes.ts';
 import { join, le } from '../base/frontier.ts';
@@ -15,16 +16,22 @@ import {
   runsPerMerge,
   runsSoft,
 } from '../base/limits.ts';
-import { joinSince, keysMost, NO_SUMS, runBytes, runCount, sumsOf } from './batch.ts';
+import { joinSince, NO_SUMS, repeatedRows, runBytes, runCount, sumsOf } from './batch.ts';
 import type { Hollow, Placed, Run, SpineBatch, SpinePart } from './batch.ts';
+import { LoneParts, mayShrink, movedStretches } from './moved-parts.ts';
 import type { MergeResult } from './spine.ts';
 
 /** The worth of a job that cannot do otherwise: opening files costs about this many bytes. */
 const jobBytesFixed: number = 64 * KiB;
-/** Removing a run is worth as much as giving back so many bytes. */
-const bytesPerRunRemoved: number = 4 * MiB;
+/** In these bytes given back all worth is counted. */
+const worthBytes: number = 64 * KiB;
+/** Removing a run that hardly anybody reads is worth as much as giving back 4 MiB. */
+const runWorth: number = (4 * MiB) / worthBytes;
+/** So many reads a second that go down to the runs double it; it grows no further than sixteenfold. */
+const readsPerSecondDouble = 1_000;
+const readHeatMax = 16;
 /** A second of age weighs as much as removing a run at this many bytes a run. */
-const ageWeight: number = 1 / (600 * MiB);
+const ageWeight: number = runWorth / (600 * MiB);
 /** A share of rows in doubt that a collection not merged with its oldest run yet is taken to drop. */
 export const overlapUnknown = 0.8;
 /** More than this share of the live bytes to be given back: worth a rewrite; of an idle collection less. */
@@ -34,8 +41,8 @@ const reclaimShareIdle = 0.1;
 const reclaimBytesMin: number = 256 * KiB;
 /** What a cursor reads ahead at the most (run-cursor.ts). */
 const readAheadBytes: number = 256 * KiB;
-/** Runs joined by reference keep parts of at least this mean size. */
-const movedPartBytesMin: number = partBytesTarget / 4;
+/** Runs joined by reference keep parts of at least this mean share of a part's size. */
+const joinedPartShare = 1 / 4;
 
 export type MergeChoice<P extends SpinePart = SpinePart> = {
   /** Bids, oldest first. */
@@ -51,7 +58,11 @@ export type MergeChoice<P extends SpinePart = SpinePart> = {
   /** The inputs hold the oldest run of the collection: below it nothing can come to light. */
   readonly oldest: boolean;
   readonly len: number;
+  /** To be rewritten. */
   readonly bytes: number;
+  /** Of parts that go into the result as they are, and into how many stretches of it. */
+  readonly bytesMoved: number;
+  readonly stretchesMoved: number;
   readonly score: number;
 };
 
@@ -70,7 +81,19 @@ export type MergeNeeds = {
   readonly overlap?: number;
   /** How long the collection has had something to merge; breaks ties between collections. */
   readonly ageMs?: number;
+  /** Reads a second that go down to the collection's runs. */
+  readonly readsPerSecond?: number;
+  /** How the job will make its parts: what it need not rewrite follows from it. */
+  readonly partBytes?: number;
+  readonly codec?: number;
+  /** Remembers what is looked at again and again. */
+  readonly lone?: LoneParts;
 };
+
+/** How many times more a run's removal is worth for being read so often. */
+export function readHeat(readsPerSecond: number): number {
+  return Math.min(readHeatMax, 1 + readsPerSecond / readsPerSecondDouble);
+}
 
 /** Runs a read may have to visit. */
 export function liveRuns(batches: readonly SpineBatch[]): number {
@@ -150,12 +173,12 @@ function pastShare(part: SpinePart, since: number): number {
 
 /** Bytes that part `part`, consolidated at `forgot`, would give back at `since`. */
 function reclaimIn(part: SpinePart, forgot: number, since: number, rowBytesBelow: number): number {
-  const { len, bytes, minT, maxT, negatives, rangeDeletes } = part;
+  const { len, bytes, minT, maxT, negatives } = part;
   const rowBytes = bytes / len;
   const past = pastShare(part, since);
   const newlyPast = shareOf(since, Math.max(forgot, minT - 1), maxT);
   const tombstones = past * negatives * (rowBytes + rowBytesBelow);
-  const versions = newlyPast * Math.max(0, len - rangeDeletes - keysMost(part)) * rowBytes;
+  const versions = newlyPast * repeatedRows(part) * rowBytes;
   return Math.min(bytes + tombstones, tombstones + versions);
 }
 
@@ -200,8 +223,14 @@ type Window = {
   firstRun: number;
   oldest: boolean;
   bytes: number;
+  moved: Moved;
   score: number;
 };
+
+/** Of a window's parts what a job does not rewrite. */
+type Moved = { readonly bytes: number; readonly stretches: number };
+
+const NOTHING_MOVED: Moved = { bytes: 0, stretches: 0 };
 
 const WHOLE = -1;
 
@@ -219,6 +248,10 @@ export function chooseMerge<P extends SpinePart>(
     memoryMax: needs.memoryMax ?? Number.POSITIVE_INFINITY,
     since: needs.since ?? 0,
     overlap: needs.overlap ?? 0,
+    runWorth: runWorth * readHeat(needs.readsPerSecond ?? 0),
+    partBytes: needs.partBytes ?? partBytesTarget,
+    codec: needs.codec ?? 0,
+    lone: needs.lone ?? new LoneParts(),
   };
   const best: Window = {
     batch: -1,
@@ -227,6 +260,7 @@ export function chooseMerge<P extends SpinePart>(
     firstRun: WHOLE,
     oldest: false,
     bytes: 0,
+    moved: NOTHING_MOVED,
     score: Number.NEGATIVE_INFINITY,
   };
   let isOldest = true;
@@ -250,6 +284,10 @@ type Limits = {
   readonly memoryMax: number;
   readonly since: number;
   readonly overlap: number;
+  readonly runWorth: number;
+  readonly partBytes: number;
+  readonly codec: number;
+  readonly lone: LoneParts;
 };
 
 /**
@@ -270,10 +308,12 @@ function improve(
     to: number,
     firstRun: number,
     runs: number,
-    bytes: number,
+    bytesRead: number,
     reclaim: number,
+    moved: Moved,
   ): void => {
-    const worth = runs - 1 + reclaim / bytesPerRunRemoved;
+    const worth = (runs - 1) * limits.runWorth + reclaim / worthBytes;
+    const bytes = bytesRead - moved.bytes;
     const score = worth / (bytes + jobBytesFixed);
     if (bytes > bytesMax || score <= best.score) return;
     best.batch = batch;
@@ -282,6 +322,7 @@ function improve(
     best.firstRun = firstRun;
     best.oldest = oldest && firstRun <= 0;
     best.bytes = bytes;
+    best.moved = moved;
     best.score = score;
   };
   for (let from = 0; from < parts.length; from++) {
@@ -290,7 +331,15 @@ function improve(
       const most = runsFitting(firstRuns, runsMax, memoryMax);
       if (firstRuns.length > most) {
         const firstRun = cheapestRuns(firstRuns, most);
-        take(from, from + 1, firstRun, most, runsBytes(firstRuns, firstRun, most), 0);
+        take(
+          from,
+          from + 1,
+          firstRun,
+          most,
+          runsBytes(firstRuns, firstRun, most),
+          0,
+          NOTHING_MOVED,
+        );
       }
     }
     let runs = 0;
@@ -314,10 +363,38 @@ function improve(
         }
       }
       if (runs < runsMin) continue;
-      take(from, to + 1, WHOLE, runs, bytes, Math.max(reclaim, newer * overlap));
+      const moved = movedOf(parts, from, to + 1, bytes, limits);
+      take(from, to + 1, WHOLE, runs, bytes, Math.max(reclaim, newer * overlap), moved);
     }
     if (firstRuns.length > 0) oldest = false;
   }
+}
+
+/** What a job on parts [from, to) would move. Where range deletes are to hide rows only the job knows. */
+function movedOf(
+  parts: readonly Placed[],
+  from: number,
+  to: number,
+  bytes: number,
+  { since, partBytes, codec, lone }: Limits,
+): Moved {
+  // A stretch that is moved is worth a part.
+  if (bytes <= partBytes) return NOTHING_MOVED;
+  const hollows: Hollow[] = [];
+  for (let i = from; i < to; i++) {
+    const { hollow } = parts[i];
+    for (const run of hollow.runs) {
+      for (const part of run.parts) {
+        if (part.rangeDeletes > 0 && le(part.minT, since)) return NOTHING_MOVED;
+      }
+    }
+    hollows.push(hollow);
+  }
+  const stretches = movedStretches(lone.of(hollows), { since, partBytes, codec, hiding: [] });
+  if (stretches.length === 0) return NOTHING_MOVED;
+  let moved = 0;
+  for (const stretch of stretches) for (const part of stretch) moved += part.bytes;
+  return { bytes: moved, stretches: stretches.length };
 }
 
 /** How many neighbours among the runs a job may take at once, whichever they are; two at least. */
@@ -373,6 +450,8 @@ function choiceOf<P extends SpinePart>(
     oldest: window.oldest,
     len: sumsOf(runs).len,
     bytes: window.bytes,
+    bytesMoved: window.moved.bytes,
+    stretchesMoved: window.moved.stretches,
     score: window.score + ageMs * (ageWeight / 1_000),
   };
   if (firstRun === WHOLE) return choice;
@@ -382,17 +461,21 @@ function choiceOf<P extends SpinePart>(
 /**
  * A result that rewrites nothing: batches of which at most one has a run, or runs with disjoint keys,
  * become one batch with the same parts. To be applied at once; it creates no file, so nothing is to be
- * cleaned up after it. Not where a rewrite could reclaim.
+ * cleaned up after it. Not where a rewrite at `since` could reclaim.
  */
 export function chooseMove<P extends SpinePart>(
   batches: readonly SpineBatch<P>[],
   busy: ReadonlySet<number>,
+  since: number,
+  partBytes: number = partBytesTarget,
 ): MergeResult<P> | undefined {
   for (const { parts } of batches) {
     if (parts.some((part) => busy.has(part.hollow.bid))) continue;
     const runs = parts.flatMap((part) => part.hollow.runs);
     if (parts.length < 2 && runs.length < 2) continue;
-    const joined = runs.length <= 1 ? runs.map((run) => run.parts) : joinedByKey(runs);
+    const bytesMin = partBytes * joinedPartShare;
+    const joined =
+      runs.length <= 1 ? runs.map((run) => run.parts) : joinedByKey(runs, since, bytesMin);
     if (joined === undefined) continue;
     return {
       inputs: parts.map((part) => part.hollow.bid),
@@ -457,18 +540,20 @@ export function chooseCovered<P extends SpinePart>(
 /** All parts as one run, in key order, when no two runs overlap. */
 function joinedByKey<P extends SpinePart>(
   runs: readonly Run<P>[],
+  since: number,
+  bytesMin: number,
 ): readonly (readonly P[])[] | undefined {
   let count = 0;
   let bytes = 0;
   for (const run of runs) {
     for (const part of run.parts) {
       // A retraction wants its insertion, a range delete covers what its keys do not tell.
-      if (part.negatives > 0 || part.rangeDeletes > 0) return undefined;
+      if (part.negatives > 0 || part.rangeDeletes > 0 || mayShrink(part, since)) return undefined;
       count += 1;
       bytes += part.bytes;
     }
   }
-  if (bytes < count * movedPartBytesMin) return undefined;
+  if (bytes < count * bytesMin) return undefined;
   const order = runs.toSorted((a, b) => compareBytes(a.parts[0].keyLo, b.parts[0].keyLo));
   for (let i = 1; i < order.length; i++) {
     const edge = compareBytes(order[i - 1].parts.at(-1)!.keyHi, order[i].parts[0].keyLo);

@@ -310,6 +310,18 @@ export class RunCursor extends BlockCursor {
   }
 }
 
+/** Throws when parts of a run overlap, as far as their footers say. */
+export function checkRunOrder(parts: readonly PartInfo[]): void {
+  for (let i = 1; i < parts.length; i++) {
+    if (compareBytes(parts[i - 1].keyHi, parts[i].keyLo) <= 0) continue;
+    const { file, offset } = parts[i];
+    throw corrupt('RUN_ORDER', `part at ${offset} of file ${file} overlaps the one before`, {
+      file,
+      offset,
+    });
+  }
+}
+
 /** The parts of a run for a job: files opened and indexes read as the cursor comes to them. */
 export class OwnRunParts implements RunParts {
   readonly count: number;
@@ -322,14 +334,7 @@ export class OwnRunParts implements RunParts {
     this.#storage = storage;
     this.#parts = parts;
     this.#fd = -1;
-    for (let i = 1; i < parts.length; i++) {
-      if (compareBytes(parts[i - 1].keyHi, parts[i].keyLo) <= 0) continue;
-      const { file, offset } = parts[i];
-      throw corrupt('RUN_ORDER', `part at ${offset} of file ${file} overlaps the one before`, {
-        file,
-        offset,
-      });
-    }
+    checkRunOrder(parts);
   }
 
   keyLo(part: number): Uint8Array {

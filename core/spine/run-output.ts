@@ -39,6 +39,7 @@ export class RunOutput implements RowSink {
   readonly #files: PartFiles;
   readonly #writer: PartWriter;
   readonly #written: PartInfo[] = [];
+  readonly #moved: Set<PartInfo> = new Set();
 
   constructor(storage: Storage, ids: FileIds, shape: PartShape) {
     this.dropped = new RowSums();
@@ -77,10 +78,18 @@ export class RunOutput implements RowSink {
     this.dropped.add(k, row.kind, v, row.time, row.diff);
   }
 
+  /** Takes parts that are there already into the run; see `PartWriter.move`. */
+  move(parts: readonly PartInfo[]): void {
+    for (const part of parts) {
+      this.#writer.move(part);
+      this.#moved.add(part);
+    }
+  }
+
   /** Ends the run; its parts, with figures. */
   end(): PartInfo[] {
     const parts = this.#writer.end();
-    this.#written.push(...parts);
+    this.#written.push(...parts.filter((part) => !this.#moved.has(part)));
     return parts;
   }
 

@@ -12,7 +12,7 @@
  * 0 to `nextId`, parts tile their spine batch in both. I3 part since <= spine batch since <= since.
  * I4 a level holds at most two batches, a merge exactly when two. I5 len <= 2^level. I6 below a double
  * at level k the levels' full sizes add up to less than 2^k, so a result always finds room. I7 the top
- * level is not vacant. I8 len caches are sums. I9 no bid or runId twice. I11 ordered kinds ascend in time.
+ * level is not vacant. I8 len caches are sums. I9 no bid, runId or part twice. I11 ordered kinds ascend in time.
  */
 import { invariant, verify } from '../base/assert.ts';
 import { corrupt, TidemarkError } from '../base/errors.ts';
@@ -378,6 +378,7 @@ export class Spine<P extends SpinePart = SpinePart> {
     let len = 0;
     const bids = new Set<number>();
     const runIds = new Set<number>();
+    const parts = new Set<string>();
     for (const batch of batches) {
       if (batch.id[0] !== nextId) return bad('ID_GAP', `id ${batch.id[0]} after ${nextId}`);
       if (batch.desc.lower !== upper)
@@ -399,6 +400,12 @@ export class Spine<P extends SpinePart = SpinePart> {
         for (const run of hollow.runs) {
           if (runIds.has(run.runId)) return bad('ID_REUSED', `run id ${run.runId} twice`);
           runIds.add(run.runId);
+          for (const { file, offset } of run.parts) {
+            const part = `${file}:${offset}`;
+            if (parts.has(part))
+              return bad('PART_TWICE', `part at ${offset} of file ${file} twice`);
+            parts.add(part);
+          }
         }
         nextId = id[1];
         upper = hollow.desc.upper;

@@ -3,7 +3,7 @@
  * wanted, every block's checksum, the order of the rows, and the counts, times and hashes that the
  * footer sums up. One storage call between two yields. Called by verify, on any thread.
  */
-import { compareAt } from '../base/bytes.ts';
+import { compareAt, equalAt } from '../base/bytes.ts';
 import { OP_UPDATE } from '../base/update.ts';
 import { corrupt } from '../base/errors.ts';
 import { BlockCursor, blockFault } from '../spine/block.ts';
@@ -141,6 +141,7 @@ class RowCheck {
   #valueLength = 0;
   #rowBytes = 0;
   #negatives = 0;
+  #distinct = 0;
   #minT: number = Number.MAX_SAFE_INTEGER;
   #maxT = 0;
   #fault: string | undefined = undefined;
@@ -172,6 +173,7 @@ class RowCheck {
       this.#keyLength = keyLength;
     }
     this.#time = time;
+    if (order !== 0 || (kind === OP_UPDATE && !this.#isSameValue())) this.#distinct++;
     if (kind === OP_UPDATE) this.#keepValue();
     this.#rowBytes += keyLength + valueLength;
     if (diff < 0) this.#negatives++;
@@ -194,6 +196,11 @@ class RowCheck {
     return order > 0 || (order === 0 && time >= this.#time);
   }
 
+  #isSameValue(): boolean {
+    const { valueBytes, valueOffset, valueLength } = this.#cursor;
+    return equalAt(valueBytes, valueOffset, valueLength, this.#value, 0, this.#valueLength);
+  }
+
   #keepValue(): void {
     const { valueBytes, valueOffset, valueLength } = this.#cursor;
     if (valueLength > this.#value.length) this.#value = new Uint8Array(valueLength * 2);
@@ -204,13 +211,14 @@ class RowCheck {
   /** `whole`: no block was left out. */
   fault(whole: boolean): string | undefined {
     if (this.#fault !== undefined || !whole) return this.#fault;
-    const { len, rowBytes, negatives, minT, maxT, diffSum, hash, keyHi } = this.#part;
+    const { len, rowBytes, negatives, distinct, minT, maxT, diffSum, hash, keyHi } = this.#part;
     const sums = this.#sums;
     const found = sums.hash();
     const pairs: [string, number, number][] = [
       ['rows', sums.len, len],
       ['bytes of rows', this.#rowBytes, rowBytes],
       ['negatives', this.#negatives, negatives],
+      ['distinct rows', this.#distinct, distinct],
       ['smallest time', this.#minT, minT],
       ['largest time', this.#maxT, maxT],
       ['sum of diffs', sums.diffSum, diffSum],

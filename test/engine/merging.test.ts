@@ -9,10 +9,13 @@ import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { open } from '../../actors/index.ts';
-import { MiB } from '../../core/base/limits.ts';
+import type { OpenOptions } from '../../actors/options.ts';
+import type { CollectionStats } from '../../actors/stats.ts';
+import { KiB, MiB, runsPerMerge } from '../../core/base/limits.ts';
+import { idBlock } from '../../core/spine/manifest.ts';
 import { MergeJob } from '../../core/spine/merge-job.ts';
 import { SimDisk } from '../sim/disk.ts';
-import { Home, inBothHosts, quiet, until } from './world.ts';
+import { Home, inBothHosts, quiet, turn, until } from './world.ts';
 
 function partFiles(home: Home): string[] {
   return readdirSync(join(home.directory, 'parts'));
@@ -96,6 +99,93 @@ inBothHosts(
     assert.equal([...words.entries()].length, 4_000);
   },
 );
+
+function numbered(i: number): string {
+  return `key${String(i).padStart(6, '0')}`;
+}
+
+inBothHosts(
+  'parts that a stripe of writes does not touch keep their files in a merge',
+  async (home) => {
+    const partBytes = 32 * KiB;
+    let engine = await home.openWith({ partBytes }, { durability: 'buffered' });
+    let words = await engine.collection('words', { key: 'utf8', value: 'utf8' });
+    await engine.flush();
+    const rows = new Map<string, string>();
+    const write = async (from: number, to: number, step: number, what: string): Promise<void> => {
+      const tx = engine.transaction();
+      for (let i = from; i < to; i += step) {
+        const value = `${what} ${i} `.padEnd(100, '.');
+        tx.put(words, numbered(i), value);
+        rows.set(numbered(i), value);
+      }
+      await tx.commit();
+      await engine.flush();
+    };
+    const expected = (): [string, string][] => [...rows].toSorted(([a], [b]) => (a < b ? -1 : 1));
+    // Loads in the order of keys, one behind the other, then a stripe across them.
+    for (let i = 0; i < 4; i++) await write(2_000 * i, 2_000 * (i + 1), 1, 'loaded');
+    await quiet(engine);
+    const loaded = new Set(partFiles(home));
+    assert.ok(loaded.size > 20, `${loaded.size} files`);
+    for (let i = 0; i < 3; i++) await write(3_000 + i, 3_600, 7, `again ${i}`);
+    await engine.compact(words);
+    await quiet(engine);
+    const { partsMoved, bytesMoved, jobs } = engine.stats().spine;
+    const kept = partFiles(home).filter((name) => loaded.has(name));
+    assert.ok(kept.length > 15, `${kept.length} of ${loaded.size} files are still there`);
+    assert.ok(kept.length < loaded.size, 'those under the stripe are not');
+    assert.ok(
+      partsMoved >= kept.length && bytesMoved > partsMoved * (partBytes / 4),
+      `${partsMoved}`,
+    );
+    assert.equal(jobs.mergesRefused + jobs.failed, 0);
+    const found = engine.stats().collections.find(({ name }) => name === 'words');
+    assert.equal(found?.runs.length, 1);
+    assert.equal(found?.bytesMoved, bytesMoved);
+    assert.deepEqual([...words.entries()], expected());
+    await engine.close();
+    engine = await home.openWith({ partBytes });
+    words = await engine.collection('words', { key: 'utf8', value: 'utf8' });
+    assert.equal(engine.stats().spine.files.orphans, 0);
+    assert.deepEqual([...words.entries()], expected());
+    assert.deepEqual((await engine.verify({ full: true })).findings, []);
+    // What was moved goes when it is merged away, no sooner and no later.
+    await words.deleteRange({ gte: numbered(0), lt: numbered(7_990) });
+    await engine.flush();
+    await engine.compact(words);
+    await quiet(engine);
+    assert.deepEqual([...words.entries()], expected().slice(-10));
+    await until('no file of before is left but one', () => {
+      return partFiles(home).filter((name) => kept.includes(name)).length <= 1;
+    });
+  },
+);
+
+test('a merge that needs more files than are reserved at a time gets them', async () => {
+  const disk = new SimDisk({ answerAtOnce: true });
+  const clock = { nowMs: () => Date.now(), ticksMs: () => performance.now() };
+  const home = new Home('inline');
+  try {
+    const storage = { storage: disk, clock };
+    const options: OpenOptions = { durability: 'buffered', memtableBytes: MiB, storage };
+    const engine = await home.openWith({ partBytes: 1 * KiB, holder: undefined }, options);
+    const words = await engine.collection('words', { key: 'utf8', value: 'utf8' });
+    for (const what of ['first', 'second']) {
+      const tx = engine.transaction();
+      for (let i = 0; i < 60; i++) tx.put(words, numbered(i), what.padEnd(20 * KiB, '.'));
+      await tx.commit();
+      await engine.flush();
+    }
+    await engine.compact(words);
+    const found = engine.stats().collections.find(({ name }) => name === 'words');
+    assert.equal(found?.runs.length, 1);
+    assert.ok((found?.bytes ?? 0) > idBlock * KiB, 'more than a file for each KiB is reserved');
+    assert.equal(words.getSync(numbered(59)), 'second'.padEnd(20 * KiB, '.'));
+  } finally {
+    await home.end();
+  }
+});
 
 inBothHosts('what a merge of a dropped collection makes is nobody’s', async (home) => {
   const engine = await home.open({ durability: 'buffered' });
@@ -185,6 +275,51 @@ test('a manifest edit costs what was touched, however many collections lie besid
   assert.ok(alone > 0, 'edits are counted');
   // Numbers in it (ids, offsets) are larger by some digits.
   assert.ok(beside < 1.3 * alone, `${beside} bytes beside 999 others, ${alone} alone`);
+});
+
+test('of two collections with as much to merge the one that is read goes first', async (context) => {
+  const disk = new SimDisk({ answerAtOnce: true });
+  let ms = 1_000;
+  const clock = { nowMs: () => ms, ticksMs: () => ms };
+  const engine = await open('/sim', {
+    threads: 0,
+    memoryBytes: 64 * MiB,
+    mergeThreads: 1,
+    storage: { storage: disk, clock },
+  });
+  const names = ['cold', 'warm'] as const;
+  const [cold, warm] = await Promise.all(
+    names.map((name) => engine.collection(name, { key: 'u64', value: 'utf8' })),
+  );
+  assert.ok(cold.id < warm.id, 'all else being equal the first is chosen');
+  const merged: number[] = [];
+  const result = Reflect.get(MergeJob.prototype, 'result');
+  context.mock.method(MergeJob.prototype, 'result', function (this: MergeJob) {
+    const made = result.call(this);
+    if (made.collection !== 0) merged.push(made.collection);
+    return made;
+  });
+  const figures = (name: string): CollectionStats => {
+    const found = engine.stats().collections.find((one) => one.name === name);
+    assert.ok(found !== undefined, 'it was made above');
+    return found;
+  };
+  // By one flush both have as many runs in one spine batch as make a job.
+  for (let run = 0; run <= runsPerMerge; run++) {
+    const tx = engine.transaction();
+    for (let i = 0; i < 2_000; i++) tx.put(cold, i, `${run} ${i}`).put(warm, i, `${run} ${i}`);
+    await tx.commit();
+    // Keys that the row cache knows nothing of: only the parts tell.
+    for (let i = 0; i < 3_000; i++) warm.getSync(5_000 + run * 3_000 + i);
+    await engine.flush();
+    ms += 1_000;
+    await turn();
+  }
+  await until('both are merged', () => merged.length === 2);
+  assert.deepEqual(merged, [warm.id, cold.id]);
+  await until('it is shown', () => figures('warm').readsPerSecond > 0);
+  assert.equal(figures('cold').readsPerSecond, 0);
+  await engine.close();
 });
 
 test('what a merge made that its inputs do not explain is set aside, and its inputs stay as they are', async (context) => {

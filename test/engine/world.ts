@@ -5,6 +5,7 @@
  */
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
 import type { ChildProcess } from 'node:child_process';
 import { mkdtempSync, readdirSync, readlinkSync, realpathSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -12,8 +13,12 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { Engine as EngineImplementation } from '../../actors/engine.ts';
 import { open } from '../../actors/index.ts';
 import type { Engine, ErrorCode, OpenOptions, TidemarkError } from '../../actors/index.ts';
+import type { EngineConfig } from '../../actors/actor.ts';
+import { checkOptions } from '../../actors/options.ts';
+import { identify } from '../../actors/process-identity.ts';
 import { MiB } from '../../core/base/limits.ts';
 
 export type Host = 'inline' | 'threads';
@@ -49,6 +54,23 @@ export class Home {
   async open(options: OpenOptions = {}, directory: string = this.directory): Promise<Engine> {
     const engine = await open(directory, { ...this.options, ...options });
     this.#engines.push(engine);
+    return engine;
+  }
+
+  /** With what no option says. */
+  async openWith(config: Partial<EngineConfig>, options: OpenOptions = {}): Promise<Engine> {
+    const checked = checkOptions(this.directory, { ...this.options, ...options });
+    const engine = new EngineImplementation({
+      ...checked,
+      config: {
+        ...checked.config,
+        newLogId: randomBytes(16).toString('base64'),
+        holder: identify(checked.config.directory),
+        ...config,
+      },
+    });
+    this.#engines.push(engine);
+    await engine.opened(undefined);
     return engine;
   }
 

@@ -118,6 +118,8 @@ class Simulation {
     audits: 0,
     jobs: 0,
     jobsHung: 0,
+    /** Parts that merges took over as they were. */
+    partsMoved: 0,
   };
   #copyArena: Arena | undefined;
   readonly #copies: Copies = new Copies(() => (this.#copyArena ??= Arena.create(ARENA_BYTES)));
@@ -521,6 +523,7 @@ class Simulation {
     }
     this.counts['jobs'] += this.#world.pool.started;
     this.counts['jobsHung'] += this.#world.pool.hung;
+    this.counts['partsMoved'] += this.#world.partsMoved;
     this.#world.dispose();
   }
 

@@ -86,6 +86,8 @@ export type Settings = {
   readonly tinyRings: number;
   /** Ticks between two draws of who is slow. */
   readonly moodTicks: number;
+  /** Of small parts runs have many, so that merges find some to move; undefined: as the engine says. */
+  readonly partBytes: number | undefined;
 };
 
 function drawKeys(prng: Prng): Buffer[] {
@@ -200,8 +202,14 @@ function drawViewPages(prng: Prng, slots: readonly Slot[]): number | undefined {
   return isLong ? undefined : pages;
 }
 
+function drawPartBytes(prng: Prng, viewPages: number | undefined): number | undefined {
+  const bytes = prng.pick([undefined, undefined, 2 * KiB, 8 * KiB, 32 * KiB]);
+  // Each part is described to readers.
+  return viewPages === undefined ? bytes : undefined;
+}
+
 /** Drawn behind all others. */
-type Late = 'sickDisk' | 'threadDeaths' | 'pressing';
+type Late = 'sickDisk' | 'threadDeaths' | 'pressing' | 'partBytes';
 
 /** A store that is there is opened so, to be written to. */
 export function configOf(settings: Settings, directory: string, logId: Uint8Array): EngineConfig {
@@ -212,6 +220,7 @@ export function configOf(settings: Settings, directory: string, logId: Uint8Arra
     memtableBytes: settings.memtableBytes,
     segmentBytes: settings.segmentBytes,
     mergeThreads: settings.workers,
+    ...(settings.partBytes === undefined ? {} : { partBytes: settings.partBytes }),
     history: { offsets: 0 },
     readOnly: false,
     createIfMissing: false,
@@ -273,5 +282,6 @@ export function drawSettings(prng: Prng): Settings {
     sickDisk: prng.pick([0, 0.5]),
     threadDeaths: prng.pick([0, 0, 0.15]),
     pressing: prng.pick([3, 3, 3, 1, 0]),
+    partBytes: drawPartBytes(prng, settings.viewPages),
   };
 }

@@ -350,9 +350,18 @@ export class World {
 
   /** Work that the keeper knows of: 0 is quiet. */
   get keeperWork(): number {
+    return this.#keeperCounts()['workWaiting'];
+  }
+
+  /** Parts that merges took over as they were. */
+  get partsMoved(): number {
+    return this.#keeperCounts()['partsMoved'];
+  }
+
+  #keeperCounts(): Record<string, number> {
     this.actors[2].publish();
     const { arena, topology } = this.context;
-    return readCounters(arena, topology.counters[2], KEEPER_COUNTERS)['workWaiting'];
+    return readCounters(arena, topology.counters[2], KEEPER_COUNTERS);
   }
 
   get evictor(): Evictor {

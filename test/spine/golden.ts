@@ -52,8 +52,15 @@ export function counterIds(bid = 1, run = 1): SpineIds & { bidNext: number; runN
   };
 }
 
+let filesMade = 1_000_000;
+
 /** A part of `len` updates over [lower, upper) whose hash is its length. */
-export function plainPart(lower: number, upper: number, len: number, file = 1): SpinePart {
+export function plainPart(
+  lower: number,
+  upper: number,
+  len: number,
+  file: number = ++filesMade,
+): SpinePart {
   const key = new Uint8Array([1]);
   return {
     file,

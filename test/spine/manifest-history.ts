@@ -50,6 +50,8 @@ export function infoOf(file: number, lower: number, upper: number, len: number):
     maxT: upper - 1,
     negatives: 0,
     rangeDeletes: 0,
+    distinct: len,
+    codec: 0,
     diffSum: len,
     hash: [Math.imul(len, 0x9e3779b1) >>> 0, len],
     blockCount: 1,

@@ -10,6 +10,7 @@ import { test } from 'node:test';
 import { TidemarkError } from '../../core/base/errors.ts';
 import { Prng } from '../../core/base/prng.ts';
 import { KIND_KEYED, KIND_UPSERT } from '../../core/base/update.ts';
+import { CODEC_DEFLATE } from '../../core/spine/block-codec.ts';
 import { MergeJob } from '../../core/spine/merge-job.ts';
 import type { MergeInput, MergeRequest, MergeResult } from '../../core/spine/merge-job.ts';
 import { partRef } from '../../core/spine/part-format.ts';
@@ -82,8 +83,25 @@ function runsInTime(prng: Prng, count: number, rowsEach: number): Row[][] {
   );
 }
 
+/** Keys that only grow, as of a load in order; then a run over some of them. */
+function stripes(time: number): Row[][] {
+  const key = (i: number): string => `stripe/${String(i).padStart(4, '0')}`;
+  const value = 'of some length, so that few rows make a part';
+  return [
+    Array.from({ length: 600 }, (_, i) => put(key(i), time, `${i} ${value}`)),
+    Array.from({ length: 30 }, (_, i) => put(key(300 + 3 * i), time + 1, `${i} again ${value}`)),
+  ];
+}
+
 function outputs(disk: SimDisk): Map<string, Uint8Array | undefined> {
   return partFiles(disk, OUT);
+}
+
+/** Of a result's parts those that are its inputs'. */
+function movedOf(disk: Storage, result: MergeResult): { parts: number; rows: number } {
+  const refs = result.runs.flatMap(({ parts }) => parts).filter(({ file }) => file < OUT);
+  const rows = readFooters(disk, refs).reduce((sum, { len }) => sum + len, 0);
+  return { parts: refs.length, rows };
 }
 
 function checkSums(disk: Storage, request: MergeRequest, result: MergeResult): void {
@@ -105,9 +123,11 @@ function checkSums(disk: Storage, request: MergeRequest, result: MergeResult): v
 
 test('a merge leaves what a naive consolidation leaves, and accounts for the rest', () => {
   const prng = new Prng(31);
+  let movedParts = 0;
   for (let round = 0; round < 40; round++) {
     const disk = simDisk();
-    const all = runsInTime(prng, prng.between(1, 8), 120);
+    const all =
+      round % 4 === 0 ? stripes(prng.below(250)) : runsInTime(prng, prng.between(1, 8), 120);
     const runs = all.map((rows, i) => writeRun(disk, 1 + 100 * i, rows, SMALL));
     const since = prng.below(100 * all.length + 50);
     const oldest = prng.chance(0.5);
@@ -119,7 +139,10 @@ test('a merge leaves what a naive consolidation leaves, and accounts for the res
     assert.deepEqual(lines(rowsOf(disk, parts)), lines(expected));
     assert.equal(result.len, expected.length);
     assert.equal(result.runs.length, expected.length === 0 ? 0 : 1);
-    assert.equal(result.stats.rowsIn, result.len + result.dropped.len);
+    const moved = movedOf(disk, result);
+    assert.equal(result.stats.rowsIn + moved.rows, result.len + result.dropped.len);
+    assert.equal(result.stats.partsMoved, moved.parts);
+    movedParts += moved.parts;
     checkSums(disk, request, result);
     assert.deepEqual(
       result.inputs,
@@ -130,6 +153,7 @@ test('a merge leaves what a naive consolidation leaves, and accounts for the res
       [...outputs(disk)].map(([name, file]) => [name, file?.length]),
     );
   }
+  assert.ok(movedParts > 0, 'some parts were only moved');
 });
 
 test('versions around since: every one above it, the newest below, with its own time', () => {
@@ -269,8 +293,7 @@ test('the same job writes the same bytes whatever the fuel of a step', () => {
 test('a process that shares only the folder runs the job from its JSON to the same bytes', () => {
   const { storage: disk, directory, end } = tempStorage();
   try {
-    const all = runsInTime(new Prng(34), 4, 200);
-    const runs = all.map((rows, i) => writeRun(disk, 1 + 100 * i, rows, SMALL));
+    const runs = stripes(100).map((rows, i) => writeRun(disk, 1 + 100 * i, rows, SMALL));
     const here = requestOf(runs, { since: 250 });
     const there: MergeRequest = { ...here, outFiles: { first: OUT + 1000, count: 400 } };
     const expected = run(disk, here);
@@ -280,10 +303,11 @@ test('a process that shares only the folder runs the job from its JSON to the sa
       encoding: 'utf8',
     });
     // The same, but for the numbers of the files.
-    const moved: unknown = JSON.parse(output, (name, inner) =>
-      name === 'file' && typeof inner === 'number' ? inner - 1000 : inner,
+    const found: unknown = JSON.parse(output, (name, inner) =>
+      name === 'file' && typeof inner === 'number' && inner > OUT ? inner - 1000 : inner,
     );
-    assert.deepEqual(moved, expected);
+    assert.deepEqual(found, expected);
+    assert.ok(expected.stats.partsMoved > 0, 'parts of the inputs among them');
     for (const { file } of expected.createdFiles) {
       const ours = readFileSync(`${directory}/${partPath(file)}`);
       const theirs = readFileSync(`${directory}/${partPath(file + 1000)}`);
@@ -294,8 +318,71 @@ test('a process that shares only the folder runs the job from its JSON to the sa
   }
 });
 
+test('parts that share no key with another input are neither read nor written, but named where they lie', () => {
+  const disk = simDisk();
+  const all = stripes(10);
+  const runs = all.map((rows, i) => writeRun(disk, 1 + 500 * i, rows, SMALL));
+  const before = partFiles(disk, 1);
+  const request = requestOf(runs, { since: 100, oldest: true });
+  const result = run(disk, request, 7);
+  const { parts } = result.runs[0];
+  assert.deepEqual(lines(rowsOf(disk, parts)), lines(naiveKeyed(all.flat(), 100, true)));
+  checkSums(disk, request, result);
+  const [first, second] = [runs[1][0].keyLo, runs[1].at(-1)!.keyHi];
+  const isApart = ({ keyLo, keyHi }: PartInfo): boolean =>
+    Buffer.compare(keyHi, first) < 0 || Buffer.compare(keyLo, second) > 0;
+  const apart = runs[0].filter(isApart);
+  assert.ok(apart.length > 5 && apart.length < runs[0].length, `${apart.length} parts apart`);
+  const moved = parts.filter(({ file }) => file < OUT);
+  assert.deepEqual(moved, apart.map(partRef));
+  const { stats } = result;
+  assert.equal(stats.partsMoved, apart.length);
+  assert.equal(
+    stats.bytesMoved,
+    apart.reduce((sum, { bytes }) => sum + bytes, 0),
+  );
+  const read = runs.flat().filter((part) => !apart.includes(part));
+  assert.ok(stats.bytesRead <= read.reduce((sum, { bytes }) => sum + bytes, 0), 'nothing else');
+  assert.equal(
+    stats.bytesWritten,
+    result.createdFiles.reduce((sum, { bytes }) => sum + bytes, 0),
+  );
+  // Those that were moved are as they were, and no created file is one of them.
+  const after = partFiles(disk, 1);
+  for (const [name, bytes] of before) assert.deepEqual(after.get(name), bytes, name);
+  assert.ok(
+    result.createdFiles.every(({ file }) => file >= OUT),
+    'new files have new numbers',
+  );
+});
+
+test('what since, tombstones, range deletes, a cut or another codec would change is rewritten', () => {
+  const disk = simDisk();
+  const [rows, stripe] = stripes(10);
+  const versions = rows.flatMap((row) => [{ ...row, time: 12 }, row]);
+  const holed = rows.map((row, i) => (i % 20 === 0 ? del(row.key, 10) : row));
+  const runs = [rows, versions, holed, stripe.map((row) => ({ ...row, time: 20 }))].map((all, i) =>
+    writeRun(disk, 1 + 500 * i, all, SMALL),
+  );
+  const [plain, twice, deleted, newer] = runs;
+  let first = OUT;
+  const movedIn = (below: PartInfo[], more: Partial<MergeRequest>): number => {
+    first += 500;
+    const outFiles = { first, count: 400 };
+    return run(disk, requestOf([below, newer], { ...more, outFiles })).stats.partsMoved;
+  };
+  assert.ok(movedIn(plain, { since: 100 }) > 0, 'nothing is to be reclaimed');
+  assert.equal(movedIn(twice, { since: 100 }), 0, 'older versions go');
+  assert.ok(movedIn(twice, { since: 9 }) > 0, 'older versions stay');
+  assert.equal(movedIn(deleted, { since: 100, oldest: true }), 0, 'tombstones go');
+  assert.ok(movedIn(deleted, { since: 9, oldest: true }) > 0, 'tombstones stay');
+  assert.equal(movedIn(plain, { since: 9, cut: 11 }), 0, 'a store is cut');
+  const deflate = { ...SMALL, codec: CODEC_DEFLATE };
+  assert.equal(movedIn(plain, { since: 100, shape: deflate }), 0, 'blocks are to be compressed');
+});
+
 test('a cancelled job leaves no file, at whatever step it is stopped', () => {
-  const all = runsInTime(new Prng(35), 4, 200);
+  const all = [...runsInTime(new Prng(35), 2, 200), ...stripes(1_000)];
   for (let steps = 0; steps < 12; steps++) {
     const disk = simDisk();
     const runs = all.map((rows, i) => writeRun(disk, 1 + 100 * i, rows, SMALL));
@@ -304,12 +391,13 @@ test('a cancelled job leaves no file, at whatever step it is stopped', () => {
     for (let i = 0; i < steps; i++) assert.equal(job.step(30), true);
     job.cancel();
     assert.equal(outputs(disk).size, 0);
+    assert.equal(partFiles(disk, 1).size, runs.flat().length, 'what it was to move is there');
     assert.equal(open(), 0);
   }
 });
 
 test('whichever call of the disk fails, the job fails with it and leaves no file open or behind', () => {
-  const all = runsInTime(new Prng(36), 3, 120);
+  const all = [...runsInTime(new Prng(36), 3, 60), ...stripes(1_000)];
   for (let failing = 0; ; failing++) {
     const disk = simDisk();
     const runs = all.map((rows, i) => writeRun(disk, 1 + 100 * i, rows, SMALL));
@@ -333,6 +421,7 @@ test('whichever call of the disk fails, the job fails with it and leaves no file
     }
     assert.equal(Object(failure).code, 'EIO');
     assert.equal(outputs(disk).size, 0);
+    assert.equal(partFiles(disk, 1).size, runs.flat().length, 'its inputs are there');
   }
 });
 

@@ -8,6 +8,7 @@ import type { Prng } from '../../core/base/prng.ts';
 import { KIND_KEYED } from '../../core/base/update.ts';
 import { addSums, NO_SUMS, sumsOf } from '../../core/spine/batch.ts';
 import type { Run, SpineBatch, SpinePart, Sums } from '../../core/spine/batch.ts';
+import { mergePieces } from '../../core/spine/moved-parts.ts';
 import type { MergeChoice } from '../../core/spine/policy.ts';
 import type { MergeResult, Spine } from '../../core/spine/spine.ts';
 
@@ -54,8 +55,8 @@ export class Files {
     return this.kind === KIND_KEYED ? b.time - a.time : a.value - b.value || a.time - b.time;
   }
 
-  read(run: Run): Update[] {
-    return run.parts.flatMap((part) => this.#files.get(part.file) ?? []);
+  read(parts: readonly SpinePart[]): Update[] {
+    return parts.flatMap((part) => this.#files.get(part.file) ?? []);
   }
 
   sums(updates: readonly Update[]): Sums {
@@ -80,6 +81,9 @@ export class Files {
     this.#files.set(file, updates);
     const { len, diffSum, hash } = this.sums(updates);
     const times = updates.map(({ time }) => time);
+    const places = updates.map(({ key, value }) =>
+      this.kind === KIND_KEYED ? key : key * 64 + value,
+    );
     return {
       file,
       offset: 0,
@@ -91,29 +95,40 @@ export class Files {
       maxT: Math.max(...times),
       negatives: updates.filter(({ diff }) => diff < 0).length,
       rangeDeletes: 0,
+      distinct: new Set(places).size,
       diffSum,
       hash,
     };
   }
 
-  /** What a worker does: consolidate the inputs at `since`, and count what it left out. */
+  /** What a worker does: consolidate the inputs at `since`, and count what it left out; some parts it moves. */
   merge(job: Job, partLen = 4): MergeResult {
-    const inputs = job.runs.flatMap((run) => this.read(run));
-    const { output, dropped, folded } =
-      this.kind === KIND_KEYED
-        ? mergeKeyed(inputs, job.since, job.oldest)
-        : mergeMultiset(inputs, job.since);
-    return this.result(job, output, this.sums(dropped), folded, partLen);
+    const { since, oldest, runs } = job;
+    const terms = { since, partBytes: this.partBytes, codec: 0, hiding: [] };
+    const parts: SpinePart[] = [];
+    let dropped: Sums = NO_SUMS;
+    let folded = 0;
+    const pieces = mergePieces(
+      runs.map((run) => run.parts),
+      terms,
+    );
+    for (const piece of pieces) {
+      const inputs = piece.runs.flatMap((some) => this.read(some));
+      const merged =
+        this.kind === KIND_KEYED ? mergeKeyed(inputs, since, oldest) : mergeMultiset(inputs, since);
+      parts.push(...this.parts(merged.output, partLen), ...piece.moved);
+      dropped = addSums(dropped, this.sums(merged.dropped));
+      folded += merged.folded;
+    }
+    return this.#result(job, parts, dropped, folded);
   }
 
-  result(
-    job: Job,
-    output: readonly Update[],
-    dropped: Sums,
-    folded: number,
-    partLen = 4,
-  ): MergeResult {
-    const parts = this.parts(output, partLen);
+  /** With other rows than those that were merged. */
+  result(job: Job, output: readonly Update[], dropped: Sums, folded: number): MergeResult {
+    return this.#result(job, this.parts(output), dropped, folded);
+  }
+
+  #result(job: Job, parts: readonly SpinePart[], dropped: Sums, folded: number): MergeResult {
     const runs = parts.length === 0 ? [] : [parts];
     const result = {
       inputs: job.inputs,

@@ -184,10 +184,12 @@ function print(part: Uint8Array, info: PartInfo): string {
     [4, 'bytes of smallest key', info.keyLo.length],
     [4, 'bytes of largest key', info.keyHi.length],
     [1, 'kind', info.kind],
-    [3, 'zero', 0],
-    [4, 'format', getU32(part, tail + 104)],
-    [4, 'CRC-32', hex(getU32(part, tail + 108))],
-    [8, 'magic', JSON.stringify(String.fromCharCode(...part.subarray(tail + 112)))],
+    [1, 'codec', info.codec],
+    [2, 'zero', 0],
+    [4, 'distinct rows', info.distinct],
+    [4, 'format', getU32(part, tail + 108)],
+    [4, 'CRC-32', hex(getU32(part, tail + 112))],
+    [8, 'magic', JSON.stringify(String.fromCharCode(...part.subarray(tail + 116)))],
   ];
   let at = tail;
   for (const [length, what, value] of fields) {

@@ -225,6 +225,10 @@ function checkInfos(parts: readonly PartInfo[], rows: readonly Row[]): void {
     assert.equal(info.minT, Math.min(...times));
     assert.equal(info.maxT, Math.max(...times));
     assert.equal(info.negatives, own.filter((row) => row.kind === OP_DELETE).length);
+    assert.equal(
+      info.distinct,
+      new Set(own.map(({ key }) => Buffer.from(key).toString('hex'))).size,
+    );
     const sums = sumsOf(own);
     assert.equal(info.diffSum, sums.diffSum);
     assert.deepEqual(info.hash, sums.hash());
@@ -483,9 +487,9 @@ test('a file cut short, another size, another format, no part at all: each its e
   // A newer format, with a checksum that holds.
   const newer = Uint8Array.from(good);
   const tail = good.length - FOOTER_TAIL_BYTES;
-  setU32(newer, tail + 104, 2);
+  setU32(newer, tail + 108, 2);
   const start = info.footerOffset;
-  setU32(newer, tail + 108, crc32(newer, start, tail + 108 - start));
+  setU32(newer, tail + 112, crc32(newer, start, tail + 112 - start));
   disk.plant(partPath(1), newer);
   assert.throws(() => readFooters(disk, [info]), { code: 'TIDEMARK_UNSUPPORTED_FORMAT' });
 

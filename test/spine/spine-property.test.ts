@@ -34,11 +34,14 @@ function inWorlds(seeds: number, first: number, run: (world: World) => void): vo
 
 test('contents, invariants and refusals hold whatever happens in whatever order (P1, P3-P7, P11, P15)', () => {
   let joined = 0;
+  let moved = 0;
   inWorlds(20, 1, (world) => {
     for (let i = 0; i < STEPS; i++) world.step();
     joined += world.joined;
+    moved += world.moved;
   });
   assert.ok(joined > 10, `joined ${joined} times`);
+  assert.ok(moved > 100, `${moved} parts were moved inside a merge`);
 });
 
 test('with fair workers every spine batch becomes one run, and collapsed all of it does (P12)', () => {

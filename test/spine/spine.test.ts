@@ -298,6 +298,46 @@ describe('a result that does not fit is refused and changes nothing (U3)', () =>
   });
 });
 
+test('a result that moves parts of its inputs is an exact substitution, or none', () => {
+  const keys = (part: SpinePart, lo: number, hi: number): SpinePart => ({
+    ...part,
+    keyLo: Uint8Array.of(lo),
+    keyHi: Uint8Array.of(hi),
+  });
+  const spine = makeSpine(KIND_KEYED);
+  const loaded = [10, 20, 30, 40].map((key, i) => keys(plainPart(0, 1, 3, 50 + i), key, key + 5));
+  const stripe = keys(plainPart(1, 2, 2, 60), 22, 33);
+  spine.push({ lower: 0, upper: 1, since: 0, runs: [loaded] });
+  spine.push({ lower: 1, upper: 2, since: 0, runs: [[stripe]] });
+  spine.collapse();
+  const inputs = bidsOf(spine);
+  assert.equal(inputs.length, 2);
+  const merged = keys(plainPart(0, 2, 8, 70), 20, 35);
+  const result = resultFor(spine, inputs, [loaded[0], merged, loaded[3]]);
+  // One that forgot a part, has one twice, or has an older one beside what it was merged into.
+  const claims = (parts: SpinePart[]): MergeResult => {
+    const runs = [parts];
+    return { ...result, runs, output: sumsOf([{ parts }]) };
+  };
+  refused(spine, claims([loaded[0], merged]), 'checksumMismatch');
+  refused(spine, claims([loaded[0], loaded[0], merged]), 'badShape');
+  refused(spine, claims([loaded[0], loaded[1], merged, loaded[3]]), 'badShape');
+  refused(spine, claims([merged, loaded[0], loaded[3]]), 'badShape');
+  const outcome = spine.apply(result);
+  assert.equal(outcome.outcome === 'applied' && outcome.exact, true);
+  assert.equal(spine.finding(), undefined);
+  const [{ runs }] = spine.state().hollows.map(({ hollow }) => hollow);
+  assert.deepEqual(
+    runs.map(({ parts }) => parts),
+    [[loaded[0], merged, loaded[3]]],
+  );
+  // Its parts are live twice over: what names them under the ids of before names nothing.
+  refused(spine, result, 'noMatch');
+  const later = resultFor(spine, bidsOf(spine), [keys(plainPart(0, 2, 14, 71), 10, 45)]);
+  assert.equal(spine.apply(later).outcome, 'applied');
+  refused(spine, result, 'noMatch');
+});
+
 describe('a push that does not fit is a typed error and changes nothing (U7)', () => {
   const part = [plainPart(2, 3, 1)];
   const cases: [string, { lower: number; upper: number; since: number }, SpinePart[], string][] = [
@@ -416,6 +456,22 @@ describe('restoring believes nothing (U5)', () => {
         })),
       },
       'ID_REUSED',
+    ],
+    [
+      'a part in two batches',
+      {
+        hollows: good.hollows.map(({ id, hollow }) => ({
+          id,
+          hollow: {
+            ...hollow,
+            runs: hollow.runs.map((run) => ({
+              ...run,
+              parts: run.parts.map((part) => ({ ...part, file: 1 })),
+            })),
+          },
+        })),
+      },
+      'PART_TWICE',
     ],
     [
       'a length that is not the sum',

@@ -9,6 +9,7 @@ import { Prng } from '../../core/base/prng.ts';
 import { KIND_KEYED } from '../../core/base/update.ts';
 import { isCompact, levelOf } from '../../core/spine/batch.ts';
 import type { SpineState } from '../../core/spine/batch.ts';
+import { LoneParts } from '../../core/spine/moved-parts.ts';
 import { chooseMerge, chooseMove } from '../../core/spine/policy.ts';
 import { applyDelta, diffSpine, Spine } from '../../core/spine/spine.ts';
 import type { MergeResult } from '../../core/spine/spine.ts';
@@ -39,6 +40,9 @@ export class World {
   readonly gone: Set<number> = new Set();
   /** How often batches were joined by reference: the rare path must not stay unvisited. */
   joined = 0;
+  /** And parts inside a merge. */
+  moved = 0;
+  readonly #lone: LoneParts = new LoneParts();
 
   constructor(kind: number, seed: number, effort: number) {
     this.kind = kind;
@@ -107,11 +111,15 @@ export class World {
     const busy = new Set(flying.flatMap((job) => job.inputs));
     if (prng.chance(0.7)) {
       const runsMin = prng.pick([2, 4]);
-      const choice = chooseMerge(spine.batches(), {
+      const needs = {
         busy,
         runsMin,
         runsMax: prng.pick([3, 8, 32]),
-      });
+        since: spine.since,
+        partBytes: this.files.partBytes,
+      };
+      const choice = chooseMerge(spine.batches(), { ...needs, lone: this.#lone });
+      assert.deepEqual(chooseMerge(spine.batches(), needs), choice);
       if (choice === undefined) return;
       assert.ok(choice.inputs.every((bid) => !busy.has(bid)));
       flying.push(jobOf(choice, spine.since));
@@ -132,8 +140,13 @@ export class World {
     }
     const before = this.shape();
     const outcome = spine.apply(result);
-    if (outcome.outcome === 'applied') this.rewritten += result.output.len;
-    else {
+    if (outcome.outcome === 'applied') {
+      const inputs = new Set(job.runs.flatMap((run) => run.parts));
+      for (const part of result.runs.flat()) {
+        if (inputs.has(part)) this.moved++;
+        else this.rewritten += part.len;
+      }
+    } else {
       assert.equal(outcome.outcome, 'noMatch');
       assert.equal(this.shape(), before);
     }
@@ -157,7 +170,7 @@ export class World {
 
   /** The result with one row changed, lost or twice; what it says it dropped is as it was. */
   tampered(job: Job, result: MergeResult): Partial<MergeResult> {
-    const rows = result.runs.flatMap((parts) => this.files.read({ runId: 0, parts, len: 0 }));
+    const rows = result.runs.flatMap((parts) => this.files.read(parts));
     if (rows.length === 0) {
       return { dropped: { ...result.dropped, hash: [result.dropped.hash[0] ^ 1, 0] } };
     }
@@ -174,7 +187,7 @@ export class World {
 
   move(): void {
     const busy = new Set(this.flying.flatMap((job) => job.inputs));
-    const result = chooseMove(this.spine.batches(), busy);
+    const result = chooseMove(this.spine.batches(), busy, this.spine.since);
     if (result !== undefined) assert.equal(this.spine.apply(result).outcome, 'applied');
     if (result !== undefined && result.inputs.length > 1) {
       this.joined += Number(result.output.len > 0);
@@ -238,7 +251,7 @@ export class World {
     for (let jobs = 0; ; jobs++) {
       assert.ok(jobs < 1_000, 'merging comes to an end');
       const none = new Set<number>();
-      const move = chooseMove(this.spine.batches(), none);
+      const move = chooseMove(this.spine.batches(), none, this.spine.since);
       if (move !== undefined) {
         assert.equal(this.spine.apply(move).outcome, 'applied');
         continue;
