@@ -87,6 +87,8 @@ export class ChunkChanges implements AskedRows {
   oldUpper = 0;
   /** Ends with all old rows that are on their way from the disk, found or not. */
   #pending: Promise<void> | undefined;
+  /** All old rows in the range are being looked up with those of other pieces, until it ends. */
+  #ahead: { readonly range: ByteRange | undefined; readonly ended: Promise<void> } | undefined;
   /** Decoded with these codecs, those of who asked first. */
   #keyCodec: Codec<unknown> | undefined;
   #valueCodec: Codec<unknown> | undefined;
@@ -263,6 +265,11 @@ export class ChunkChanges implements AskedRows {
     return low;
   }
 
+  /** Changes of all transactions. */
+  get count(): number {
+    return this.#count;
+  }
+
   /** Changes before that transaction: a measure of work. */
   changesBefore(transaction: number): number {
     return this.#firsts[transaction];
@@ -302,13 +309,16 @@ export class ChunkChanges implements AskedRows {
   loadOld(from: number, to: number, range: ByteRange | undefined): Promise<void> | undefined {
     this.oldUpper = this.#knownUpper(from, to, range);
     if (this.oldUpper > from) return undefined;
+    // What is on its way as a whole is not taken to pieces.
+    const ahead = this.#ahead;
+    if (ahead !== undefined && ahead.range === range) return ahead.ended;
     const reads = new OldReads(this.#client, this.collection);
     this.#oldBytesLeft = OLD_BYTES_PER_LOAD;
     this.#firstEnd = this.#firsts[from + 1];
     try {
       this.oldUpper = this.#look(from, to, range, reads);
     } catch (error) {
-      this.#giveUp(reads);
+      reads.giveUp();
       throw error;
     }
     if (reads.count > 0) return this.#begin(reads, from, to, range);
@@ -316,26 +326,39 @@ export class ChunkChanges implements AskedRows {
     return this.oldUpper === from ? this.#pending : undefined;
   }
 
-  /** Looks up all old rows in the range, in turns: who asks for them later finds them, or waits for them. */
-  lookAhead(range: ByteRange | undefined): Promise<void> {
-    if (this.transactions === 0) return Promise.resolve();
+  /**
+   * Asks memory for all old rows in the range, in turns, and adds to `reads` those that only the disk knows.
+   * Who asks for one of them meanwhile waits until `ended`, which does not reject: by then `reads` has run, or
+   * was given up. Requires: their times are held.
+   */
+  async gather(reads: OldReads, range: ByteRange | undefined, ended: Promise<void>): Promise<void> {
     this.#oldBytesLeft = OLD_BYTES_PER_LOAD;
     this.#firstEnd = 0;
-    return this.#begin(new OldReads(this.#client, this.collection), 0, 0, range);
+    const ahead = { range, ended };
+    this.#ahead = ahead;
+    void ended.then(() => {
+      if (this.#ahead === ahead) this.#ahead = undefined;
+    });
+    this.#join(ended);
+    await this.#lookFrom(0, range, reads);
   }
 
   #begin(reads: OldReads, from: number, to: number, range: ByteRange | undefined): Promise<void> {
-    const before = this.#pending;
     const own = this.#readAhead(reads, from, to, range);
-    // Who waits for all waits until each has ended; what goes wrong with one is for who asked for it.
-    const ended = own.catch(() => {});
+    // What goes wrong is for who asked for it.
+    this.#join(own.catch(() => {}));
+    return own;
+  }
+
+  /** Who waits for all that is on its way waits for this too. */
+  #join(ended: Promise<void>): void {
+    const before = this.#pending;
     const all: Promise<void> =
       before === undefined ? ended : Promise.all([before, ended]).then(() => undefined);
     this.#pending = all;
     void all.then(() => {
       if (this.#pending === all) this.#pending = undefined;
     });
-    return own;
   }
 
   /** The first of transactions [from, to) of which something is not known; `to` when all is. */
@@ -421,27 +444,25 @@ export class ChunkChanges implements AskedRows {
     const T = Math.max(0, this.offsets[from] - 1);
     client.hold(T);
     try {
-      for (let at = to; at < this.transactions && this.#oldBytesLeft > 0;) {
-        await client.turn();
-        client.assertUsable();
-        const upper = this.#endOfVisit(at, CHANGES_PER_VISIT);
-        this.#look(at, upper, range, reads);
-        at = upper;
-      }
+      await this.#lookFrom(to, range, reads);
       this.#counts.oldRowsFromDisk += reads.count;
       if (reads.count > 0) await reads.run();
     } finally {
-      this.#giveUp(reads);
+      reads.giveUp();
       client.release(T);
     }
   }
 
-  /** What was noted and not answered is asked again by who wants it. */
-  #giveUp(reads: OldReads): void {
-    reads.close();
-    reads.eachRow((i) => {
-      if (this.#old[i] === OLD_PENDING) this.#old[i] = OLD_UNREAD;
-    });
+  /** Asks memory for the old rows from transaction `at` on, in turns. */
+  async #lookFrom(at: number, range: ByteRange | undefined, reads: OldReads): Promise<void> {
+    const client = this.#client;
+    while (at < this.transactions && this.#oldBytesLeft > 0) {
+      await client.turn();
+      client.assertUsable();
+      const upper = this.#endOfVisit(at, CHANGES_PER_VISIT);
+      this.#look(at, upper, range, reads);
+      at = upper;
+    }
   }
 
   /** The transaction after `t` and so many changes. */
@@ -468,6 +489,10 @@ export class ChunkChanges implements AskedRows {
     if (this.#oldBytesLeft <= 0 && i >= this.#firstEnd) this.#old[i] = OLD_UNREAD;
     else if (bytes === undefined) this.#old[i] = OLD_ABSENT;
     else this.#setOld(i, bytes, start, end);
+  }
+
+  giveUp(i: number): void {
+    if (this.#old[i] === OLD_PENDING) this.#old[i] = OLD_UNREAD;
   }
 
   #setOld(i: number, bytes: Uint8Array, start: number, end: number): void {

@@ -12,6 +12,7 @@ import type { Storage } from '../core/storage/storage.ts';
 import type { Client } from './client.ts';
 import { ChunkChanges } from './feed-changes.ts';
 import { OldRows } from './old-rows.ts';
+import type { OldWindow } from './old-window.ts';
 import { FRONTIER_LOGGED } from './waiter.ts';
 import type { Waiter } from './waiter.ts';
 
@@ -19,6 +20,8 @@ import type { Waiter } from './waiter.ts';
 const KEPT_BYTES_MAX: number = 8 * MiB;
 /** A piece costs more than its bytes once it is decoded. */
 const CHUNK_COST_BYTES: number = 4 * KiB;
+/** Bytes of log in the windows of all feeds. */
+const WINDOWS_BYTES_MAX: number = 16 * MiB;
 /** With so many feeds what is read ahead for one is there when it gets to it. */
 const READ_AHEAD_FEEDS_MAX = 4;
 /** Followers of the log with a file open. */
@@ -127,6 +130,8 @@ export class FeedHub implements FollowSource {
   readonly cursors: Set<string> = new Set();
   /** Last used last. */
   #chunks: HubChunk[] = [];
+  /** Those that hold something. */
+  readonly windows: Set<OldWindow> = new Set();
   /** By the offset that was asked for. */
   readonly #loads: Map<number, Promise<HubChunk>> = new Map();
   readonly #followers: LogFollower[] = [];
@@ -177,7 +182,18 @@ export class FeedHub implements FollowSource {
       }
       return chunk;
     }
+    for (const window of this.windows) {
+      const chunk = window.chunkAt(offset);
+      if (chunk !== undefined) return chunk;
+    }
     return undefined;
+  }
+
+  /** Windows may grow by so many bytes. */
+  hasWindowRoom(bytes: number): boolean {
+    let sum = bytes;
+    for (const window of this.windows) sum += window.bytes;
+    return sum <= WINDOWS_BYTES_MAX;
   }
 
   /** Begins to read the piece after this one, if that will be asked for and is there. */
@@ -295,6 +311,7 @@ export class FeedHub implements FollowSource {
     this.#waiter = undefined;
     this.#wakeAll();
     for (const follower of this.#followers.splice(0)) follower.close();
+    for (const window of this.windows) window.clear();
     this.#chunks = [];
   }
 }

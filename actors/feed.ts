@@ -17,6 +17,7 @@ import type { HubChunk, Waiting } from './feed-hub.ts';
 import { FeedHold, forgottenFeeds } from './feed-hold.ts';
 import type { FeedStart } from './feed-options.ts';
 import type { ByteRange } from './key-range.ts';
+import { OldWindow } from './old-window.ts';
 import { checkFields } from './options.ts';
 import { StateWalk } from './state-walk.ts';
 import type { WriteSet } from './write-set.ts';
@@ -103,6 +104,8 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
   readonly #old: boolean;
   readonly #progressMs: number;
   readonly #hold: FeedHold;
+  /** Old rows that are looked up ahead of it. */
+  readonly #window: OldWindow;
   readonly #cursor: Cursor | undefined;
   /** The cursor is in the store, and what is not confirmed is kept because of it. */
   #isRegistered = false;
@@ -153,9 +156,12 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
     this.#signal?.addEventListener('abort', this.#onAbort, { once: true });
     client.feeds.running++;
     const { hold, cursor } = start;
+    const window = new OldWindow(client.feeds);
+    this.#window = window;
     const release = (): void => {
       hold.release();
       cursor?.release();
+      window.clear();
     };
     forgottenFeeds.register(this, { release }, hold);
   }
@@ -330,6 +336,7 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
     forgottenFeeds.unregister(this.#hold);
     this.#hold.release();
     this.#cursor?.release();
+    this.#window.clear();
     this.#client.feeds.forget(this);
     this.wake(undefined);
   }
@@ -404,10 +411,12 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
     }
     if (this.#ended) return;
     this.#client.assertUsable();
+    this.#window.passed(this.#next);
     // Who asks for it meets what went wrong.
+    const own = chunk;
     hub
-      .readAhead(chunk)
-      ?.then((next) => this.#lookAhead(next))
+      .readAhead(own)
+      ?.then((next) => this.#lookAhead(own, next))
       .catch(() => {});
     await this.#take(chunk);
     if (this.#ended || this.#ready.length > 0) return;
@@ -417,12 +426,10 @@ export class Feed<U> implements AsyncIterableIterator<FeedItem<U>, undefined>, W
     }
   }
 
-  async #lookAhead(chunk: HubChunk): Promise<void> {
-    if (!this.#old) return;
-    for (const { collection, range } of this.#targets) {
-      if (this.#ended) return;
-      await chunk.changesOf(collection.id)?.lookAhead(range);
-    }
+  async #lookAhead(own: HubChunk, next: HubChunk): Promise<void> {
+    if (!this.#old || this.#ended) return;
+    const targets = this.#targets.map(({ collection, range }) => ({ id: collection.id, range }));
+    await this.#window.load(own, next, targets, () => !this.#ended);
   }
 
   /** From here on the store keeps what is not confirmed; a state only this feed, until it is read. */

@@ -42,6 +42,8 @@ export interface AskedRows {
   keyEndAt(i: number): number;
   /** `bytes` undefined: there was none. Valid until: the return. */
   answer(i: number, bytes: Uint8Array | undefined, start: number, end: number): void;
+  /** It was not answered, or was: who wants it asks again. */
+  giveUp(i: number): void;
 }
 
 /** A block that may hold some of the rows. */
@@ -262,10 +264,6 @@ export class OldReads {
     return this.#asked.length;
   }
 
-  eachRow(visit: (i: number) => void): void {
-    for (const i of this.#numbers) visit(i);
-  }
-
   // ---------------------------------------------------------------- in a visit
 
   /** @internal */
@@ -339,12 +337,17 @@ export class OldReads {
         await this.#readAll(blocks);
       }
     } finally {
-      this.close();
+      this.#close();
     }
   }
 
-  /** Lets go of what is pinned. Part of `run`; for reads that are given up before. */
-  close(): void {
+  /** At the end, whatever it was: lets go of everything, and tells who asked what was not answered. */
+  giveUp(): void {
+    this.#close();
+    for (const [row, asked] of this.#asked.entries()) asked.giveUp(this.#numbers[row]);
+  }
+
+  #close(): void {
     for (const io of this.#io.splice(0)) this.#client.reader.slot.endIo(io);
     for (const fd of this.#own.values()) this.#client.context.storage.close(fd);
     this.#own.clear();
