@@ -125,6 +125,8 @@ export class Merges {
     { state: SpineState<PartInfo>; since: number; busy: number }
   > = new WeakMap();
   readonly #merging: Set<Merging> = new Set();
+  /** Of them a job was stopped for parts that are to leave by an edit: that comes before the next job. */
+  readonly #leaving: WeakSet<Collection> = new WeakSet();
   readonly #figures: WeakMap<Collection, Figures> = new WeakMap();
   readonly #lone: LoneParts = new LoneParts();
   readonly #heat: ReadHeat;
@@ -232,7 +234,7 @@ export class Merges {
     bytesMax: number,
   ): MergeChoice<PartInfo> | undefined {
     const { runs, runsMost, space } = this.#figuresOf(collection);
-    if (runs === 0) return undefined;
+    if (runs === 0 || this.#leaving.has(collection)) return undefined;
     const idleMs = now - collection.touchedAt;
     const isIdle = idleMs >= IDLE_MERGE_MS || collection.compactWanted;
     const isSpaceWanted = wantsSpace(space, isIdle);
@@ -594,6 +596,7 @@ export class Merges {
 
   /** Parts that nobody who may read sees a row of leave without a job. */
   #coveredOf(collection: Collection, busy: ReadonlySet<number>): MergeResult<PartInfo> | undefined {
+    if (!this.isMerging(collection)) this.#leaving.delete(collection);
     const shown = this.#views.shown(collection.id);
     if (shown === undefined || !hasRangeSets(shown.runs.values())) return undefined;
     const { state, since } = shown;
@@ -617,7 +620,28 @@ export class Merges {
         const range = { lo: part.keyLo, hi: successor(part.keyHi), time: 0 };
         return set.newestCovering(0, range, part.maxT, since) !== part.maxT;
       });
-    return chooseCovered(collection.spine.batches(), busy, since, covers);
+    const move = chooseCovered(collection.spine.batches(), busy, since, covers);
+    if (move === undefined) this.#cancelCovered(collection, covers);
+    return move;
+  }
+
+  /** A job stops when most of what it reads may leave by an edit alone; for less it is not worth it. */
+  #cancelCovered(collection: Collection, covers: (part: PartInfo) => boolean): void {
+    for (const merging of this.#merging) {
+      if (merging.collection !== collection || merging.cancelled) continue;
+      let covered = 0;
+      let bytes = 0;
+      for (const run of merging.choice.runs) {
+        for (const part of run.parts) {
+          bytes += part.bytes;
+          if (!isRangePart(part) && covers(part)) covered += part.bytes;
+        }
+      }
+      if (2 * covered < bytes) continue;
+      merging.cancelled = true;
+      this.#desk.cancel(merging.jobId);
+      this.#leaving.add(collection);
+    }
   }
 
   #collapse(collection: Collection, now: number): boolean {

@@ -277,6 +277,107 @@ test('a manifest edit costs what was touched, however many collections lie besid
   assert.ok(beside < 1.3 * alone, `${beside} bytes beside 999 others, ${alone} alone`);
 });
 
+test('a result that is refused takes with it only what is new: parts it would have moved stay', async (context) => {
+  const disk = new SimDisk({ answerAtOnce: true });
+  const clock = { nowMs: () => Date.now(), ticksMs: () => performance.now() };
+  const home = new Home('inline');
+  try {
+    const seam = { partBytes: 32 * KiB, holder: undefined };
+    const engine = await home.openWith(seam, { storage: { storage: disk, clock } });
+    const words = await engine.collection('words', { key: 'u64', value: 'utf8' });
+    const rows = new Map<number, string>();
+    for (const [from, to, step] of [
+      [0, 6_000, 1],
+      [2_000, 2_400, 3],
+    ]) {
+      const tx = engine.transaction();
+      for (let i = from; i < to; i += step) {
+        tx.put(words, i, `${step} ${i}`.padEnd(60, '.'));
+        rows.set(i, `${step} ${i}`.padEnd(60, '.'));
+      }
+      await tx.commit();
+      await engine.flush();
+    }
+    await quiet(engine);
+    const before = disk.list('parts').toSorted();
+    let partsMoved = 0;
+    const result = Reflect.get(MergeJob.prototype, 'result');
+    const broken = context.mock.method(MergeJob.prototype, 'result', function (this: MergeJob) {
+      const made = result.call(this);
+      partsMoved += made.stats.partsMoved;
+      return { ...made, dropped: { ...made.dropped, len: made.dropped.len - 1 } };
+    });
+    await engine.compact(words).catch(() => {});
+    await until('what it made is set aside', () => disk.list('quarantine').length > 0);
+    await until('nothing else is left of it', () => disk.list('parts').length === before.length);
+    assert.ok(partsMoved > 3, `${partsMoved} parts were to be moved`);
+    assert.deepEqual(disk.list('parts').toSorted(), before);
+    const expected = [...rows].toSorted(([a], [b]) => a - b);
+    assert.deepEqual([...words.entries()], expected);
+    broken.mock.restore();
+    await engine.close();
+    const again = await home.openWith(seam, { storage: { storage: disk, clock } });
+    const reopened = await again.collection('words', { key: 'u64', value: 'utf8' });
+    await again.compact(reopened);
+    assert.ok(again.stats().spine.partsMoved > 3, 'they are moved now');
+    assert.deepEqual([...reopened.entries()], expected);
+    assert.equal((await again.verify({ full: true })).ok, true);
+  } finally {
+    await home.end();
+  }
+});
+
+test('a merge of what a range delete covers is stopped, and its inputs leave by an edit', async (context) => {
+  const disk = new SimDisk({ answerAtOnce: true });
+  const clock = { nowMs: () => Date.now(), ticksMs: () => performance.now() };
+  const storage = { storage: disk, clock };
+  const engine = await open('/sim', { threads: 0, memoryBytes: 64 * MiB, storage });
+  const words = await engine.collection('words', { key: 'utf8', value: 'utf8' });
+  for (let run = 0; run < 3; run++) {
+    const tx = engine.transaction();
+    for (let i = 0; i < 500; i++) tx.put(words, numbered(i), `${run} ${i}`);
+    await tx.commit();
+    await engine.flush();
+  }
+  await quiet(engine);
+  // Merges begin, and come to nothing.
+  let steps = 0;
+  const held = context.mock.method(MergeJob.prototype, 'step', () => {
+    steps++;
+    return true;
+  });
+  let cancelled = 0;
+  const cancel = Reflect.get(MergeJob.prototype, 'cancel');
+  context.mock.method(MergeJob.prototype, 'cancel', function (this: MergeJob) {
+    cancelled++;
+    cancel.call(this);
+  });
+  const before = engine.stats().spine.jobs;
+  const compacted = engine.compact(words);
+  await until('a merge is under way', () => steps > 0);
+  await words.deleteRange({});
+  await engine.flush();
+  let flushes = 0;
+  do {
+    assert.ok(flushes++ < 50, 'the merge is stopped');
+    // Time goes on, and with it what may be forgotten.
+    await words.put('z', `${flushes}`);
+    await engine.flush();
+    for (let n = 0; n < 20; n++) await turn();
+  } while (cancelled === 0);
+  held.mock.restore();
+  await compacted;
+  await quiet(engine);
+  const { moves, mergesRefused } = engine.stats().spine.jobs;
+  assert.ok(moves > before.moves, 'an edit took them');
+  assert.equal(mergesRefused, before.mergesRefused);
+  assert.deepEqual([...words.keys()], ['z']);
+  const found = engine.stats().collections.find(({ name }) => name === 'words');
+  assert.ok((found?.mergedRowsIn ?? 0) < 500, 'no merge went over them');
+  assert.equal(engine.stats().spine.jobs.failed, 0, 'that is no failure');
+  await engine.close();
+});
+
 test('of two collections with as much to merge the one that is read goes first', async (context) => {
   const disk = new SimDisk({ answerAtOnce: true });
   let ms = 1_000;

@@ -263,6 +263,34 @@ test('a job holds no more in memory than it may, but for two runs', () => {
   assert.equal(runsAt(1 * MIB), 2);
 });
 
+test('memory for two runs at a time: one run is left after as many passes as halve them (C2)', () => {
+  const count = 13;
+  const spine = new Spine({ kind: KIND_KEYED, ids: counterIds() });
+  for (let t = 0; t < count; t++) {
+    const part = { ...plainPart(t, t + 1, 10), blockCount: 1, bytes: 30 * MIB };
+    spine.push({ lower: t, upper: t + 1, since: 0, runs: [[part]] });
+  }
+  spine.collapse();
+  let passes = 0;
+  for (; spine.batches()[0].parts.length > 1; passes++) {
+    // In a pass no job takes what one of the same pass has made.
+    const made = new Set<number>();
+    for (;;) {
+      const needs = { busy: made, runsMin: 2, memoryMax: MIB };
+      const choice = chooseMerge(spine.batches(), needs);
+      if (choice === undefined) break;
+      assert.equal(choice.runs.length, 2);
+      const { inputs, lower, upper, len } = choice;
+      const part = { ...plainPart(lower, upper, len), blockCount: 1, bytes: choice.bytes };
+      const outcome = spine.apply(balanced(spine, { inputs, since: 0, runs: [[part]] }));
+      assert.ok(outcome.outcome === 'applied', outcome.outcome);
+      made.add(outcome.hollow.bid);
+    }
+    assert.ok(passes < count, 'there is an end');
+  }
+  assert.ok(passes <= Math.ceil(Math.log2(count)) + 1, `${passes} passes`);
+});
+
 test('space alone delays a flush only when a merge could not keep up', () => {
   const space = (live: number, garbage: number) => ({
     bytes: live + garbage,

@@ -493,6 +493,17 @@ describe('restoring believes nothing (U5)', () => {
       },
       'TIME_GAP',
     ],
+    [
+      'more updates than any spine may hold',
+      {
+        hollows: good.hollows.map(({ id, hollow }) => {
+          const [run] = hollow.runs;
+          const runs = [{ ...run, len: lenMax, parts: [{ ...run.parts[0], len: lenMax }] }];
+          return { id, hollow: { ...hollow, runs, len: lenMax } };
+        }),
+      },
+      'SPINE_TOO_LONG',
+    ],
     ['a since that is no offset', { since: -1 }, 'BAD_FRONTIER'],
   ];
   for (const [name, change, finding] of cases) {
