@@ -39,7 +39,7 @@ import { Outbox, inboxOf } from './actor.ts';
 import type { LongStall, StallWords } from '../core/shared/control.ts';
 import type { ActorContext } from './actor.ts';
 import type { Conditions } from './conditions.ts';
-import { GroupedConditions } from './grouped-conditions.ts';
+import { GroupedConditions, WrittenRows } from './grouped-conditions.ts';
 import { CLIENT_COUNTERS, indexIn } from './counters.ts';
 import {
   KIND_WORD,
@@ -62,6 +62,13 @@ import { WriteSet } from './write-set.ts';
 
 /** What a commit resolves with. */
 export type Receipt = { readonly offset: number };
+
+/** Who is told how a commit has ended, instead of a promise. Neither runs anybody's code, or commits. */
+export interface CommitTold {
+  /** It is settled, at this offset. */
+  onCommitted(offset: number): void;
+  onRefused(error: Error): void;
+}
 
 type Resolve = (receipt: Receipt) => void;
 type Reject = (error: unknown) => void;
@@ -101,9 +108,10 @@ type Refusal = Error | readonly Error[];
 
 class PendingRecord {
   number = 0;
-  readonly resolves: Resolve[] = [];
-  readonly rejects: Reject[] = [];
-  readonly promises: Promise<Receipt>[] = [];
+  /** Of each transaction: who is told, or how its promise is settled. */
+  readonly told: (CommitTold | Resolve)[] = [];
+  readonly rejects: (Reject | undefined)[] = [];
+  readonly promises: (Promise<Receipt> | undefined)[] = [];
   /** True when some commit in it waits for the sync. */
   sync = false;
   /** First offset, once the receipt is there. */
@@ -144,6 +152,8 @@ export class CommitLine {
   #conditionsPage: OpenPage | undefined;
   #conditionsAt = 0;
   #nextNumber = 1;
+  /** What the group in the stage writes. */
+  readonly #written: WrittenRows = new WrittenRows();
   /** Closed records that found no room, oldest first. */
   #waiting: PendingRecord[] = [];
   #waitingBytes = 0;
@@ -250,6 +260,26 @@ export class CommitLine {
 
   /** Finishes and commits a transaction that was built elsewhere. Throws with the set as it was. */
   commitSet(set: WriteSet, sync: boolean, conditions?: Conditions): Promise<Receipt> {
+    const isAlone = this.#stageSet(set, conditions);
+    const committed = this.#enlist(sync);
+    if (isAlone) this.#close(ALONE);
+    return committed;
+  }
+
+  /** As `commitSet`; `told` is told. */
+  commitTold(
+    set: WriteSet,
+    sync: boolean,
+    conditions: Conditions | undefined,
+    told: CommitTold,
+  ): void {
+    const isAlone = this.#stageSet(set, conditions);
+    this.#enter(sync, told, undefined, undefined);
+    if (isAlone) this.#close(ALONE);
+  }
+
+  /** The set is the last transaction of the stage; true: its record ends with it. */
+  #stageSet(set: WriteSet, conditions: Conditions | undefined): boolean {
     this.#checkRoom();
     this.assertNotEncoding();
     set.assertNotEncoding();
@@ -261,49 +291,39 @@ export class CommitLine {
       this.#counters.add(REFUSED_TOO_LARGE, 1);
       throw tooManyOperations(set.operations, this.#commitOperationsMax);
     }
-    if (conditions?.isGroupable === true) return this.#commitGrouped(set, sync, conditions);
-    if (conditions !== undefined) return this.#commitAlone(set, sync, conditions);
+    // What is visible now breaks one: it throws.
+    const conflict = conditions?.check();
+    if (conflict !== undefined) throw conflict;
     set.finish();
+    if (conditions?.isGroupable === true) {
+      this.#stageGrouped(set, conditions);
+      return false;
+    }
     const staged = this.#staged;
-    if (staged !== undefined) {
+    if (conditions !== undefined) {
+      this.#close(BY_TURN);
+    } else if (staged !== undefined) {
       if (staged.conditions !== undefined) this.#close(ALONE);
       else if (this.#stage.end + set.end > this.#stageLimit()) this.#close(BY_PAGE);
     }
     this.#stage.append(set);
-    return this.#enlist(sync);
-  }
-
-  /** Commits with conditions, in a record of its own. Throws when what is visible now breaks one. */
-  #commitAlone(set: WriteSet, sync: boolean, conditions: Conditions): Promise<Receipt> {
-    const conflict = conditions.check();
-    if (conflict !== undefined) throw conflict;
-    set.finish();
-    this.#close(BY_TURN);
-    this.#stage.append(set);
+    if (conditions === undefined) return false;
     this.#open().conditions = conditions;
-    const committed = this.#enlist(sync);
-    this.#close(ALONE);
-    return committed;
+    return true;
   }
 
-  /**
-   * Commits with conditions that were read at one time, beside others like it of this turn. Throws when what
-   * is visible now breaks one; rejects with BESIDE_CONFLICT when one of another did.
-   */
-  #commitGrouped(set: WriteSet, sync: boolean, conditions: Conditions): Promise<Receipt> {
-    const conflict = conditions.check();
-    if (conflict !== undefined) throw conflict;
-    set.finish();
+  /** Beside others like it of this turn; refused with BESIDE_CONFLICT when a condition of another breaks. */
+  #stageGrouped(set: WriteSet, conditions: Conditions): void {
     const group = this.#staged?.conditions;
     let isJoining = group instanceof GroupedConditions && group.takes(conditions);
     if (this.#stage.end + set.end > this.#stageLimit()) isJoining = false;
     if (!isJoining) {
       this.#close(group === undefined ? BY_TURN : ALONE);
-      this.#open().conditions = new GroupedConditions();
+      this.#written.clear();
+      this.#open().conditions = new GroupedConditions(this.#written);
     }
     this.#stage.append(set);
     (this.#staged!.conditions as GroupedConditions).add(conditions, set);
-    return this.#enlist(sync);
   }
 
   /** Bytes a record may grow to: the rest of the open page, or a fresh one. */
@@ -322,17 +342,31 @@ export class CommitLine {
   }
 
   #enlist(sync: boolean): Promise<Receipt> {
+    let resolve!: Resolve;
+    let reject!: Reject;
+    const promise = new Promise<Receipt>((onResolve, onReject) => {
+      resolve = onResolve;
+      reject = onReject;
+    });
+    this.#enter(sync, resolve, reject, promise);
+    return promise;
+  }
+
+  /** The last transaction of the stage is of this record. */
+  #enter(
+    sync: boolean,
+    told: CommitTold | Resolve,
+    reject: Reject | undefined,
+    promise: Promise<Receipt> | undefined,
+  ): void {
     const enlisted = this.#staged ?? this.#open();
     enlisted.transactions++;
     if (sync) enlisted.sync = true;
-    const promise = new Promise<Receipt>((resolve, reject) => {
-      enlisted.resolves.push(resolve);
-      enlisted.rejects.push(reject);
-    });
+    enlisted.told.push(told);
+    enlisted.rejects.push(reject);
     enlisted.promises.push(promise);
     if (this.#stage.end > pageBytes) this.#close(LARGE);
     else if (enlisted.transactions >= HANDED_OVER_MAX) this.#close(BY_COUNT);
-    return promise;
   }
 
   /** The record of this turn, or the next one of it. */
@@ -807,8 +841,12 @@ function settle(records: PendingRecord[], upper: number, bytesMax: number): Pend
   for (const record of records) {
     if (record.first + record.transactions > upper || bytes >= bytesMax) break;
     bytes += record.payloadBytes;
-    const { resolves, first } = record;
-    for (let i = 0; i < resolves.length; i++) resolves[i]({ offset: first + i });
+    const { told, first } = record;
+    for (let i = 0; i < told.length; i++) {
+      const one = told[i];
+      if (typeof one === 'function') one({ offset: first + i });
+      else one.onCommitted(first + i);
+    }
     done++;
   }
   return done === 0 ? records : records.slice(done);
@@ -853,10 +891,15 @@ function lookAgain(conditions: Conditions | GroupedConditions): Refusal | undefi
 
 function rejectAll(record: PendingRecord, refusal: Refusal): void {
   for (const run of record.onReceipt) run();
-  for (let i = 0; i < record.rejects.length; i++) {
+  for (const [i, told] of record.told.entries()) {
+    const error = refusal instanceof Error ? refusal : refusal[i];
+    if (typeof told !== 'function') {
+      told.onRefused(error);
+      continue;
+    }
     // A commit that nobody awaits must not end the process when it fails.
-    record.promises[i].catch(ignore);
-    record.rejects[i](refusal instanceof Error ? refusal : refusal[i]);
+    record.promises[i]!.catch(ignore);
+    record.rejects[i]!(error);
   }
 }
 

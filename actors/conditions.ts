@@ -23,6 +23,7 @@ import {
   layConditionsHeader,
 } from '../core/memtable/conditions.ts';
 import { tooLarge } from './encodings.ts';
+import type { WrittenRows } from './grouped-conditions.ts';
 import { NEWEST, ROW_FOUND } from './reader.ts';
 import type { Reader } from './reader.ts';
 import { SMALL_BYTES } from './spare-buffers.ts';
@@ -168,22 +169,15 @@ export class Conditions {
     return false;
   }
 
-  /**
-   * Whether one of them is on what is written: rows by hashes (of key and collection), collections as a
-   * whole, and those of which a range was deleted. Another row's equal hash is taken for a hit.
-   */
-  isOn(
-    rows: ReadonlySet<number>,
-    collections: ReadonlySet<number>,
-    ranged: ReadonlySet<number>,
-  ): boolean {
+  /** Whether one of them is on what is written: perhaps, where it is a row. */
+  isOn(written: WrittenRows): boolean {
     const bytes = this.#bytes;
     for (let at = CONDITIONS_HEADER_BYTES; at < this.#end; at = this.#next(at)) {
       const id = getU32(bytes, at + CONDITION_COLLECTION_OFFSET);
-      if (!collections.has(id)) continue;
-      if (bytes[at + CONDITION_KIND_OFFSET] > CONDITION_ABSENT || ranged.has(id)) return true;
+      if (!written.hasCollection(id)) continue;
+      if (bytes[at + CONDITION_KIND_OFFSET] > CONDITION_ABSENT || written.hasRange(id)) return true;
       const length = getU16(bytes, at + CONDITION_KEY_BYTES_OFFSET);
-      if (rows.has(hashAt(bytes, at + CONDITION_KEY_OFFSET, length, id))) return true;
+      if (written.mayHaveRow(hashAt(bytes, at + CONDITION_KEY_OFFSET, length, id))) return true;
     }
     return false;
   }

@@ -26,19 +26,75 @@ export const BESIDE_CONFLICT: Error = new Error('a transaction in the same recor
 /** What the conditions of a group take at most: a fraction of the page that many groups share. */
 const GROUP_BYTES_MAX: number = pageBytes / 4;
 
-export class GroupedConditions {
-  readonly #members: Conditions[] = [];
-  #size = CONDITIONS_HEADER_BYTES;
-  /** Of the rows that members write. Equal hashes of other rows do no harm: the group ends sooner. */
-  readonly #written: Set<number> = new Set();
+/** Bits for rows, two each: so many that a group of small transactions hardly ever ends for another row's. */
+const ROW_BITS_SHIFT = 15;
+const ROW_BITS_MASK: number = (1 << ROW_BITS_SHIFT) - 1;
+
+/** Rows and collections that the transactions of a group write; rows by hash: another row's does no harm, the group ends sooner. */
+export class WrittenRows {
+  readonly #rows: Int32Array = new Int32Array((ROW_BITS_MASK + 1) / 32);
   readonly #collections: Set<number> = new Set();
   /** Of these a range was deleted. */
   readonly #ranged: Set<number> = new Set();
+  #last = -1;
+
+  clear(): void {
+    this.#rows.fill(0);
+    this.#collections.clear();
+    this.#ranged.clear();
+    this.#last = -1;
+  }
+
+  addRow(id: number, hash: number): void {
+    this.#addCollection(id);
+    const other = hash >>> ROW_BITS_SHIFT;
+    this.#rows[(hash & ROW_BITS_MASK) >>> 5] |= 1 << (hash & 31);
+    this.#rows[(other & ROW_BITS_MASK) >>> 5] |= 1 << (other & 31);
+  }
+
+  addRange(id: number): void {
+    this.#addCollection(id);
+    this.#ranged.add(id);
+  }
+
+  #addCollection(id: number): void {
+    // Mostly it is the same one again.
+    if (id === this.#last) return;
+    this.#last = id;
+    this.#collections.add(id);
+  }
+
+  /** Something of the collection is written. */
+  hasCollection(id: number): boolean {
+    return id === this.#last || this.#collections.has(id);
+  }
+
+  hasRange(id: number): boolean {
+    return this.#ranged.size > 0 && this.#ranged.has(id);
+  }
+
+  /** False: no row with this hash is. */
+  mayHaveRow(hash: number): boolean {
+    if ((this.#rows[(hash & ROW_BITS_MASK) >>> 5] & (1 << (hash & 31))) === 0) return false;
+    const other = hash >>> ROW_BITS_SHIFT;
+    return (this.#rows[(other & ROW_BITS_MASK) >>> 5] & (1 << (other & 31))) !== 0;
+  }
+}
+
+export class GroupedConditions {
+  readonly #members: Conditions[] = [];
+  #size = CONDITIONS_HEADER_BYTES;
+  readonly #written: WrittenRows;
+
+  /** `written`, empty, is the group's until no more are added. */
+  constructor(written: WrittenRows) {
+    this.#written = written;
+  }
 
   /** Whether a transaction may follow: it reads nothing that those before it write. */
   takes(conditions: Conditions): boolean {
     if (this.#size + conditions.size > GROUP_BYTES_MAX) return false;
-    return !conditions.isOn(this.#written, this.#collections, this.#ranged);
+    return !conditions.isOn(this.#written);
   }
 
   /** `set` is what the transaction writes. */
@@ -51,9 +107,8 @@ export class GroupedConditions {
       const kind = bytes[at + OP_KIND_OFFSET];
       const keyBytes = getU16(bytes, at + OP_KEY_BYTES_OFFSET);
       const id = getU32(bytes, at);
-      this.#collections.add(id);
-      if (kind === OP_DELETE_RANGE) this.#ranged.add(id);
-      else this.#written.add(hashAt(bytes, at + keyOffsetOf(kind), keyBytes, id));
+      if (kind === OP_DELETE_RANGE) this.#written.addRange(id);
+      else this.#written.addRow(id, hashAt(bytes, at + keyOffsetOf(kind), keyBytes, id));
       at += operationBytes(kind, keyBytes, getU32(bytes, at + OP_VALUE_BYTES_OFFSET));
     }
   }

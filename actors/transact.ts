@@ -11,6 +11,7 @@ import { TidemarkError } from '../core/base/errors.ts';
 import type { Prng } from '../core/base/prng.ts';
 import { CATALOG_ID } from '../core/base/update.ts';
 import type { Client } from './client.ts';
+import type { CommitTold } from './commit-line.ts';
 import { checkFields, checkSignal, show } from './options.ts';
 import { Hold } from './range.ts';
 import { NEWEST } from './reader.ts';
@@ -60,65 +61,173 @@ export class TransactShared {
   }
 }
 
-export async function transact<R>(
+export function transact<R>(
   client: Client,
   shared: TransactShared,
   run: (tx: TransactionScope) => R | PromiseLike<R>,
   options: TransactOptions | undefined,
 ): Promise<R> {
-  if (typeof run !== 'function') throw new TypeError('transact takes a function');
-  const { retries, signal, durability } = checkTransact(options);
-  let leaveLine: (() => void) | undefined;
-  try {
-    for (let attempt = 0; ; attempt++) {
-      signal?.throwIfAborted();
+  return new Promise((resolve, reject) => {
+    if (typeof run !== 'function') throw new TypeError('transact takes a function');
+    new Transact(client, shared, run, checkTransact(options), resolve, reject).attempt();
+  });
+}
+
+/**
+ * One call, from its first run to its end. Most end after one, of a function that only reads memory: until
+ * there is something to wait for, nothing is made that waits.
+ */
+class Transact<R> implements CommitTold {
+  readonly #client: Client;
+  readonly #shared: TransactShared;
+  readonly #run: (tx: TransactionScope) => R | PromiseLike<R>;
+  readonly #options: Checked;
+  readonly #resolve: (value: R) => void;
+  readonly #reject: (error: unknown) => void;
+  #attempts = 0;
+  #scope: TransactionScope | undefined;
+  #value: R | undefined;
+  #leaveLine: (() => void) | undefined;
+
+  constructor(
+    client: Client,
+    shared: TransactShared,
+    run: (tx: TransactionScope) => R | PromiseLike<R>,
+    options: Checked,
+    resolve: (value: R) => void,
+    reject: (error: unknown) => void,
+  ) {
+    this.#client = client;
+    this.#shared = shared;
+    this.#run = run;
+    this.#options = options;
+    this.#resolve = resolve;
+    this.#reject = reject;
+  }
+
+  /** Runs the function, and commits what it wrote. Never throws. */
+  attempt(): void {
+    let given: R | PromiseLike<R>;
+    let isWaiting: boolean;
+    try {
+      this.#options.signal?.throwIfAborted();
       // Before a share of the hold is taken, which only the scope gives back.
-      client.assertUsable();
-      let conflict: TidemarkError;
-      let isOld: boolean;
-      const scope = new TransactionScope(client, shared.holdNewest(client));
-      try {
-        // Without a wait, unless it is asked for: most functions only read memory.
-        let value: R;
-        try {
-          const given = run(scope);
-          value = isThenable(given) ? await given : given;
-        } finally {
-          scope.end();
-        }
-        signal?.throwIfAborted();
-        for (;;) {
-          try {
-            await scope.commitReads(durability);
-            return value;
-          } catch (error) {
-            if (!scope.mayComeAgain(error)) throw error;
-          }
-          await client.line.room();
-        }
-      } catch (error) {
-        // What the function threw may come from what it read, which nobody has checked: only ours is judged.
-        isOld = error === scope.lost;
-        const isLost = error !== undefined && (isOld || error === scope.conflict);
-        if (!isLost || attempt >= retries) throw error;
-        conflict = error as TidemarkError;
-      } finally {
-        scope.release();
+      this.#client.assertUsable();
+      this.#scope = new TransactionScope(this.#client, this.#shared.holdNewest(this.#client));
+      // Without a wait, unless it is asked for: most functions only read memory.
+      given = this.#run(this.#scope);
+      isWaiting = isThenable(given);
+    } catch (error) {
+      this.#lose(error);
+      return;
+    }
+    if (isWaiting) void this.#wait(given as PromiseLike<R>);
+    else this.#end(given as R);
+  }
+
+  async #wait(given: PromiseLike<R>): Promise<void> {
+    let value: R;
+    try {
+      value = await given;
+    } catch (error) {
+      this.#lose(error);
+      return;
+    }
+    this.#end(value);
+  }
+
+  /** The function has returned. */
+  #end(value: R): void {
+    this.#value = value;
+    try {
+      this.#scope!.end();
+      this.#options.signal?.throwIfAborted();
+    } catch (error) {
+      this.#lose(error);
+      return;
+    }
+    this.#commit();
+  }
+
+  #commit(): void {
+    try {
+      if (!this.#scope!.commitReads(this.#options.durability, this)) this.#succeed();
+    } catch (error) {
+      this.#refuse(error);
+    }
+  }
+
+  onCommitted(): void {
+    this.#scope!.tell();
+    this.#succeed();
+  }
+
+  #succeed(): void {
+    this.#scope!.release();
+    this.#leaveLine?.();
+    this.#resolve(this.#value!);
+  }
+
+  onRefused(error: Error): void {
+    // In a turn of its own: what comes now may commit again.
+    queueMicrotask(() => this.#refuse(error));
+  }
+
+  #refuse(error: unknown): void {
+    if (!this.#scope!.mayComeAgain(error)) {
+      this.#lose(error);
+      return;
+    }
+    this.#client.line.room().then(
+      () => this.#commit(),
+      (gone: unknown) => this.#lose(gone),
+    );
+  }
+
+  /** What this attempt came to; the next one if it may be. */
+  #lose(error: unknown): void {
+    const scope = this.#scope;
+    this.#scope = undefined;
+    scope?.end();
+    scope?.release();
+    // What the function threw may come from what it read, which nobody has checked: only ours is judged.
+    const isOld = scope !== undefined && error === scope.lost;
+    const isLost = error !== undefined && (isOld || error === scope?.conflict);
+    if (!isLost || this.#attempts >= this.#options.retries) this.#fail(error);
+    else void this.#again(isOld ? undefined : (error as TidemarkError));
+  }
+
+  #fail(error: unknown): void {
+    this.#leaveLine?.();
+    this.#reject(error);
+  }
+
+  /** `conflict` undefined: what was read is too old. */
+  async #again(conflict: TidemarkError | undefined): Promise<void> {
+    const client = this.#client;
+    const { lines, chance } = this.#shared;
+    const { signal } = this.#options;
+    try {
+      this.#leaveLine?.();
+      this.#leaveLine = undefined;
+      if (conflict !== undefined) {
+        this.#leaveLine = await joinLine(lines, lineOf(conflict), signal);
       }
-      leaveLine?.();
-      leaveLine = isOld ? undefined : await joinLine(shared.lines, lineOf(conflict), signal);
       // What broke it has its place by now, if readers do not see it yet.
       await client.frontierReached(client.context.control.applied(), false, signal);
-      if (attempt >= RUNS_AT_ONCE) {
-        await pause(client, shared.chance, attempt - RUNS_AT_ONCE, signal);
+      if (this.#attempts >= RUNS_AT_ONCE) {
+        await pause(client, chance, this.#attempts - RUNS_AT_ONCE, signal);
       }
+    } catch (error) {
+      this.#fail(error);
+      return;
     }
-  } finally {
-    leaveLine?.();
+    this.#attempts++;
+    this.attempt();
   }
 }
 
-function isThenable<R>(given: R | PromiseLike<R>): given is PromiseLike<R> {
+function isThenable(given: unknown): boolean {
   return (
     (typeof given === 'object' || typeof given === 'function') &&
     given !== null &&

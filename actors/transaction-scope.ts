@@ -11,7 +11,7 @@ import { pageBytes } from '../core/base/limits.ts';
 import type { Client } from './client.ts';
 import { checkCommit } from './collection.ts';
 import type { Collection } from './collection.ts';
-import type { Receipt } from './commit-line.ts';
+import type { CommitTold } from './commit-line.ts';
 import { Conditions } from './conditions.ts';
 import { buffer, decodeLent } from './encodings.ts';
 import { BESIDE_CONFLICT } from './grouped-conditions.ts';
@@ -65,9 +65,9 @@ export class TransactionScope extends Transaction {
   #seen: Set<string> | undefined;
   /** Keys of multisets that were read, by collection and key. */
   #seenPairs: Set<string> | undefined;
-  readonly #ranges: RangeRead[] = [];
+  #ranges: RangeRead[] | undefined;
   /** The rows of the store in each; each holds the time on its own, until it ends. */
-  readonly #rows: RangeIterable<Buffer, Buffer, OwnRow>[] = [];
+  #rows: RangeIterable<Buffer, Buffer, OwnRow>[] | undefined;
   /** So much was read of these that one condition on all of a collection stands for it. */
   #whole: Set<number> | undefined;
   #areRangesAdded = false;
@@ -233,7 +233,7 @@ export class TransactionScope extends Transaction {
     seen.add(name);
     const bounds = { lower: own, upper: successor(own), upperOpen: false, reverse: false };
     const range = { bounds, limit: Infinity };
-    this.#ranges.push({ collection, range, reached: undefined, isWhole: true });
+    (this.#ranges ??= []).push({ collection, range, reached: undefined, isWhole: true });
     return own;
   }
 
@@ -287,7 +287,7 @@ export class TransactionScope extends Transaction {
     }
     const range = checkRange(options, collection.keyCodec);
     const read: RangeRead = { collection, range, reached: undefined, isWhole: false };
-    this.#ranges.push(read);
+    (this.#ranges ??= []).push(read);
     const all = { bounds: range.bounds, limit: Infinity };
     const rows = this.#orLostSync(
       () =>
@@ -301,7 +301,7 @@ export class TransactionScope extends Transaction {
           (key, value) => ({ key: key(), value: value() }),
         ),
     );
-    this.#rows.push(rows);
+    (this.#rows ??= []).push(rows);
     const writes = this.#ownWrites();
     const own = writes.within(collection.id, range.bounds);
     if (range.bounds.reverse) own.reverse();
@@ -424,7 +424,7 @@ export class TransactionScope extends Transaction {
     super.end();
     this.#isOver = true;
     // Walks that were left, or whose codec threw, go no further.
-    for (const rows of this.#rows) rows.return();
+    if (this.#rows !== undefined) for (const rows of this.#rows) rows.return();
   }
 
   /** @internal Once. */
@@ -435,16 +435,17 @@ export class TransactionScope extends Transaction {
   }
 
   /**
-   * @internal Commits on condition that nothing read has changed; without writes there is nothing to commit.
-   * What it throws or rejects with is for `mayComeAgain`.
+   * @internal Commits on condition that nothing read has changed, and `told` is told how that ended; false:
+   * without writes there is nothing to commit. What it throws, or tells of, is for `mayComeAgain`.
    */
-  commitReads(durability: 'synced' | 'buffered' | undefined): Promise<Receipt> | undefined {
+  commitReads(durability: 'synced' | 'buffered' | undefined, told: CommitTold): boolean {
     if (this.lost !== undefined) throw this.lost;
     const client = this.#client;
     client.assertUsable();
-    if (this.size === 0) return undefined;
+    if (this.size === 0) return false;
     const sync = checkCommit(client, durability === undefined ? undefined : { durability });
-    return this.telling(client.line.commitSet(this.set, sync, this.#conditions()));
+    client.line.commitTold(this.set, sync, this.#conditions(), told);
+    return true;
   }
 
   /** @internal Whether a commit that failed so is to be tried again as it is: nothing was claimed. */
@@ -466,8 +467,9 @@ export class TransactionScope extends Transaction {
 
   /** How far they were read is known at the end. */
   #addRanges(): void {
-    const points = this.#points;
     this.#areRangesAdded = true;
+    if (this.#ranges === undefined) return;
+    const points = this.#points;
     for (const read of this.#ranges) {
       const { id, name } = read.collection;
       const bounds = boundsOf(read);

@@ -22,7 +22,7 @@ export class Transaction {
   readonly #set: WriteSet;
   #committed = false;
   /** What to tell feeds whose place is in it, once it is committed. */
-  readonly #acks: (() => void)[] = [];
+  #acks: (() => void)[] | undefined;
 
   /** @internal */
   constructor(client: Client) {
@@ -97,7 +97,7 @@ export class Transaction {
     this.#assertOpen();
     if (!(feed instanceof Feed)) throw new TypeError('ack takes a feed');
     const acked = feed.ackInto(this.#client, this.#set, offset);
-    if (acked !== undefined) this.#acks.push(acked);
+    if (acked !== undefined) (this.#acks ??= []).push(acked);
     return this;
   }
 
@@ -126,7 +126,7 @@ export class Transaction {
       const committed = line.commitSet(this.#set, sync, conditions);
       this.#committed = true;
       this.#set.release();
-      return this.telling(committed);
+      return this.#telling(committed);
     } catch (error) {
       // Wherever it was found, a conflict ends the transaction.
       if (error instanceof TidemarkError && error.code === 'TIDEMARK_CONFLICT') {
@@ -159,11 +159,15 @@ export class Transaction {
     this.#committed = true;
   }
 
-  /** @internal Tells the feeds that are confirmed in it, once it is committed. */
-  telling(committed: Promise<Receipt>): Promise<Receipt> {
-    if (this.#acks.length === 0) return committed;
+  /** @internal It is committed: tells the feeds that are confirmed in it. */
+  tell(): void {
+    if (this.#acks !== undefined) for (const acked of this.#acks) acked();
+  }
+
+  #telling(committed: Promise<Receipt>): Promise<Receipt> {
+    if (this.#acks === undefined) return committed;
     const told = committed.then((receipt) => {
-      for (const acked of this.#acks) acked();
+      this.tell();
       return receipt;
     });
     // As of any commit: one that nobody awaits must not end the process when it fails.

@@ -537,12 +537,30 @@ export class Caller {
   /** What is committed from within: in the book as everything else is. */
   #watchCommits(): void {
     const { line } = this.client;
-    const commitSet = line.commitSet.bind(line);
-    line.commitSet = (set, sync, conditions) => {
+    const commitTold = line.commitTold.bind(line);
+    line.commitTold = (set, sync, conditions, told) => {
       const judge = this.#judges.get(set);
-      const promise = commitSet(set, sync, conditions);
-      if (judge !== undefined) this.#submit({ ops: judge.ops }, sync, promise, [], judge);
-      return promise;
+      if (judge === undefined) {
+        commitTold(set, sync, conditions, told);
+        return;
+      }
+      let settle!: (answer: Answer) => void;
+      let refuse!: (error: Error) => void;
+      const promise = new Promise<Answer>((resolve, reject) => {
+        settle = resolve;
+        refuse = reject;
+      });
+      commitTold(set, sync, conditions, {
+        onCommitted: (offset) => {
+          settle({ offset });
+          told.onCommitted(offset);
+        },
+        onRefused: (error) => {
+          refuse(error);
+          told.onRefused(error);
+        },
+      });
+      this.#submit({ ops: judge.ops }, sync, promise, [], judge);
     };
   }
 
