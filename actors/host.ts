@@ -253,6 +253,8 @@ export class InlineHost {
     this.#afterSlice();
     if (this.#over) return;
     if (worked) {
+      // There may always be work: nobody would hear of it.
+      publishAll(this.#actors);
       this.#scheduled = true;
       setImmediate(() => this.#slice());
       return;

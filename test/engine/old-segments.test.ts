@@ -212,10 +212,10 @@ test('a hook that fails is asked again; segments stay, commits go on, and stats 
   await fill(engine, 0, 40);
   await engine.checkpoint();
   await until('a failure', () => engine.stats().log.archive.failures > 0);
-  // Each commit wakes the keeper, whose clock has gone on; they are too few to fill a segment.
+  // Each commit wakes the keeper, whose clock has gone on. They may fill segments faster than the hook takes them.
   const rows = await engine.collection('rows', { key: 'u64' });
   let commits = 0;
-  while (engine.stats().log.archive.waiting > 0 || files.length === 0) {
+  while (files.length === 0) {
     await rows.put(0, '');
     assert.ok(++commits < 100_000, 'it comes to an end');
   }
