@@ -22,8 +22,10 @@ const DEBT_SECONDS = 4 * 10;
 const DEBT_BYTES_MIN: number = 64 * MiB;
 /** A flush is delayed by so much at the most; only the hard mark holds it longer. */
 const DELAY_MS_MAX = 10_000;
-/** Bytes that are only thought to be given back hold no flush for good: a quarter of the rate stays. */
+/** Bytes that are only thought to be given back slow flushes down: a quarter of the rate stays. */
 const SPACE_SHARE_UNKNOWN_MAX = 0.75;
+/** Until there would be twice too many: then the merge that tells is waited for. */
+const SPACE_UNKNOWN_HARD = 2.5;
 /** The weight of the newest flush in the rate. */
 const RATE_WEIGHT = 0.25;
 
@@ -33,9 +35,11 @@ export type Load = {
   /** Bytes that wait for a merge. */
   readonly debt: number;
   readonly space: Parameters<typeof spacePressure>[0];
+  /** Bytes to be given back that the next flush will add, or that have been and are being deleted. */
+  readonly coming: number;
   /** A merge has told what is overwritten; else `space` is a thought. */
   readonly isSpaceKnown: boolean;
-  /** A merge of it runs, or is about to. */
+  /** A merge of it runs, or is about to; or what one has read is being deleted. */
   readonly isMerging: boolean;
 };
 
@@ -127,8 +131,9 @@ export class Backpressure {
       isMerging = true;
       if (load.runs > runsHard) share = 1;
       share = Math.max(share, backpressure(load.runs, 0, 0));
-      const most = load.isSpaceKnown ? 1 : SPACE_SHARE_UNKNOWN_MAX;
-      share = Math.max(share, Math.min(most, spacePressure(load.space, this.#flushBytes)));
+      const ofSpace = spacePressure(load.space, this.#flushBytes, load.coming);
+      const isTooMuch = load.isSpaceKnown || ofSpace >= SPACE_UNKNOWN_HARD;
+      share = Math.max(share, Math.min(isTooMuch ? 1 : SPACE_SHARE_UNKNOWN_MAX, ofSpace));
     }
     if (isMerging) share = Math.max(share, backpressure(0, debt, debtSoft));
     this.#share = share;

@@ -16,7 +16,7 @@ import type { SpineState } from '../core/spine/batch.ts';
 import type { FlushResult } from '../core/spine/flush-job.ts';
 import { notedTime } from '../core/spine/manifest.ts';
 import type { LogPosition, SpineEdit } from '../core/spine/manifest.ts';
-import type { PartInfo } from '../core/spine/part-format.ts';
+import type { PartInfo, PartRef } from '../core/spine/part-format.ts';
 import { shapeOf } from '../core/spine/part-writer.ts';
 import { diffSpine } from '../core/spine/spine.ts';
 import type { ActorContext } from './actor.ts';
@@ -158,6 +158,18 @@ export class Flushes {
     return this.#sealed.find((sealed) => !sealed.running && sealed.result === undefined);
   }
 
+  /** Bytes that a collection's spine has not seen yet: of flushes that are made, and, as a guess, of the next one. */
+  comingBytes({ id, flushBytes }: Collection): number {
+    let bytes = 0;
+    for (const { result, proposed } of this.#sealed) {
+      if (result === undefined || proposed) continue;
+      for (const flushed of result.collections) {
+        if (flushed.collection === id) bytes += bytesOf(flushed.parts);
+      }
+    }
+    return this.next()?.collections.includes(id) === true ? bytes + flushBytes : bytes;
+  }
+
   dispatch(item: Flushing): boolean {
     const { memtableBytes } = this.#context.config;
     const shape = shapeOf(this.#context.config.partBytes);
@@ -285,10 +297,11 @@ export class Flushes {
       collection.touchedAt = clock.ticksMs();
       collection.staleViews = SINCE_VIEWS;
       this.#counters.add(FLUSHED_ROWS, flushed.len);
+      collection.flushBytes = bytesOf(parts);
       const { figures } = collection;
       figures.add('flushes', 1);
       figures.add('flushedRows', flushed.len);
-      for (const part of parts) figures.add('flushedBytes', part.bytes);
+      figures.add('flushedBytes', collection.flushBytes);
     }
     this.#counters.add(FLUSHED_BYTES, item.result!.stats.bytesWritten);
     this.#counters.add(FLUSHES, 1);
@@ -323,4 +336,8 @@ export class Flushes {
     this.#views.publish();
     return true;
   }
+}
+
+function bytesOf(parts: readonly PartRef[]): number {
+  return parts.reduce((sum, { bytes }) => sum + bytes, 0);
 }

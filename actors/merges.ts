@@ -6,13 +6,14 @@
  */
 import { fromPlainError } from '../core/base/errors.ts';
 import type { TidemarkError } from '../core/base/errors.ts';
-import { join, le, lt, meet } from '../core/base/frontier.ts';
+import { NO_FRONTIER, join, le, lt, meet } from '../core/base/frontier.ts';
 import { RangeSetReader } from '../core/base/range-set.ts';
 import { MiB, fanInMax, logBatchBytesMax } from '../core/base/limits.ts';
 import type { Counters } from '../core/shared/counters.ts';
 import { ReadHeat } from '../core/shared/read-heat.ts';
 import { repeatedRows, runBytes, runCount, sumsOf } from '../core/spine/batch.ts';
 import type { SpineState } from '../core/spine/batch.ts';
+import { keyCountOf, overlapOf } from '../core/spine/key-count.ts';
 import type { MergeInput, MergeResult as JobMergeResult } from '../core/spine/merge-job.ts';
 import { isRangePart, partRef } from '../core/spine/part-format.ts';
 import type { PartInfo, PartRef } from '../core/spine/part-format.ts';
@@ -25,7 +26,7 @@ import {
   chooseMove,
   collapseLevel,
   debtBytes,
-  overlapLen,
+  lensAt,
   overlapUnknown,
   runsMinFor,
   hidingParts,
@@ -75,8 +76,10 @@ const JOB_MEMORY_MAX: number = 256 * MiB;
 const ROOM_BYTES_MIN: number = 1 * MiB;
 /** So many failures of jobs on one batch are told to the operator. */
 const DEGRADED_FAILURES = 5;
-/** The weight of the newest merge in the share of rows that merges drop. */
-const OVERLAP_WEIGHT = 0.5;
+/** A merge of less than this share of the rows says little of what all of them overwrite. */
+const TOLD_SHARE_MIN = 0.25;
+/** Merged files are gone by then, or somebody reads them for longer than a flush should wait. */
+const LEAVING_MS_MAX = 1_000;
 
 /** A merge under way. */
 type Merging = {
@@ -95,6 +98,9 @@ type Merging = {
 type Figures = {
   readonly state: SpineState<PartInfo>;
   readonly since: number;
+  readonly keyCount: number;
+  readonly rows: number;
+  /** Of newer rows, the share that a merge of all is thought to drop. */
   readonly overlap: number;
   readonly runs: number;
   /** Of the spine batch that has most. */
@@ -193,15 +199,34 @@ export class Merges {
     return waiting;
   }
 
-  /** What each collection adds to the pressure on flushes. */
-  *loads(now: number): Generator<Load> {
+  /** What each collection adds to the pressure on flushes; `comingBytes`: what the next one brings it. */
+  *loads(now: number, comingBytes: (collection: Collection) => number): Generator<Load> {
     for (const collection of this.#spines.values()) {
-      const { runs, debt, space } = this.#figuresOf(collection);
+      const { runs, debt, space, overlap, rows } = this.#figuresOf(collection);
+      const leaving = this.#leavingBytes(collection, now);
       const isMerging =
-        this.isMerging(collection) || this.#chooseFor(collection, now, Infinity) !== undefined;
-      const isSpaceKnown = collection.overlap !== overlapUnknown;
-      yield { runs, debt, space, isSpaceKnown, isMerging };
+        leaving > 0 ||
+        this.isMerging(collection) ||
+        this.#isAboutToMerge(collection) ||
+        this.#chooseFor(collection, now, Infinity) !== undefined;
+      const isSpaceKnown = collection.keyCountRows >= TOLD_SHARE_MIN * rows;
+      const coming = leaving + overlap * comingBytes(collection);
+      yield { runs, debt, space, coming, isSpaceKnown, isMerging };
     }
+  }
+
+  /** What may be merged for its space is not chosen yet: no view shows it, or says what may be forgotten. */
+  #isAboutToMerge(collection: Collection): boolean {
+    if (collection.unshown === 0 && collection.staleViews === 0) return false;
+    return wantsSpace(this.#figuresOf(collection).space, false);
+  }
+
+  /** Of what the newest merge of the collection has read, so much is still there, and for a moment only. */
+  #leavingBytes(collection: Collection, now: number): number {
+    const { leavingBytes, leavingSince, unshown } = collection;
+    if (leavingBytes === 0 || now - leavingSince > LEAVING_MS_MAX) return 0;
+    if (unshown > 0) return leavingBytes;
+    return Math.min(leavingBytes, this.#parts.bytesLeaving);
   }
 
   /** Sends the best job, if any is worth one. */
@@ -224,6 +249,8 @@ export class Merges {
       // the log and the next flush their room.
       const reserve = logBatchBytesMax + this.#context.config.memtableBytes;
       free = this.#context.storage.freeBytes() - reserve;
+      // Those under way may have written nothing yet.
+      for (const { choice } of this.#merging) free -= choice.bytes;
       if (best.bytes <= free) return this.#send(chosen, best);
     }
   }
@@ -233,13 +260,15 @@ export class Merges {
     now: number,
     bytesMax: number,
   ): MergeChoice<PartInfo> | undefined {
-    const { runs, runsMost, space } = this.#figuresOf(collection);
+    const { runs, runsMost, space, overlap } = this.#figuresOf(collection);
     if (runs === 0 || this.#leaving.has(collection)) return undefined;
     const idleMs = now - collection.touchedAt;
     const isIdle = idleMs >= IDLE_MERGE_MS || collection.compactWanted;
     const isSpaceWanted = wantsSpace(space, isIdle);
-    // What is merged for good is to forget all that it may.
-    if (isIdle && collection.staleViews > 0) return undefined;
+    // What is merged for good, or for its space, is to forget all that it may.
+    if ((isIdle || isSpaceWanted) && collection.staleViews > 0) return undefined;
+    // Two at a time are too much for the disk only where writers make more meanwhile.
+    if (isSpaceWanted && !isIdle && this.#leavingBytes(collection, now) > 0) return undefined;
     const isRewrite = collection.rewriteWanted && this.#isRewriteWorth(collection);
     const isWhole = collection.compactWanted || (isIdle && isSpaceWanted);
     let runsMin = isIdle || isSpaceWanted ? 2 : runsMinFor(runs);
@@ -252,7 +281,7 @@ export class Merges {
       bytesMax,
       memoryMax: JOB_MEMORY_MAX,
       since: this.#sinceOf(collection),
-      overlap: collection.overlap,
+      overlap,
       partBytes,
       codec,
       lone: this.#lone,
@@ -282,12 +311,18 @@ export class Merges {
   }
 
   #figuresOf(collection: Collection): Figures {
-    const { spine, overlap } = collection;
+    const { spine, keyCount } = collection;
     const state = spine.state();
-    const since = this.#sinceOf(collection);
+    const isSinceStale = collection.staleViews > 0;
+    // Before views have said all that may be forgotten it is taken to be everything: a merge asks first.
+    const since = isSinceStale ? NO_FRONTIER : this.#sinceOf(collection);
     const known = this.#figures.get(collection);
-    if (known?.state === state && known.since === since && known.overlap === overlap) return known;
+    if (known?.state === state && known.since === since && known.keyCount === keyCount) {
+      return known;
+    }
     const batches = spine.batches();
+    const all = batches.flatMap(({ parts }) => parts).flatMap(({ hollow }) => hollow.runs);
+    const overlap = keyCount === 0 ? overlapUnknown : overlapOf(lensAt(all, since), keyCount);
     let runs = 0;
     let runsMost = 0;
     for (const batch of batches) {
@@ -298,6 +333,8 @@ export class Merges {
     const figures: Figures = {
       state,
       since,
+      keyCount,
+      rows: spine.len,
       overlap,
       runs,
       runsMost,
@@ -506,21 +543,12 @@ export class Merges {
       return;
     }
     if (collection.failed.size > 0) this.#noteDegraded();
-    if (choice.runs.length > 1) {
-      const could = overlapLen(choice.runs, result.since);
-      const dropped = Math.min(1, (choice.len - result.len) / Math.max(1, could));
-      const newer = choice.len - choice.runs[0].len;
-      // What newer runs overwrite of each other is the least that they overwrite of all below them.
-      const isLearnt = choice.oldest || dropped > collection.overlap;
-      // What was only thought is known now.
-      const newest = collection.overlap === overlapUnknown ? 1 : OVERLAP_WEIGHT;
-      // Where `since` stood below what was new nothing was learnt.
-      const weight = isLearnt ? newest * (could / newer) : 0;
-      collection.overlap += weight * (dropped - collection.overlap);
-    }
     let bytesIn = 0;
     for (const run of choice.runs) bytesIn += runBytes(run);
     bytesIn -= result.stats.bytesMoved;
+    collection.leavingBytes = bytesIn;
+    collection.leavingSince = this.#context.clock.ticksMs();
+    this.#learn(collection, choice, result);
     const counters = this.#counters;
     counters.add(MERGES, 1);
     counters.add(MERGED_ROWS_IN, choice.len);
@@ -536,6 +564,22 @@ export class Merges {
     counters.add(PARTS_MOVED, result.stats.partsMoved);
     counters.add(BYTES_MOVED, result.stats.bytesMoved);
     figures.add('bytesMoved', result.stats.bytesMoved);
+  }
+
+  /** A merge tells how many keys there are: the newest with the oldest run, or one of others before any such. */
+  #learn(
+    collection: Collection,
+    choice: MergeChoice<PartInfo>,
+    { since, len }: JobMergeResult,
+  ): void {
+    if (!choice.oldest && collection.keyCountRows > 0) return;
+    const lens = lensAt(choice.runs, since);
+    const rows = lens.reduce((sum, n) => sum + n, 0);
+    const keyCount = keyCountOf(lens, rows - (choice.len - len));
+    // Where `since` stood below all that was new nothing is told.
+    if (keyCount === 0) return;
+    collection.keyCount = keyCount;
+    if (choice.oldest) collection.keyCountRows = choice.len;
   }
 
   /** Swaps pointers and proposes the edit that says so; else why the spine refuses the result. */
@@ -578,7 +622,9 @@ export class Merges {
   /** Before an idle collection is merged `since` takes the steps that it has not taken, a view for each. */
   #freshen(collection: Collection, now: number): boolean {
     if (collection.staleViews === 0) return false;
-    if (!collection.compactWanted && now - collection.touchedAt < IDLE_MERGE_MS) return false;
+    const isIdle = now - collection.touchedAt >= IDLE_MERGE_MS;
+    const isAsked = isIdle || collection.compactWanted;
+    if (!isAsked && !wantsSpace(this.#figuresOf(collection).space, false)) return false;
     collection.staleViews--;
     const shown = this.#views.shown(collection.id);
     if (shown === undefined) return false;

@@ -90,6 +90,8 @@ export class PartStore {
   /** Bytes of part files that are on disk, and files among them that wait for readers to be deleted. */
   bytesOnDisk = 0;
   filesPending = 0;
+  /** Bytes of files that nobody wants and that are there yet: of those, and of those being deleted. */
+  bytesLeaving = 0;
 
   constructor(
     context: ActorContext,
@@ -471,10 +473,11 @@ export class PartStore {
     this.#submit(-1, calls, () => {});
   }
 
-  #unlink(file: number): void {
+  #unlink(file: number, bytes = 0): void {
     this.#submit(-1, [{ call: 'unlink', path: partPath(file) }], () => {
       // What could not be deleted is an orphan; the sweep of the next open takes it.
       this.filesDeleted++;
+      this.bytesLeaving -= bytes;
     });
   }
 
@@ -495,6 +498,7 @@ export class PartStore {
     if (file.parts > 0 || file.pins > 0 || file.doomed) return;
     file.doomed = true;
     this.filesPending++;
+    if (!file.isEvidence) this.bytesLeaving += file.bytes;
     // A closed number may soon be somebody else's file: also asynchronous reads must be over.
     this.#retired.retire(file.file, UNTIL_NOW_AND_IO, () => {
       this.#files.delete(file.file);
@@ -505,7 +509,7 @@ export class PartStore {
         this.#openCount--;
       }
       if (file.isEvidence) this.#quarantine(file.file);
-      else this.#unlink(file.file);
+      else this.#unlink(file.file, file.bytes);
     });
   }
 

@@ -882,7 +882,8 @@ export class SpineKeeper implements Actor {
       this.#pressure.onNothingToFlush();
       return false;
     }
-    const may = this.#pressure.mayFlush(now, this.#merges.loads(now));
+    const loads = this.#merges.loads(now, (collection) => this.#flushes.comingBytes(collection));
+    const may = this.#pressure.mayFlush(now, loads);
     return may && item.retryAt <= now && this.#flushes.dispatch(item);
   }
 

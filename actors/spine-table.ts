@@ -12,7 +12,6 @@ import type { Slab } from '../core/shared/slab.ts';
 import type { SpineState } from '../core/spine/batch.ts';
 import { isRangePart } from '../core/spine/part-format.ts';
 import type { PartInfo } from '../core/spine/part-format.ts';
-import { overlapUnknown } from '../core/spine/policy.ts';
 import { Spine, diffSpine } from '../core/spine/spine.ts';
 import type { ActorContext } from './actor.ts';
 import { CatalogReader } from './catalog-reader.ts';
@@ -41,8 +40,15 @@ export type Collection = {
   rewriteWanted: boolean;
   /** Views to be published until `since` is where it may be: see `views.ts`. */
   staleViews: number;
-  /** Of the rows above its oldest run, the share that merges with that run have dropped. */
-  overlap: number;
+  /** How many keys its rows are of, as its merges tell; 0: none has. */
+  keyCount: number;
+  /** Rows that the merge with the oldest run read which told so; 0: another one told, if any. */
+  keyCountRows: number;
+  /** Bytes of parts that its newest flush made. */
+  flushBytes: number;
+  /** What its newest merge read, and when that landed: those files are about to be deleted. */
+  leavingBytes: number;
+  leavingSince: number;
   /** Batches that a failed job read, by bid: left alone for a while. */
   readonly failed: Map<number, { failures: number; retryAt: number }>;
 };
@@ -124,7 +130,11 @@ export class SpineTable {
       compactWanted: false,
       rewriteWanted: false,
       staleViews: SINCE_VIEWS,
-      overlap: overlapUnknown,
+      keyCount: 0,
+      keyCountRows: 0,
+      flushBytes: 0,
+      leavingBytes: 0,
+      leavingSince: 0,
       failed: new Map(),
     };
     this.#byId.set(id, collection);

@@ -36,7 +36,9 @@ const ageWeight: number = runWorth / (600 * MiB);
 export const overlapUnknown = 0.8;
 /** More than this share of the live bytes to be given back: worth a rewrite; of an idle collection less. */
 const reclaimShare = 0.5;
-const reclaimShareIdle = 0.1;
+const reclaimShareIdle = 0.08;
+/** So much of what may be given back at the most is taken to be that which is yet to come. */
+const COMING_SHARE_MAX = 0.9;
 /** Below this nothing is rewritten for space alone. */
 const reclaimBytesMin: number = 256 * KiB;
 /** What a cursor reads ahead at the most (run-cursor.ts). */
@@ -128,7 +130,7 @@ export type Space = {
 /**
  * An estimate from the parts' own figures: tombstones with what they hide, versions that `since` has
  * passed. Whether a newer run overwrites rows of the oldest no figure says: `overlap` is the share of
- * those newer rows which `since` has passed that the collection's merges with its oldest run have dropped.
+ * those newer rows which `since` has passed that a merge of all is thought to drop (key-count.ts).
  */
 export function spaceOf(batches: readonly SpineBatch[], since: number, overlap: number): Space {
   let bytes = 0;
@@ -157,13 +159,14 @@ export function spaceOf(batches: readonly SpineBatch[], since: number, overlap: 
   return { bytes, oldestBytes, reclaimable: Math.min(bytes, Math.max(known, newer * overlap)) };
 }
 
-/** Of the rows of these runs, the oldest left out, about how many a merge with it may drop. */
-export function overlapLen(runs: readonly Run[], since: number): number {
-  let len = 0;
-  for (const { parts } of runs.slice(1)) {
-    for (const part of parts) len += part.len * pastShare(part, since);
-  }
-  return len;
+/** Rows of each of these runs, the oldest first; of those after it only what `since` has passed, which is all that hides others. */
+export function lensAt(runs: readonly Run[], since: number): number[] {
+  return runs.map(({ len, parts }, i) => {
+    if (i === 0) return len;
+    let past = 0;
+    for (const part of parts) past += part.len * pastShare(part, since);
+    return past;
+  });
 }
 
 /** Of a part's times, which are taken to be spread evenly, the share that is past. */
@@ -196,16 +199,19 @@ export function backpressure(runs: number, debt: number, debtSoft: number): numb
 }
 
 /**
- * The same for bytes that are only to be given back. A small collection that is written over and over is
+ * The same for bytes that are only to be given back, `coming` among them: those that the next flush adds,
+ * and those of merged files that are not deleted yet. A small collection that is written over and over is
  * held close, for each of its merges is soon done; a large one may take as much again as is live, and
- * half of that, while a merge of all of it goes on.
+ * half of that, while a merge of all of it goes on. From 1 on it is too much; more says how far.
  */
-export function spacePressure(space: Space, flushBytes: number): number {
+export function spacePressure(space: Space, flushBytes: number, coming: number): number {
   const live = Math.max(space.oldestBytes, space.bytes - space.reclaimable);
   const share = 0.5 + Math.min(1, live / (16 * flushBytes));
   const hard = flushBytes + live * share;
   const soft = hard / 3;
-  return Math.max(0, Math.min(1, (space.reclaimable - soft) / (hard - soft)));
+  // Where nothing is to be given back yet, no merge would make room for what comes.
+  const bytes = space.reclaimable + Math.min(coming, COMING_SHARE_MAX * hard);
+  return Math.max(0, (bytes - soft) / (hard - soft));
 }
 
 /** The collection takes so much more than it should that it is merged for that alone. */

@@ -1,6 +1,6 @@
 /**
- * Goal: bytes that are only thought to be given back slow flushes down and stop none; once a merge has told
- * that they are there, what is too much waits for the next one.
+ * Goal: bytes that are only thought to be given back slow flushes down, and stop them far later; once a merge has told
+ * that they are there, what is too much, or would be with the next flush, waits for the next one.
  */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
@@ -31,16 +31,19 @@ function pressureOf(): { pressure: Backpressure; waits: { cause: number } } {
 }
 
 const far = { bytes: 110 * MiB, oldestBytes: 11 * MiB, reclaimable: 88 * MiB };
-const load = { runs: 10, debt: 0, space: far, isMerging: true };
+const load = { runs: 10, debt: 0, space: far, coming: 0, isMerging: true };
 
-test('what is only thought to be overwritten delays flushes, and holds none for good', () => {
+test('what is only thought to be overwritten delays flushes, and holds them when it is far too much', () => {
   const { pressure, waits } = pressureOf();
-  const loads = [{ ...load, isSpaceKnown: false }];
+  const some = { ...far, bytes: 62 * MiB, reclaimable: 45 * MiB };
+  const loads = [{ ...load, space: some, isSpaceKnown: false }];
   assert.equal(pressure.mayFlush(1_000, loads), true);
   assert.equal(pressure.mayFlush(1_399, loads), false);
   assert.equal(pressure.waitMs(1_399), 1);
   assert.equal(waits.cause, 0, 'nobody stands');
   assert.equal(pressure.mayFlush(1_400, loads), true);
+  assert.equal(pressure.mayFlush(100_000, [{ ...load, isSpaceKnown: false }]), false);
+  assert.equal(waits.cause, CAUSE_DEBT, 'the merge that tells is waited for');
 });
 
 test('what a merge has told holds them until the next one lands', () => {
@@ -50,4 +53,21 @@ test('what a merge has told holds them until the next one lands', () => {
   const space = { ...far, bytes: 22 * MiB, reclaimable: 0 };
   assert.equal(pressure.mayFlush(100_001, [{ ...load, space, isSpaceKnown: true }]), true);
   assert.equal(waits.cause, 0);
+});
+
+test('a flush waits when what it adds would be too much, or what is being deleted is', () => {
+  const { pressure } = pressureOf();
+  const space = { bytes: 50 * MiB, oldestBytes: 25 * MiB, reclaimable: 15 * MiB };
+  const small = { ...load, space, isSpaceKnown: true };
+  assert.equal(pressure.mayFlush(100_000, [{ ...small, coming: 0 }]), true);
+  assert.equal(pressure.mayFlush(200_000, [{ ...small, coming: 24 * MiB }]), false);
+  // Nothing waits for a merge that nobody is about to do.
+  assert.equal(
+    pressure.mayFlush(300_000, [{ ...small, coming: 24 * MiB, isMerging: false }]),
+    true,
+  );
+  // Nor for one that has nothing to give back.
+  const none = { ...space, reclaimable: 0 };
+  const coming = 200 * MiB;
+  assert.equal(pressure.mayFlush(400_000, [{ ...small, space: none, coming }]), true);
 });

@@ -298,12 +298,12 @@ test('space alone delays a flush only when a merge could not keep up', () => {
     reclaimable: garbage,
   });
   const flush = 64 * MIB;
-  assert.equal(spacePressure(space(100 * MIB, 0), flush), 0);
-  assert.equal(spacePressure(space(0, flush / 4), flush), 0);
-  const some = spacePressure(space(100 * MIB, 100 * MIB), flush);
+  assert.equal(spacePressure(space(100 * MIB, 0), flush, 0), 0);
+  assert.equal(spacePressure(space(0, flush / 4), flush, 0), 0);
+  const some = spacePressure(space(100 * MIB, 100 * MIB), flush, 0);
   assert.ok(some > 0 && some < 1, `${some}`);
-  assert.equal(spacePressure(space(100 * MIB, 200 * MIB), flush), 1);
-  assert.equal(spacePressure(space(4_000 * MIB, 2_000 * MIB), flush), 0);
+  assert.ok(spacePressure(space(100 * MIB, 200 * MIB), flush, 0) >= 1, 'too much');
+  assert.equal(spacePressure(space(4_000 * MIB, 2_000 * MIB), flush, 0), 0);
 });
 
 test('empty batches join their neighbour without a job', () => {
