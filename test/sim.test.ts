@@ -21,6 +21,7 @@ const RARE: ReadonlySet<string> = new Set([
   'refusals',
   'backups',
   'restores',
+  'partsMoved',
 ]);
 
 function expectSound(report: SimReport): void {
