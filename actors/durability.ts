@@ -99,6 +99,8 @@ export type RecoverRequest = {
 const PREPARE_RETRY_MS = 1_000;
 /** A disk with so much to spare is not full: twice the least that is prepared at once. */
 const SPACE_BYTES_MIN: number = 4 * MiB;
+/** And room for flushes: of all that is sealed, and so many memtables more, the one that is filled and the next. */
+const MEMTABLES_KEPT = 2;
 /** Where nothing is prepared, so much is promised at once as the disk says it has to spare. */
 const PROMISE_BYTES: number = 8 * MiB;
 /** What all clients have on its way at the most, twice; of that nothing waits. */
@@ -207,6 +209,10 @@ export class Durability implements Actor {
   #lookAheadAt = 0;
   /** And whether it still has what was promised. */
   #lookAgainAt = 0;
+  /** When it was looked whether the disk is low, and how much was accepted then. */
+  #lookAtDiskAt = 0;
+  #acceptedThen = -1;
+  #isLow = false;
   #closeSeen = false;
 
   constructor(context: ActorContext) {
@@ -766,6 +772,8 @@ export class Durability implements Actor {
 
   #askForRoom(writer: LogWriter): void {
     if (this.#compactor.ring.room(2) < 2) return;
+    // What is left is for flushes.
+    if (this.#isLow) return;
     const { clock, control } = this.#context;
     let isRetry = false;
     if (writer.prepareFailed) {
@@ -795,10 +803,12 @@ export class Durability implements Actor {
   #publishRoom(writer: LogWriter): void {
     // A rotation takes what was promised along.
     if (!writer.isSettled) return;
+    this.#lookAtDisk(writer);
     if (writer.isAppending) this.#promiseAhead(writer);
     const { control } = this.#context;
     const wanted = control.roomWanted();
-    let credit = Math.max(this.#accepted + writer.preparedBytes, this.#promised);
+    const prepared = this.#isLow ? 0 : writer.preparedBytes;
+    let credit = Math.max(this.#accepted + prepared, this.#promised);
     if (wanted > credit) {
       const bytes = this.#bytesToPromise(writer, wanted - this.#accepted);
       if (bytes > 0) this.#promised = this.#accepted + bytes;
@@ -812,6 +822,19 @@ export class Durability implements Actor {
     control.setRoom(credit);
     // The sequencer may sleep, with a record that it could not take.
     if (isMore && wanted > 0) this.#context.threadBells[THREAD_WRITE].ring();
+  }
+
+  /**
+   * A log that took the last of the disk could never let go of it: it is flushes that make its segments
+   * needless, and they need room. So the room that is prepared is not given away either while there is little.
+   */
+  #lookAtDisk(writer: LogWriter): void {
+    const now = this.#context.clock.ticksMs();
+    if (now < this.#lookAtDiskAt || (this.#accepted === this.#acceptedThen && !this.#isLow)) return;
+    this.#lookAtDiskAt = now + PROMISE_LOOK_MS;
+    this.#acceptedThen = this.#accepted;
+    this.#isLow = this.#disk.freeBytes() < this.#bytesKept(writer);
+    if (this.#isLow) this.#promised = Math.min(this.#promised, this.#accepted);
   }
 
   /**
@@ -841,8 +864,9 @@ export class Durability implements Actor {
   /** Of what the disk has, so much is promised to nobody. */
   #bytesKept(writer: LogWriter): number {
     // A flush that finds the disk full fails alone; a log that does ends the engine.
-    const flushes = writer.isAppending ? 2 * this.#context.config.memtableBytes : 0;
-    return SPACE_BYTES_MIN + flushes + writer.spareBytesOut;
+    const { config, control } = this.#context;
+    const memtables = MEMTABLES_KEPT + control.sealed();
+    return SPACE_BYTES_MIN + memtables * config.memtableBytes + writer.spareBytesOut;
   }
 
   /** What the disk has to spare for `wanted` bytes and some more; 0: not so much. Without, and with no job that makes room, it is full. */
@@ -854,7 +878,7 @@ export class Durability implements Actor {
     const has = free >= wanted;
     if (has || this.#preparing === 0) this.#setHasSpace(has);
     if (has) return Math.min(most, free);
-    this.#askSpaceAt = clock.ticksMs() + PREPARE_RETRY_MS;
+    this.#askSpaceAt = clock.ticksMs() + PROMISE_LOOK_MS;
     return 0;
   }
 

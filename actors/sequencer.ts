@@ -202,6 +202,7 @@ export class Sequencer implements Actor {
           const generation = this.#sealed.get(address);
           invariant(generation !== undefined, 'a sealed generation is freed once', address);
           this.#sealed.delete(address);
+          this.#context.control.setSealed(this.#sealed.size);
           this.#heldFrom = Math.max(this.#heldFrom, generation.upper);
           this.#sealedPages -= generation.recordPages;
           generation.free();
@@ -287,6 +288,7 @@ export class Sequencer implements Actor {
     invariant(sealed !== undefined && spare !== undefined, 'something to seal and to open');
     sealed.seal(this.#next);
     this.#sealed.set(sealed.header, sealed);
+    this.#context.control.setSealed(this.#sealed.size);
     this.#sealedPages += sealed.recordPages;
     this.#pagesPerByte = sealed.recordPages / Math.max(1, sealed.bytes);
     this.#pace.onSealed(this.#context.clock.ticksMs());

@@ -40,6 +40,7 @@ const PAGES_WANTED_WORD: number = STATE_WORD + 3;
 const CLIENTS_WORD: number = STATE_WORD + 4;
 const APPLIED_WORD: number = 3 * LINE_WORDS;
 const ROOM_WANTED_WORD: number = APPLIED_WORD + 3;
+const SEALED_WORD: number = ROOM_WANTED_WORD + 3;
 const WRITTEN_WORD: number = 4 * LINE_WORDS;
 const DURABLE_WORD: number = WRITTEN_WORD + 3;
 const POSITION_WORD: number = DURABLE_WORD + 3;
@@ -202,6 +203,15 @@ export class Control {
 
   setHasSpace(has: boolean): void {
     Atomics.store(this.#i32, this.#word + NO_SPACE_WORD, has ? 0 : 1);
+  }
+
+  /** Generations that are sealed and not freed: what has to be flushed yet, and a little more. */
+  sealed(): number {
+    return Atomics.load(this.#i32, this.#word + SEALED_WORD);
+  }
+
+  setSealed(count: number): void {
+    Atomics.store(this.#i32, this.#word + SEALED_WORD, count);
   }
 
   /** Bytes of records that may be ordered in all: those that were, and the room there is for more. */

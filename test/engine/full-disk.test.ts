@@ -65,7 +65,7 @@ async function fillInRounds(disk: SimDisk, options: OpenOptions, inTurn: number)
     await assert.rejects(rows.put(next, VALUE), isFull);
     assert.equal(engine.upper, upper, 'a refused commit has no offset');
     assert.equal(rows.hasSync(next), false);
-    disk.capacityBytes += 6 * MiB;
+    disk.capacityBytes += 12 * MiB;
     await until('room', () => {
       void rows.put(0, VALUE).catch(isFull);
       return engine.upper > upper;
@@ -86,24 +86,53 @@ async function fillInRounds(disk: SimDisk, options: OpenOptions, inTurn: number)
 }
 
 test('a chunk of zeros finds no room: commits are refused, and taken again', async () => {
-  const disk = new SimDisk({ answerAtOnce: true, capacityBytes: 6 * MiB });
+  const disk = new SimDisk({ answerAtOnce: true, capacityBytes: 14 * MiB });
   const engine = await fillInRounds(disk, { segmentBytes: 64 * MiB }, 1);
   await engine.close();
   assert.deepEqual(disk.openFiles, []);
 });
 
 test('many commits on their way when the disk is full: those beyond its room are refused', async () => {
-  const disk = new SimDisk({ answerAtOnce: true, capacityBytes: 9 * MiB });
+  const disk = new SimDisk({ answerAtOnce: true, capacityBytes: 17 * MiB });
   const engine = await fillInRounds(disk, { segmentBytes: 64 * MiB }, 100);
   await engine.close();
 });
 
 test('rotations and spares find no room: commits are refused, and taken again', async () => {
-  const disk = new SimDisk({ answerAtOnce: true, capacityBytes: 12 * MiB });
+  const disk = new SimDisk({ answerAtOnce: true, capacityBytes: 20 * MiB });
   const engine = await fillInRounds(disk, { segmentBytes: 1 * MiB }, 7);
   await until('published', () => engine.stats().durability['rotations'] > 3);
   await engine.close();
 });
+
+for (const durability of ['synced', 'buffered'] as const) {
+  test(`a store that has filled its disk can be flushed and emptied: ${durability}`, async () => {
+    const disk = new SimDisk({ answerAtOnce: true, capacityBytes: 48 * MiB });
+    const small = { memtableBytes: 2 * MiB, segmentBytes: 1 * MiB, durability };
+    const engine = await open('/sim', optionsOn(disk, small));
+    const rows = await openRows(engine);
+    await fill(rows, 0, 50);
+    // The log has not taken the room that its own end needs.
+    await engine.flush();
+    await engine.checkpoint();
+    await engine.checkpoint();
+    assert.equal(engine.state, 'open', String(engine.failure?.stack));
+    assert.ok(disk.freeBytes() > 8 * MiB, `${disk.freeBytes()} bytes are free`);
+    let isDeleted = false;
+    let isAsked = false;
+    await until('room to delete', () => {
+      if (!isAsked) {
+        const asked = rows.deleteRange({}).then(() => (isDeleted = true), isFull);
+        void asked.finally(() => (isAsked = false));
+      }
+      isAsked = true;
+      return isDeleted;
+    });
+    await engine.compact();
+    await until('what was deleted is gone', () => disk.freeBytes() > 40 * MiB);
+    await engine.close();
+  });
+}
 
 test('without preparing the disk is asked before an offset is given', async () => {
   // Batches above 1 MiB: nothing is prepared.
