@@ -353,7 +353,9 @@ class Simulation {
   #fill(): void {
     const disaster = this.#disaster;
     const used = this.#disk.capacityBytes - this.#disk.freeBytes();
-    const room = disaster.below(disaster.pick([64, 1_024, 8 * 1_024]) * KiB);
+    // With less than is kept for flushes nothing is taken at all; with little more it fills up by itself.
+    const kept = disaster.chance(0.7) ? 4 * MiB + 2 * this.#settings.memtableBytes : 0;
+    const room = kept + disaster.below(disaster.pick([64, 1_024, 8 * 1_024]) * KiB);
     this.#disk.capacityBytes = used + room;
     this.#faulted = true;
     this.#isFull = true;
