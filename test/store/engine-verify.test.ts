@@ -34,6 +34,10 @@ class TurningStorage extends NodeStorage {
     return this.#isAfter ? this.#after.open(path, how) : super.open(path, how);
   }
 
+  override stat(path: string): { bytes: number; links: number } | undefined {
+    return this.#isAfter ? this.#after.stat(path) : super.stat(path);
+  }
+
   override list(path: string): string[] {
     return this.#isAfter ? this.#after.list(path) : super.list(path);
   }
