@@ -9,7 +9,7 @@ import { describeFailure, simulate } from './sim/run.ts';
 import type { SimReport } from './sim/run.ts';
 import { readSeeds } from './sim/seeds.ts';
 
-const FRESH_SEEDS: readonly number[] = [1, 2, 3, 5, 8, 11, 17, 21, 34, 55];
+const FRESH_SEEDS: readonly number[] = [1, 2, 3, 5, 8, 11, 13, 17, 21, 34, 55];
 const FRESH_TICKS = 4_000;
 /** What so few seeds need not come to. */
 const RARE: ReadonlySet<string> = new Set([
