@@ -47,6 +47,15 @@ test('other seeds find nothing', async () => {
   }
 });
 
+test('merges of the simulation move parts that they would only copy', async () => {
+  const report = await simulate({ seed: 107, ticks: 6_000 });
+  expectSound(report);
+  assert.ok(
+    report.counts['partsMoved'] > 0,
+    'settings or schedule have changed: another seed is wanted',
+  );
+});
+
 test('the same seed is the same run, another seed another one', async () => {
   const first = await simulate({ seed: 4, ticks: 3_000 });
   const second = await simulate({ seed: 4, ticks: 3_000 });
