@@ -40,8 +40,9 @@ const SLAB_BYTES: number = 16 * KiB;
 const NO_SLAB: Buffer = Buffer.alloc(0);
 /** A short copy is cheaper byte by byte than by a view. */
 const LOOP_BYTES_MAX = 128;
-/** Changes that are looked up without a turn. */
+/** Changes that are looked up in one visit; where turns are long, visits go on for so long without one. */
 const CHANGES_PER_VISIT = 512;
+const VISITS_MS_MAX = 4;
 /** Operations of a transaction among which a key is looked for one by one. */
 const SCAN_MAX = 8;
 
@@ -456,12 +457,20 @@ export class ChunkChanges implements AskedRows {
   /** Asks memory for the old rows from transaction `at` on, in turns. */
   async #lookFrom(at: number, range: ByteRange | undefined, reads: OldReads): Promise<void> {
     const client = this.#client;
+    const { clock } = client.context;
     while (at < this.transactions && this.#oldBytesLeft > 0) {
       await client.turn();
       client.assertUsable();
-      const upper = this.#endOfVisit(at, CHANGES_PER_VISIT);
-      this.#look(at, upper, range, reads);
-      at = upper;
+      const startedAtMs = clock.ticksMs();
+      do {
+        const upper = this.#endOfVisit(at, CHANGES_PER_VISIT);
+        this.#look(at, upper, range, reads);
+        at = upper;
+      } while (
+        at < this.transactions &&
+        this.#oldBytesLeft > 0 &&
+        clock.ticksMs() - startedAtMs < VISITS_MS_MAX
+      );
     }
   }
 

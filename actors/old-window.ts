@@ -12,6 +12,8 @@ import { OldReads } from './old-rows.ts';
 const CHANGES_MAX = 131_072;
 /** A window grows as long as the disk is asked for one in so many of its changes, or more. */
 const FROM_DISK_PARTS = 8;
+/** ... and no longer than this: where a thread has much else to do, what is told meanwhile counts more. */
+const GROWTH_MS_MAX = 500;
 
 /** Of a feed: a collection, and the part of it that is followed. */
 export type WindowTarget = { readonly id: number; readonly range: ByteRange | undefined };
@@ -86,6 +88,8 @@ export class OldWindow {
     const ended = new Promise<void>((resolve) => {
       end = resolve;
     });
+    const { clock } = client.context;
+    const startedAtMs = clock.ticksMs();
     const T = Math.max(0, first.log.from - 1);
     client.hold(T);
     let isGrowing = true;
@@ -105,6 +109,7 @@ export class OldWindow {
         const { to, end: place } = chunk.log;
         const fromDisk = reads.reduce((sum, { count }) => sum + count, 0);
         if (fromDisk * FROM_DISK_PARTS < changes || changes >= CHANGES_MAX) break;
+        if (clock.ticksMs() - startedAtMs > GROWTH_MS_MAX) break;
         if (to >= client.logged() || !hub.hasWindowRoom(chunk.log.bytes.length)) break;
         const next = hub.chunkInMemory(to) ?? (await hub.chunk(to, place));
         if (!isWanted()) return;

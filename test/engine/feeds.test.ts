@@ -313,33 +313,32 @@ inBothHosts('what the disk alone knows is read once a change, whoever asks', asy
   await followFromDisk(home, 60);
 });
 
-inBothHosts('who is far behind asks the disk for many pieces of the log at once', async (home) => {
-  const engine = await home.open();
-  const users = await usersOf(engine);
-  const keys = 20_011;
-  for (let n = 0; n < 2 * keys; n++) {
-    void users.put(`k${(n * 7_919) % keys}`, `${n}`.padEnd(100, '.'));
-  }
-  await engine.flush();
-  const before = engine.stats().client['fileBytes'];
-  const feed = users.changes({ after: -1 });
-  let n = 0;
-  for (const { updates } of await upTo(feed, engine.upper - 1)) {
-    const key = `k${(n * 7_919) % keys}`;
-    const row = { key, value: `${n}`.padEnd(100, '.'), diff: 1 };
-    const old = { key, value: `${n - keys}`.padEnd(100, '.'), diff: -1 };
-    assert.deepEqual(updates, n < keys ? [row] : [old, row]);
-    n++;
-  }
-  assert.equal(n, 2 * keys);
-  const { feeds, client, spine } = engine.stats();
-  assert.equal(feeds.oldRowsRead, 2 * keys, 'each once');
-  const read = client['fileBytes'] - before;
-  const pieces = feeds.logReads;
-  assert.ok(pieces > 8, `${pieces} pieces of the log`);
-  // Each of which has rows in most blocks.
-  assert.ok(read < 4 * spine.bytes, `${read} bytes were read of parts of ${spine.bytes}`);
-});
+inBothHosts(
+  'who is far behind is told everything once, however much is looked up at once',
+  async (home) => {
+    const engine = await home.open();
+    const users = await usersOf(engine);
+    const keys = 20_011;
+    for (let n = 0; n < 2 * keys; n++) {
+      void users.put(`k${(n * 7_919) % keys}`, `${n}`.padEnd(100, '.'));
+    }
+    await engine.flush();
+    const feed = users.changes({ after: -1 });
+    let n = 0;
+    for (const { updates } of await upTo(feed, engine.upper - 1)) {
+      const key = `k${(n * 7_919) % keys}`;
+      const row = { key, value: `${n}`.padEnd(100, '.'), diff: 1 };
+      const old = { key, value: `${n - keys}`.padEnd(100, '.'), diff: -1 };
+      assert.deepEqual(updates, n < keys ? [row] : [old, row]);
+      n++;
+    }
+    assert.equal(n, 2 * keys);
+    const { feeds } = engine.stats();
+    assert.equal(feeds.oldRowsRead, 2 * keys, 'each once');
+    // How many of them are looked up together is a matter of time, which bench/micro/feed.ts tells.
+    assert.ok(feeds.logReads > 8, `${feeds.logReads} pieces of the log`);
+  },
+);
 
 inBothHosts('old rows are told whole when they are more than is read ahead', async (home) => {
   await followFromDisk(home, 1_200_000);
