@@ -70,9 +70,9 @@ export async function makeStore(closed: boolean): Promise<string> {
   const again = await open(directory, OPTIONS);
   await fill(again, 60, 1);
   await again.flush();
-  await fill(again, 10, 2);
-  // No file may come or go while it is copied.
+  // No file may come or go while it is copied; what follows stays in the log.
   await quiet(again);
+  await fill(again, 10, 2);
   const copy = closed ? undefined : copyOf(directory);
   await again.close();
   return copy ?? directory;
