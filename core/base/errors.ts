@@ -17,7 +17,8 @@ const TABLE = {
   TIDEMARK_NOT_YET: 'The offset asked for has not been reached.',
   TIDEMARK_NOT_CACHED: 'The answer is not in memory and cachedOnly was given.',
   TIDEMARK_BUSY: 'Too much is waiting; nothing was claimed; wait for room() and retry.',
-  TIDEMARK_NO_SPACE: 'The disk is full; nothing was claimed; free space and retry.',
+  TIDEMARK_NO_SPACE:
+    'The disk is full, but for what flushes need; nothing was claimed; free space and retry.',
   TIDEMARK_TOO_LARGE: 'Larger than a documented limit; detail.limit says which.',
   TIDEMARK_KIND_MISMATCH: 'The collection exists with another kind or encoding.',
   TIDEMARK_UNSUPPORTED_FORMAT: 'Written by another version or with an unknown feature.',
