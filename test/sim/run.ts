@@ -582,7 +582,9 @@ class Simulation {
 
   #isOverInOrder(): boolean {
     if (!this.#isOver()) return false;
-    if (!this.#faulted) throw new SimFailure('an engine without faults is over');
+    if (!this.#faulted && !this.#threadEnded) {
+      throw new SimFailure('an engine without faults is over');
+    }
     return true;
   }
 
