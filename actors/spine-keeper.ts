@@ -903,8 +903,9 @@ export class SpineKeeper implements Actor {
     // A full disk heals; until then nothing is flushed. A job that stood still was asked to stop: a disk
     // that hangs is no reason to end, only workers that die are.
     const isHanging = failure.code === 'TIDEMARK_CLOSED';
-    if (!isFullDisk(failure) && !isHanging) this.#failuresInRow++;
-    else if (isFlush) this.#waits.begin(CAUSE_DISK);
+    if (isFullDisk(failure)) {
+      if (isFlush) this.#waits.begin(CAUSE_DISK);
+    } else if (!isHanging) this.#failuresInRow++;
     // A flush that cannot happen ends the engine sooner or later: better with its cause.
     if (this.#failuresInRow >= FAILURES_MAX && isFlush) throw failure;
   }
