@@ -52,15 +52,19 @@ async function answerOf(pool: PiscinaPool): Promise<JobAnswer> {
 }
 
 test('a worker that dies idle fails no job, and the next one has another', async () => {
-  const code = `export default ({ job }) => {
-    if (job.kind === 'last') setTimeout(() => { throw new Error('idle'); });
+  // When it is told to: its answer has been heard by then.
+  const code = `import { existsSync } from 'node:fs';
+  export default ({ job, directory }) => {
+    setInterval(() => { if (existsSync(directory + '/die')) throw new Error('idle'); }, 1);
     return job.kind;
   }`;
-  await withPool(code, async (pool, threads) => {
+  await withPool(code, async (pool, threads, directory) => {
     for (let id = 0; id < 4; id++) {
       pool.start(id, job('last'));
       assert.deepEqual(await answerOf(pool), { id, value: 'last' });
+      writeFileSync(join(directory, 'die'), '');
       await until('the worker is gone', () => threads().length === 0);
+      rmSync(join(directory, 'die'));
     }
   });
 });
