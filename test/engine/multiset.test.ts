@@ -438,3 +438,18 @@ inBothHosts('a limit is kept inside a key with many values, in both directions',
     }
   }
 });
+
+inBothHosts('counts below nothing are merged once, not over and over', async (home) => {
+  const engine = await home.open();
+  const edges = await engine.collection('edges', { kind: 'multiset', key: 'utf8', value: 'utf8' });
+  const tx = engine.transaction();
+  for (let i = 0; i < 3_000; i++) tx.update(edges, `key ${i}`, 'x'.repeat(200), -1);
+  await tx.commit();
+  await engine.flush();
+  await edges.update('key', 'x', 1);
+  await engine.flush();
+  await engine.compact();
+  await quiet(engine);
+  const merges = engine.stats().keeper['mergeJobs'];
+  assert.ok(merges <= 4, `${merges} merges`);
+});
