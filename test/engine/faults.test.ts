@@ -194,7 +194,7 @@ async function fill(rows: Collection<number, Buffer>, value: Buffer): Promise<nu
 }
 
 test('a full disk refuses commits before they have an offset, and takes them again', async () => {
-  const disk = new SimDisk({ answerAtOnce: true, capacityBytes: 6 * MiB });
+  const disk = new SimDisk({ answerAtOnce: true, capacityBytes: 16 * MiB });
   const engine = await open('/sim', {
     ...optionsOn(disk),
     segmentBytes: 8 * MiB,
@@ -213,7 +213,7 @@ test('a full disk refuses commits before they have an offset, and takes them aga
       assert.equal(engine.state, 'open');
       if (round === 0) assert.equal(rows.hasSync(refused), false);
       assert.deepEqual(rows.getSync(refused - 1), value);
-      disk.capacityBytes += 8 * MiB;
+      disk.capacityBytes += 16 * MiB;
       await until('room', () => {
         void rows.put(0, value).catch(isFull);
         return engine.upper > upper;
