@@ -109,7 +109,9 @@ export class Backpressure {
 
   /** How long a delayed flush has to wait yet, 1 at least; Infinity when none waits. */
   waitMs(nowMs: number): number {
-    return this.#delayedAt < 0 ? Infinity : Math.max(1, this.#nextAt() - nowMs);
+    if (this.#delayedAt < 0) return Infinity;
+    // Held for good it waits for a merge, which rings: to look again and again helps nobody.
+    return this.#share >= 1 ? DELAY_MS_MAX : Math.max(1, this.#nextAt() - nowMs);
   }
 
   /** At share s flushes come at 1 - s of the rate at which they could. */
