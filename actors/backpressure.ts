@@ -22,6 +22,8 @@ const DEBT_SECONDS = 4 * 10;
 const DEBT_BYTES_MIN: number = 64 * MiB;
 /** A flush is delayed by so much at the most; only the hard mark holds it longer. */
 const DELAY_MS_MAX = 10_000;
+/** What holds a flush for good ends with a merge, which rings; or when merged files are gone, which does not. */
+const HELD_LOOK_MS = 100;
 /** Bytes that are only thought to be given back slow flushes down: a quarter of the rate stays. */
 const SPACE_SHARE_UNKNOWN_MAX = 0.75;
 /** Until there would be twice too many: then the merge that tells is waited for. */
@@ -110,8 +112,7 @@ export class Backpressure {
   /** How long a delayed flush has to wait yet, 1 at least; Infinity when none waits. */
   waitMs(nowMs: number): number {
     if (this.#delayedAt < 0) return Infinity;
-    // Held for good it waits for a merge, which rings: to look again and again helps nobody.
-    return this.#share >= 1 ? DELAY_MS_MAX : Math.max(1, this.#nextAt() - nowMs);
+    return this.#share >= 1 ? HELD_LOOK_MS : Math.max(1, this.#nextAt() - nowMs);
   }
 
   /** At share s flushes come at 1 - s of the rate at which they could. */

@@ -272,9 +272,7 @@ export class Merges {
     const isRewrite = collection.rewriteWanted && this.#isRewriteWorth(collection);
     const isWhole = collection.compactWanted || (isIdle && isSpaceWanted);
     let runsMin = isIdle || isSpaceWanted ? 2 : runsMinFor(runs);
-    // A run that has forgotten all that it may is as small as it gets, whatever its figures promise.
-    if (runs === 1 && (isRewrite || (isSpaceWanted && this.#isRewriteWorth(collection))))
-      runsMin = 1;
+    if (runs === 1 && (isSpaceWanted || isRewrite)) runsMin = 1;
     if (runsMost < runsMin) return undefined;
     const { partBytes, codec = 0 } = this.#shapeOf(collection);
     const needs = {

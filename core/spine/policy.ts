@@ -149,7 +149,7 @@ export function spaceOf(batches: readonly SpineBatch[], since: number, overlap: 
           rowBytes = runBytesHere / run.len;
         }
         for (const part of run.parts) {
-          known += reclaimIn(part, hollow.desc.since, since, rowBytes);
+          known += reclaimIn(part, hollow.desc.since, since, rowBytes, isOldest);
           if (!isOldest) newer += part.bytes * pastShare(part, since);
         }
         isOldest = false;
@@ -174,12 +174,21 @@ function pastShare(part: SpinePart, since: number): number {
   return shareOf(since, part.minT - 1, part.maxT);
 }
 
-/** Bytes that part `part`, consolidated at `forgot`, would give back at `since`. */
-function reclaimIn(part: SpinePart, forgot: number, since: number, rowBytesBelow: number): number {
+/**
+ * Bytes that part `part`, consolidated at `forgot`, would give back at `since`. Of the oldest run what could
+ * go then has gone: a multiset's counts below nothing stay.
+ */
+function reclaimIn(
+  part: SpinePart,
+  forgot: number,
+  since: number,
+  rowBytesBelow: number,
+  isOldest: boolean,
+): number {
   const { len, bytes, minT, maxT, negatives } = part;
   const rowBytes = bytes / len;
-  const past = pastShare(part, since);
   const newlyPast = shareOf(since, Math.max(forgot, minT - 1), maxT);
+  const past = isOldest ? newlyPast : pastShare(part, since);
   const tombstones = past * negatives * (rowBytes + rowBytesBelow);
   const versions = newlyPast * repeatedRows(part) * rowBytes;
   return Math.min(bytes + tombstones, tombstones + versions);
@@ -364,8 +373,9 @@ function improve(
       bytes += runsBytes(hollow.runs, 0, hollow.runs.length);
       for (const run of hollow.runs) {
         for (const part of run.parts) {
-          reclaim += reclaimIn(part, hollow.desc.since, since, rowBytesBelow);
-          if (below !== undefined && run !== below) newer += part.bytes * pastShare(part, since);
+          const isOldest = run === below;
+          reclaim += reclaimIn(part, hollow.desc.since, since, rowBytesBelow, isOldest);
+          if (below !== undefined && !isOldest) newer += part.bytes * pastShare(part, since);
         }
       }
       if (runs < runsMin) continue;

@@ -236,6 +236,16 @@ test('older versions give back their bytes, once since has passed what the last 
   assert.equal(spaceOf([consolidated], 10, 0).reclaimable, 0, 'nothing is counted twice');
 });
 
+test('what the oldest run has kept when it was merged at since no merge gives back', () => {
+  const below = { ...ROWS_1K, minT: 1, maxT: 10, negatives: 1_000 };
+  const [batch] = runsOfParts(below);
+  const [{ id, hollow }] = batch.parts;
+  const forgotten = { ...hollow, desc: { ...hollow.desc, since: 10 } };
+  const merged = { ...batch, parts: [{ id, hollow: forgotten }] };
+  assert.equal(spaceOf([merged], 10, 0).reclaimable, 0);
+  assert.ok(spaceOf([batch], 10, 0).reclaimable > 0, 'not merged yet');
+});
+
 test('a job that gives bytes back goes before one that only removes runs', () => {
   const dead = { negatives: 1, minT: 0, maxT: 0, bytes: 40 * MIB };
   const plain = batchOf([[40 * MIB], [40 * MIB], [40 * MIB], [40 * MIB]]);
