@@ -313,11 +313,11 @@ function improve(
   best: Window,
   batch: number,
   parts: readonly Placed[],
-  isOldest: boolean,
+  inOldest: boolean,
   limits: Limits,
 ): void {
   const { busy, runsMin, runsMax, bytesMax, memoryMax, since, overlap } = limits;
-  let oldest = isOldest;
+  let oldest = inOldest;
   const take = (
     from: number,
     to: number,
