@@ -4,6 +4,7 @@
  * they can be looked at again when the record had to wait. Lives on its client's thread.
  */
 import { NO_BYTES, getU16, getU32, hashAt, setU16, setU32, setU64 } from '../core/base/bytes.ts';
+import { copyAt } from '../core/base/copy.ts';
 import { TidemarkError } from '../core/base/errors.ts';
 import { pageBytes } from '../core/base/limits.ts';
 import {
@@ -42,8 +43,6 @@ type Subject = {
 const NO_BUFFER: Buffer = Buffer.alloc(0);
 /** Room for a few rows with short keys. */
 const CAPACITY_BYTES = 128;
-/** Below, a loop is faster than a call. */
-const LOOP_BYTES_MAX = 96;
 
 export class Conditions {
   readonly #reader: Reader;
@@ -129,8 +128,8 @@ export class Conditions {
     setU32(bytes, at + CONDITION_UPPER_BYTES_OFFSET, upperWord);
     setU32(bytes, at + CONDITION_KEY_OFFSET - 4, 0);
     const key = at + CONDITION_KEY_OFFSET;
-    copyBytes(keyBytes, 0, length, bytes, key);
-    copyBytes(upper, 0, upper.length, bytes, key + length);
+    copyAt(keyBytes, 0, length, bytes, key);
+    copyAt(upper, 0, upper.length, bytes, key + length);
     for (let i = key + length + upper.length; i < end; i++) bytes[i] = 0;
     this.#end = end;
   }
@@ -236,7 +235,7 @@ export class Conditions {
 
   /** Lays them without a header. Requires: `check` found nothing. */
   layRows(target: Uint8Array, at: number): void {
-    copyBytes(this.#bytes, CONDITIONS_HEADER_BYTES, this.#end, target, at);
+    copyAt(this.#bytes, CONDITIONS_HEADER_BYTES, this.#end - CONDITIONS_HEADER_BYTES, target, at);
   }
 
   /** The sequencer's memory does not reach back to the time of the last look: the next check must look. */
@@ -310,19 +309,5 @@ export class Conditions {
       `a condition on ${name} does not hold: ${was} was expected, and ${found}`,
       isRow ? { collection: name, key, offset } : { collection: name, offset },
     );
-  }
-}
-
-function copyBytes(
-  from: Uint8Array,
-  start: number,
-  end: number,
-  target: Uint8Array,
-  at: number,
-): void {
-  if (end - start <= LOOP_BYTES_MAX) {
-    for (let i = start, j = at; i < end; i++, j++) target[j] = from[i];
-  } else {
-    target.set(start === 0 && end === from.length ? from : from.subarray(start, end), at);
   }
 }

@@ -5,6 +5,7 @@
  * disk without holding the thread. Belongs to its chunk; used by feeds, on their thread.
  */
 import { NO_BYTES, compareAt, compareBytes, equalAt } from '../core/base/bytes.ts';
+import { copyAt } from '../core/base/copy.ts';
 import { KiB, MiB } from '../core/base/limits.ts';
 import { OP_DELETE, OP_DELETE_RANGE, OP_PUT, OP_UPDATE } from '../core/base/update.ts';
 import type { LogChunk } from '../core/log/follower.ts';
@@ -38,8 +39,6 @@ const OLD_BYTES_PER_LOAD: number = 2 * MiB;
 const OLD_BYTES_KEPT_MAX: number = 4 * MiB;
 const SLAB_BYTES: number = 16 * KiB;
 const NO_SLAB: Buffer = Buffer.alloc(0);
-/** A short copy is cheaper byte by byte than by a view. */
-const LOOP_BYTES_MAX = 128;
 /** Changes that are looked up in one visit; where turns are long, visits go on for so long without one. */
 const CHANGES_PER_VISIT = 512;
 const VISITS_MS_MAX = 4;
@@ -530,11 +529,7 @@ export class ChunkChanges implements AskedRows {
       this.#slabUsed = 0;
     }
     const at = this.#slabUsed;
-    if (length <= LOOP_BYTES_MAX) {
-      for (let b = 0; b < length; b++) slab[at + b] = bytes[start + b];
-    } else {
-      slab.set(bytes.subarray(start, start + length), at);
-    }
+    copyAt(bytes, start, length, slab, at);
     this.#slabUsed = at + length;
     this.#oldSlabs[i] = slab;
     this.#oldStarts[i] = at;

@@ -5,6 +5,7 @@
  */
 import { invariant } from '../core/base/assert.ts';
 import { NO_BYTES, compareAt } from '../core/base/bytes.ts';
+import { copyAt } from '../core/base/copy.ts';
 import type { RowCursor } from '../core/base/cursor.ts';
 import { TidemarkError } from '../core/base/errors.ts';
 import { NO_FRONTIER, OFFSET_MAX } from '../core/base/frontier.ts';
@@ -1004,7 +1005,7 @@ function append(batch: RowBatch, cursor: RowCursor, isRow: boolean): void {
   const valueStart = start + cursor.keyLength;
   if (!isRow) return;
   cursor.loadValue();
-  copyBytes(cursor.valueBytes, cursor.valueOffset, batch.slab, valueStart, cursor.valueLength);
+  copyAt(cursor.valueBytes, cursor.valueOffset, cursor.valueLength, batch.slab, valueStart);
   batch.used = valueStart + cursor.valueLength;
   const row = batch.count++;
   if (row * 3 + 3 > batch.places.length) {
@@ -1030,7 +1031,7 @@ function keepKey(batch: RowBatch, cursor: RowCursor): number {
     batch.slab.copy(grown, 0, 0, start);
     batch.slab = grown;
   }
-  copyBytes(cursor.keyBytes, cursor.keyOffset, batch.slab, start, cursor.keyLength);
+  copyAt(cursor.keyBytes, cursor.keyOffset, cursor.keyLength, batch.slab, start);
   return start;
 }
 
@@ -1038,22 +1039,6 @@ function keepKey(batch: RowBatch, cursor: RowCursor): number {
 function takeBack(batch: RowBatch, start: number, isRow: boolean): void {
   if (isRow) batch.count--;
   batch.used = start;
-}
-
-const LOOP_BYTES_MAX = 48;
-
-function copyBytes(
-  source: Uint8Array,
-  from: number,
-  target: Uint8Array,
-  to: number,
-  length: number,
-): void {
-  if (length <= LOOP_BYTES_MAX) {
-    for (let i = 0; i < length; i++) target[to + i] = source[from + i]!;
-    return;
-  }
-  target.set(source.subarray(from, from + length), to);
 }
 
 /** The parts of one run of the view. Requires: entered, from `open` to the cursor's `leave`. */

@@ -5,6 +5,7 @@
  * when a codec throws.
  */
 import { NO_BYTES, setF64, setU32 } from '../core/base/bytes.ts';
+import { copyAt } from '../core/base/copy.ts';
 import { commitBytesMax, keyBytesMax, valueBytesMax } from '../core/base/limits.ts';
 import {
   OP_DELETE,
@@ -203,7 +204,7 @@ export class WriteSet {
   append(other: WriteSet): void {
     this.assertNotEncoding();
     this.#ensure(other.end);
-    copyBytes(other.bytes, other.end, this.bytes, this.end);
+    copyAt(other.bytes, 0, other.end, this.bytes, this.end);
     this.end += other.end;
     this.operationsTotal += other.operationsTotal;
     this.transactions += other.transactions;
@@ -261,12 +262,4 @@ export class WriteSet {
     this.#spares?.give(this.bytes);
     this.bytes = grown;
   }
-}
-
-/** Below, a loop is faster than a call, and the views that it makes. */
-const LOOP_BYTES_MAX = 256;
-
-function copyBytes(source: Buffer, length: number, target: Buffer, at: number): void {
-  if (length > LOOP_BYTES_MAX) source.copy(target, at, 0, length);
-  else for (let i = 0; i < length; i++) target[at + i] = source[i];
 }

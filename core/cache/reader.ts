@@ -6,6 +6,7 @@
  * thread; `lookup` between enter and leave of its slot, the rest anywhere.
  */
 import { alignUp, equalAt } from '../base/bytes.ts';
+import { copyAt } from '../base/copy.ts';
 import { pageBytes, populateRingSlots, touchRingSlots } from '../base/limits.ts';
 import type { Arena } from '../shared/arena.ts';
 import { fromWords, highWord, lowWord } from '../shared/arena.ts';
@@ -316,8 +317,8 @@ export class CacheReader {
       this.counts.offersDropped++;
       return false;
     }
-    copyBytes(key, keyOffset, keyLength, this.#u8, at);
-    copyBytes(value, valueOffset, valueLength, this.#u8, at + keyLength);
+    copyAt(key, keyOffset, keyLength, this.#u8, at);
+    copyAt(value, valueOffset, valueLength, this.#u8, at + keyLength);
     const u32 = this.#u32;
     u32[slot] = POPULATE_KIND;
     u32[slot + POPULATE.WHAT] = absent ? OFFER_ABSENT : OFFER_ROW;
@@ -403,21 +404,4 @@ export class CacheReader {
     this.#page = 0;
     return true;
   }
-}
-
-/** Short pieces by hand: a call into the engine costs more than they do. */
-const COPY_CALL_BYTES_MIN = 64;
-
-function copyBytes(
-  source: Uint8Array,
-  from: number,
-  length: number,
-  target: Uint8Array,
-  to: number,
-): void {
-  if (length < COPY_CALL_BYTES_MIN) {
-    for (let i = 0; i < length; i++) target[to + i] = source[from + i];
-    return;
-  }
-  target.set(source.subarray(from, from + length), to);
 }

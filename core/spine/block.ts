@@ -43,7 +43,7 @@ import type { RowCursor } from '../base/cursor.ts';
 import { NO_FRONTIER } from '../base/frontier.ts';
 import { KiB, MiB } from '../base/limits.ts';
 import { OP_DELETE, OP_PUT, OP_UPDATE } from '../base/update.ts';
-import { copyAt, grown } from './copy.ts';
+import { copyAt, grown } from '../base/copy.ts';
 import { copyValue } from './row-hash.ts';
 
 export const CRC_OFFSET = 0;

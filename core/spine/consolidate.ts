@@ -10,7 +10,7 @@ import { advance, le, lt } from '../base/frontier.ts';
 import { rangeSetOf } from '../base/range-set.ts';
 import type { RangeDelete, RangeSetReader } from '../base/range-set.ts';
 import { KIND_KEYED, KIND_MULTISET, OP_DELETE, OP_UPDATE } from '../base/update.ts';
-import { copyAt, grown } from './copy.ts';
+import { copyAt, grown } from '../base/copy.ts';
 
 /** Where rows go. Each row that is given is kept, dropped or folded; a kept one may be several folded into it. */
 export interface RowSink {

@@ -19,7 +19,7 @@ import { crc32 } from '../base/crc32.ts';
 import { commonPrefix, compareAt, getU32, setU32 } from '../base/bytes.ts';
 import { invariant } from '../base/assert.ts';
 import { keyBytesMax, pageBytes } from '../base/limits.ts';
-import { copyAt, grown } from './copy.ts';
+import { copyAt, grown } from '../base/copy.ts';
 
 const CRC_OFFSET = 0;
 const BYTES_OFFSET: number = CRC_OFFSET + 4;

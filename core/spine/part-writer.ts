@@ -13,7 +13,7 @@ import type { RangeDelete } from '../base/range-set.ts';
 import { KIND_KEYED, OP_DELETE, OP_PUT, OP_UPDATE } from '../base/update.ts';
 import { BlockBuilder } from './block.ts';
 import { packBlock } from './block-codec.ts';
-import { copyAt } from './copy.ts';
+import { copyAt } from '../base/copy.ts';
 import { filterBytes, writeFilter } from './filter.ts';
 import { sharedBytesMax } from './part-files.ts';
 import type { PartFiles } from './part-files.ts';

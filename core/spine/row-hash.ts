@@ -11,7 +11,7 @@
 import { copyHashed, hashAt } from '../base/bytes.ts';
 import { crc32 } from '../base/crc32.ts';
 import { OP_UPDATE, addDiffSum } from '../base/update.ts';
-import { copyAt } from './copy.ts';
+import { copyAt } from '../base/copy.ts';
 
 const KEY_SEED = 0x7ad870c8;
 const VALUE_SEED = 0x2545f491;
