@@ -4,32 +4,37 @@
  * flushes, by milliseconds each, where they would else run on and stand still for the whole of one. Delays
  * nothing while nothing waits for a flush. A part of the sequencer, which says what is sealed and freed.
  *
- *   a record takes the share s of what is left; the next may come after   s * horizon / HASTE
- *   horizon: how long a flush takes of late, or since when this one is out, whichever is longer
+ *   a record takes the share s of what is left; the next may come after   s * horizon
+ *   horizon: how long a flush takes at the most of late (mean and DEVIATIONS mean deviations), or since when
+ *   this one is out, whichever is longer
  *
- * So what is left is never used up by a flush that is late, only ever more slowly used; until a delay is as
- * long as DELAY_MS_MAX.
+ * So a third is left when a flush comes at the end of the horizon, and what is left is never used up by one
+ * that is later, only ever more slowly used; until a delay is as long as DELAY_MS_MAX.
  */
 
-/**
- * At 1 a third of what is left would still be there when the next generation comes back: room that the
- * flushes had better use. At 2 a seventh is.
- */
-const HASTE = 2;
+/** As retransmission timers do: of what has any mean and spread hardly anything is later than that. */
+const DEVIATIONS = 4;
+/** The weight of the newest flush in both. */
+const WEIGHT = 0.25;
 /** Nobody is delayed for longer; then what is left goes at this rate, and after that commits stand. */
-const DELAY_MS_MAX = 100;
+const DELAY_MS_MAX = 40;
 /** Less is added to the next delay: sleeping takes about as long. */
 const DELAY_MS_MIN = 1;
 /** A thread that woke late makes up for so much. */
 const LATE_MS_MAX = 20;
-/** The weight of the newest flush. */
-const PERIOD_WEIGHT = 0.3;
 
 export class Pace {
-  #periodMs = 0;
+  #meanMs: number;
+  #deviationMs = 0;
+  #isKnown = false;
   /** Since when the flush is out that is to give memory back next; -1: nothing is sealed. */
   #sinceMs = -1;
   #nextAt = Number.NEGATIVE_INFINITY;
+
+  /** `firstMs`: how long the first flush is taken to last at the most. */
+  constructor(firstMs: number) {
+    this.#meanMs = firstMs;
+  }
 
   onSealed(nowMs: number): void {
     if (this.#sinceMs < 0) this.#sinceMs = nowMs;
@@ -38,7 +43,15 @@ export class Pace {
   /** A sealed generation was given back; `isMore`: another is sealed. */
   onFreed(nowMs: number, isMore: boolean): void {
     const ms = nowMs - this.#sinceMs;
-    this.#periodMs += (this.#periodMs === 0 ? 1 : PERIOD_WEIGHT) * (ms - this.#periodMs);
+    if (this.#isKnown) {
+      const off = ms - this.#meanMs;
+      this.#meanMs += WEIGHT * off;
+      this.#deviationMs += WEIGHT * (Math.abs(off) - this.#deviationMs);
+    } else {
+      this.#isKnown = true;
+      this.#meanMs = ms;
+      this.#deviationMs = ms / 2;
+    }
     this.#sinceMs = isMore ? nowMs : -1;
     this.#nextAt = Number.NEGATIVE_INFINITY;
   }
@@ -46,8 +59,9 @@ export class Pace {
   /** A record was taken that used up `share` of what was left, 0 to 1. */
   onTaken(nowMs: number, share: number): void {
     if (this.#sinceMs < 0) return;
-    const horizon = Math.max(this.#periodMs, nowMs - this.#sinceMs);
-    const ms = Math.min(DELAY_MS_MAX, (share * horizon) / HASTE);
+    const expectedMs = this.#meanMs + DEVIATIONS * this.#deviationMs;
+    const horizonMs = Math.max(expectedMs, nowMs - this.#sinceMs);
+    const ms = Math.min(DELAY_MS_MAX, share * horizonMs);
     this.#nextAt = Math.max(this.#nextAt, nowMs - LATE_MS_MAX) + ms;
   }
 

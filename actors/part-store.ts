@@ -74,6 +74,8 @@ type Load = {
 export class PartStore {
   readonly #context: ActorContext;
   readonly #loads: Set<Load> = new Set();
+  /** Files to be deleted; the first of them is being. */
+  readonly #unlinks: { readonly file: number; readonly bytes: number }[] = [];
   readonly #slab: Slab;
   readonly #retired: RetireList;
   readonly #submit: (
@@ -474,10 +476,22 @@ export class PartStore {
   }
 
   #unlink(file: number, bytes = 0): void {
+    this.#unlinks.push({ file, bytes });
+    if (this.#unlinks.length === 1) this.#unlinkNext();
+  }
+
+  /**
+   * One at a time: a merge lets go of dozens of large files at once, and a file system that gives back all
+   * their blocks together holds up every sync, and every other call that waits behind them, for as long.
+   */
+  #unlinkNext(): void {
+    const { file, bytes } = this.#unlinks[0];
     this.#submit(-1, [{ call: 'unlink', path: partPath(file) }], () => {
       // What could not be deleted is an orphan; the sweep of the next open takes it.
       this.filesDeleted++;
       this.bytesLeaving -= bytes;
+      this.#unlinks.shift();
+      if (this.#unlinks.length > 0) this.#unlinkNext();
     });
   }
 

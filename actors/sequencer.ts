@@ -17,6 +17,7 @@
  */
 import { invariant } from '../core/base/assert.ts';
 import { codeNumber, TidemarkError } from '../core/base/errors.ts';
+import { MiB } from '../core/base/limits.ts';
 import { recordBytes } from '../core/log/record.ts';
 import {
   CONDITIONS_MET,
@@ -67,6 +68,11 @@ import { THREAD_BACKGROUND, THREAD_WRITE } from './topology.ts';
 
 /** Records taken from one ring before the next has its turn, and in one tick. */
 const RECORDS_PER_TICK = 64;
+/**
+ * Operations after which a tick ends, a few milliseconds of them: what it took is in the log, and its callers
+ * have heard of it, before the next. Large records come one by one then and not by the ring.
+ */
+const OPERATIONS_PER_TICK = 2_048;
 
 const RECORDS: number = indexIn(SEQUENCER_COUNTERS, 'records');
 const TRANSACTIONS: number = indexIn(SEQUENCER_COUNTERS, 'transactions');
@@ -80,6 +86,9 @@ const PACED: number = indexIn(SEQUENCER_COUNTERS, 'paced');
 const PACED_MS: number = indexIn(SEQUENCER_COUNTERS, 'pacedMs');
 const CLOCK_HELD_BACK: number = indexIn(SEQUENCER_COUNTERS, 'clockHeldBack');
 const CLOCK_HELD_BACK_MS: number = indexIn(SEQUENCER_COUNTERS, 'clockHeldBackMs');
+
+/** Of the first flush, before one has told: half of what a core and a disk do that have nothing else to do. */
+const FLUSH_BYTES_PER_SECOND_LIKELY: number = 32 * MiB;
 
 /** What became of one attempt to take a record. */
 const TAKEN = 0;
@@ -123,7 +132,7 @@ export class Sequencer implements Actor {
   /** Record pages of the sealed ones; and how many the last one had for each of its bytes. */
   #sealedPages = 0;
   #pagesPerByte = 0;
-  readonly #pace: Pace = new Pace();
+  readonly #pace: Pace;
   /** A record waits for the pace since then; -1: none does. */
   #pacedAt = -1;
   /** Every change from here on is in a generation that is held. */
@@ -160,6 +169,7 @@ export class Sequencer implements Actor {
     this.#isRewound = topology.clients.map(() => false);
     const bytes = context.config.memtableBytes;
     this.#generationOptions = { bytes, rows: generationRows(bytes) };
+    this.#pace = new Pace((bytes * 1_000) / FLUSH_BYTES_PER_SECOND_LIKELY);
   }
 
   tick(): boolean {
@@ -319,20 +329,26 @@ export class Sequencer implements Actor {
 
   #takeRecords(): boolean {
     let taken = 0;
+    let operations = 0;
     let blocked = false;
     let closeSeen = -1;
     const { control } = this.#context;
     // The log takes back what it cannot keep.
     this.#credit = control.room();
     const clients = control.clients();
-    for (let i = 0; i < clients && taken < RECORDS_PER_TICK && !blocked; i++) {
+    for (let i = 0; i < clients && !blocked; i++) {
       const client = (this.#turn + i) % clients;
       const inbox = this.#clients[client];
-      for (let slot = inbox.peek(); slot >= 0 && taken < RECORDS_PER_TICK; slot = inbox.peek()) {
+      for (let slot = inbox.peek(); slot >= 0; slot = inbox.peek()) {
+        if (taken === RECORDS_PER_TICK || operations >= OPERATIONS_PER_TICK) {
+          blocked = true;
+          break;
+        }
         if (inbox.u32[slot + KIND_WORD] === MSG_CLOSE) {
           closeSeen = client;
           break;
         }
+        operations += inbox.u32[slot + RECORD.OPERATIONS];
         if (this.#takeRecord(client, inbox, slot) === BLOCKED) {
           blocked = true;
           break;

@@ -199,10 +199,21 @@ function shareOf(at: number, from: number, to: number): number {
   return at >= to ? 1 : (at - from) / (to - from);
 }
 
-/** Work the writers must wait for: 0 none, above 0 a share of full delay, 1 nothing more is flushed. */
+/** What flushes are slowed down by at the soft mark of runs: a tenth of their rate is left. */
+const SHARE_AT_SOFT = 0.9;
+
+/**
+ * Work the writers must wait for: 0 none, above 0 a share of full delay, 1 nothing more is flushed. Runs
+ * delay from half their soft mark on, ever more, so that where merges can keep up with any writing at all
+ * there is a rate at which the soft mark is not reached; what is beyond it came all the same.
+ */
 export function backpressure(runs: number, debt: number, debtSoft: number): number {
   if (runs > runsHard) return 1;
-  const byRuns = (runs - runsSoft) / (runsHard - runsSoft);
+  const half = runsSoft / 2;
+  const byRuns =
+    runs <= runsSoft
+      ? ((runs - half) / half) * SHARE_AT_SOFT
+      : SHARE_AT_SOFT + ((runs - runsSoft) / (runsHard - runsSoft)) * (0.99 - SHARE_AT_SOFT);
   const byDebt = debtSoft > 0 ? (debt - debtSoft) / (3 * debtSoft) : 0;
   return Math.max(0, Math.min(0.99, Math.max(byRuns, byDebt)));
 }

@@ -8,7 +8,7 @@ import { Pace } from '../../actors/pace.ts';
 
 /** A writer that takes a record whenever it may, each a `rows`-th of a generation; one more generation is there. */
 class Writer {
-  readonly pace = new Pace();
+  readonly pace = new Pace(500);
   readonly #record: number;
   nowMs = 0;
   /** Of generations. */
@@ -61,7 +61,7 @@ test('nothing is delayed while nothing is sealed', () => {
 test('flushes that take half a second each make no writer stand, and are all made use of', () => {
   const writer = new Writer(100, 1);
   writer.pace.onSealed(0);
-  flushes(writer, 500, 4);
+  flushes(writer, 500, 12);
   writer.longestMs = 0;
   const { taken } = writer;
   flushes(writer, 500, 20);
@@ -76,17 +76,39 @@ test('a flush that takes three times as long as the others makes delays, none be
   flushes(writer, 500, 8);
   writer.longestMs = 0;
   flushes(writer, 1_500, 1);
-  assert.ok(writer.longestMs <= 101, `${writer.longestMs} ms without a record`);
+  assert.ok(writer.longestMs <= 41, `${writer.longestMs} ms without a record`);
   assert.ok(writer.left > 0, 'something is left');
 });
 
+test('flushes of uneven length slow commits down as the longest of them would, and delay none for long', () => {
+  const writer = new Writer(100, 1);
+  writer.pace.onSealed(0);
+  for (let i = 0; i < 8; i++) flushes(writer, i % 3 === 0 ? 600 : 150, 1);
+  writer.longestMs = 0;
+  for (let i = 0; i < 12; i++) {
+    flushes(writer, i % 3 === 0 ? 600 : 150, 1);
+    assert.ok(writer.left > 0.3, `${writer.left} generations are left`);
+  }
+  assert.ok(writer.longestMs < 16, `${writer.longestMs} ms without a record`);
+});
+
+test('before a flush has told how long it takes commits keep to a guess, and to what it has taken so far', () => {
+  const writer = new Writer(100, 1);
+  writer.pace.onSealed(0);
+  writer.run(500);
+  assert.ok(writer.left > 0.3, `${writer.left} generations are left when it was to end`);
+  writer.run(500);
+  assert.ok(writer.left > 0.1, `${writer.left} generations are left when it takes twice as long`);
+  assert.ok(writer.longestMs <= 41, `${writer.longestMs} ms without a record`);
+});
+
 test('memory that comes back ends a delay at once', () => {
-  const pace = new Pace();
+  const pace = new Pace(500);
   pace.onSealed(0);
   pace.onFreed(1_000, true);
   pace.onTaken(1_000, 1);
   // Who woke late makes up for it, a little.
-  assert.equal(pace.waitMs(1_000), 80);
+  assert.equal(pace.waitMs(1_000), 20);
   pace.onFreed(1_010, true);
   assert.equal(pace.waitMs(1_010), 0);
 });

@@ -323,3 +323,18 @@ inBothHosts('transactions that grow and end in any order keep what is theirs', a
   await Promise.all(pending);
   for (const [n, value] of expected) assert.deepEqual(rows.getSync(n), value, `row ${n}`);
 });
+
+inBothHosts('large commits of one turn are written as they are ordered, few at a time', async (home) => {
+  const engine = await home.open({ durability: 'buffered', memtableBytes: 8 * MiB });
+  const words = await engine.collection('words');
+  const { writes } = engine.stats().durability;
+  const all: Promise<Receipt>[] = [];
+  for (let t = 0; t < 12; t++) {
+    const tx = engine.transaction();
+    for (let i = 0; i < 1_000; i++) tx.put(words, `k${t}-${i}`, 'v');
+    all.push(tx.commit());
+  }
+  await Promise.all(all);
+  const count = engine.stats().durability.writes - writes;
+  assert.ok(count >= 4, `${count} writes for 12 records of 1,000 operations`);
+});

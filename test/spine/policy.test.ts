@@ -174,8 +174,14 @@ test('of two collections the one that is read more goes first, until the other h
   assert.ok((reclaiming?.score ?? 0) > (removing?.score ?? 0));
 });
 
-test('pressure rises between the marks and stops the flush above the hard one', () => {
-  assert.equal(backpressure(runsSoft, 0, 0), 0);
+test('pressure rises from half the soft mark on, steeply up to it, and stops the flush above the hard one', () => {
+  assert.equal(backpressure(runsSoft / 2, 0, 0), 0);
+  for (let runs = runsSoft / 2; runs < runsHard; runs++) {
+    const more = backpressure(runs + 1, 0, 0) - backpressure(runs, 0, 0);
+    assert.ok(more > 0, `a run more than ${runs} delays more`);
+    assert.equal(more > 0.05, runs < runsSoft, `${more} more at ${runs}`);
+  }
+  assert.ok(Math.abs(backpressure(runsSoft, 0, 0) - 0.9) < 1e-9, 'a tenth of the rate is left');
   const some = backpressure(runsSoft + 10, 0, 0);
   assert.ok(some > 0 && some < backpressure(runsSoft + 20, 0, 0));
   assert.ok(backpressure(runsHard, 0, 0) < 1);
