@@ -123,7 +123,7 @@ test('commits that wait for a flush are told with their cause, and of room when 
     for (let i = 0; i < 20 && !isFull; i++) puts.push(rows.put(`${puts.length % 50}`, value));
     isFull ||= puts.length % 500 === 0 && engine.stats().waitingTransactions > 0;
     clock.advance(50);
-    return waits() !== undefined;
+    return isFull && waits() !== undefined;
   });
   const stall = waits()!;
   assert.match(stall.cause, /^(flush|memory)$/);
