@@ -329,7 +329,7 @@ inBothHosts(
   async (home) => {
     const engine = await home.open({ durability: 'buffered', memtableBytes: 8 * MiB });
     const words = await engine.collection('words', {});
-    const { writes } = engine.stats().durability;
+    const before = engine.stats().durability['writes'];
     const all: Promise<Receipt>[] = [];
     for (let t = 0; t < 12; t++) {
       const tx = engine.transaction();
@@ -337,7 +337,7 @@ inBothHosts(
       all.push(tx.commit());
     }
     await Promise.all(all);
-    const written = (): number => engine.stats().durability.writes - writes;
+    const written = (): number => engine.stats().durability['writes'] - before;
     await until('12 records of 1,000 operations take four writes', () => written() >= 4);
   },
 );
