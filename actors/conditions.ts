@@ -43,6 +43,8 @@ type Subject = {
 const NO_BUFFER: Buffer = Buffer.alloc(0);
 /** Room for a few rows with short keys. */
 const CAPACITY_BYTES = 128;
+/** Rows of a range that are looked at again; of more, any change of their collection counts. */
+const RANGE_ROWS_MAX = 4_096;
 
 export class Conditions {
   readonly #reader: Reader;
@@ -280,7 +282,7 @@ export class Conditions {
       const id = getU32(bytes, at + CONDITION_COLLECTION_OFFSET);
       let from = reader.T + 1;
       if (bytes[at + CONDITION_KIND_OFFSET] > CONDITION_ABSENT) {
-        const newest = reader.newestChange(id);
+        const newest = this.#newestChange(at, id, offset!);
         // What is not visible yet has its place before us all the same.
         if (newest > offset!) return this.conflict(i, newest);
         from = Math.max(from, offset! + 1);
@@ -296,6 +298,20 @@ export class Conditions {
       i++;
     }
     return undefined;
+  }
+
+  /** Of what a condition that is not on a row is about; if it is no later than `above`, `above` will do. */
+  #newestChange(at: number, id: number, above: number): number {
+    const bytes = this.#bytes;
+    if (bytes[at + CONDITION_KIND_OFFSET] === CONDITION_COLLECTION) {
+      return this.#reader.newestChange(id);
+    }
+    const key = at + CONDITION_KEY_OFFSET;
+    const end = key + getU16(bytes, at + CONDITION_KEY_BYTES_OFFSET);
+    const upperWord = getU32(bytes, at + CONDITION_UPPER_BYTES_OFFSET);
+    const isOpen = upperWord === CONDITION_UPPER_OPEN;
+    const upper = isOpen ? undefined : bytes.subarray(end, end + upperWord);
+    return this.#reader.changeWithin(id, bytes.subarray(key, end), upper, above, RANGE_ROWS_MAX);
   }
 
   /** The error for a broken condition; `offset` is that of the change, null when the row is absent. */

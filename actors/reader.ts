@@ -267,6 +267,44 @@ export class Reader {
 
   // ---------------------------------------------------------------- points
 
+  /**
+   * Offset of a change after `above` of a row in [lower, upper), else `above`; `upper` undefined: there is no bound.
+   * What is not visible may be left out. Of more rows than `rowsMax`, and where merges may have left out
+   * the trace of a change, as if it were the whole collection. Requires: entered, at NEWEST.
+   */
+  changeWithin(
+    collection: number,
+    lower: Uint8Array,
+    upper: Uint8Array | undefined,
+    above: number,
+    rowsMax: number,
+  ): number {
+    const newest = this.newestChange(collection);
+    if (newest <= above) return above;
+    const { view, hiding, T } = this;
+    const block = view.collection(collection);
+    if (block !== 0 && view.since(block) > above) return newest;
+    const hides = hiding.isThere(block);
+    try {
+      const cursor = this.openCursor(collection, block, VERSIONS_NEWEST);
+      cursor.seek(lower, 0, lower.length);
+      for (let rows = 0; cursor.valid; rows++) {
+        if (upper !== undefined && isAtOrAbove(cursor, upper)) break;
+        if (rows === rowsMax) return newest;
+        const { keyBytes, keyOffset, keyLength, time } = cursor;
+        if (time > above) return time;
+        if (hides) {
+          const at = hiding.newest(collection, block, keyBytes, keyOffset, keyLength, above, T);
+          if (at > above) return at;
+        }
+        cursor.next();
+      }
+      return above;
+    } finally {
+      this.leaveCursors();
+    }
+  }
+
   /** The newest version at T, from memory or, unless `cachedOnly`, the disk. Requires: entered. */
   find(
     collection: number,

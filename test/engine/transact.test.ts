@@ -153,6 +153,45 @@ inBothHosts('of a range only what was walked over counts', async (home) => {
   assert.equal(await runsWith(whole, () => rows.delete('cz')), 2, 'gone from it');
 });
 
+inBothHosts('so it is of what was read before memory was flushed', async (home) => {
+  await using engine = await home.open();
+  const rows = await countersOf(engine);
+  const bag = await engine.collection('bag', { kind: 'multiset', key: 'utf8', value: 'utf8' });
+  for (const key of ['b', 'd', 'f']) await rows.put(key, 0);
+  for (const key of ['b', 'd']) await bag.update(key, 'x', 1);
+  await engine.flush();
+  const runsWith = async (
+    read: (tx: TransactionScope) => unknown,
+    meddle: () => Promise<unknown>,
+  ): Promise<number> => {
+    let runs = 0;
+    await engine.transact(async (tx) => {
+      runs++;
+      read(tx);
+      tx.put(rows, 'zz', runs);
+      if (runs > 1) return;
+      await meddle();
+      // The memory that could tell what has come since is given back.
+      await engine.flush();
+      await rows.put('z', runs);
+      await engine.flush();
+    });
+    return runs;
+  };
+  const range = (tx: TransactionScope): unknown => Array.from(tx.keys(rows, { gte: 'c', lt: 'e' }));
+  assert.equal(await runsWith(range, () => rows.put('b', 1)), 1, 'beside it');
+  assert.equal(await runsWith(range, () => rows.deleteRange({ gte: 'e' })), 1, 'removed beside it');
+  assert.equal(await runsWith(range, () => rows.put('dd', 1)), 2, 'in it');
+  assert.equal(await runsWith(range, () => rows.delete('dd')), 2, 'gone from it');
+  assert.equal(await runsWith(range, () => rows.deleteRange({ lt: 'e' })), 2, 'removed with more');
+  const pairs = (tx: TransactionScope): unknown => tx.getSync(bag, 'b');
+  assert.equal(await runsWith(pairs, () => bag.update('d', 'x', 1)), 1, 'another key');
+  assert.equal(await runsWith(pairs, () => bag.update('b', 'y', 1)), 2, 'another value');
+  assert.equal(await runsWith(pairs, () => bag.update('b', 'x', -1)), 2, 'one fewer');
+  const all = (tx: TransactionScope): unknown => Array.from(tx.keys(rows, { lt: 'zy' }));
+  assert.equal(await runsWith(all, () => bag.update('d', 'x', 1)), 2, 'a row in all of them');
+});
+
 inBothHosts('it sees what it has written itself', async (home) => {
   await using engine = await home.open();
   const rows = await countersOf(engine);
