@@ -246,7 +246,7 @@ export class LogKeeper {
       // Who misses a file looks into the view: it must say by then that the file is gone.
       this.#views.afterPublish(() => {
         const isOffered = spare !== 0 && this.#ports.offerSegment(spare);
-        this.#delete(gone.map(({ seq }) => seq).filter((seq) => !isOffered || seq !== spare));
+        this.#deleteFree(gone.map(({ seq }) => seq).filter((seq) => !isOffered || seq !== spare));
       });
       return true;
     });
@@ -268,9 +268,16 @@ export class LogKeeper {
     this.#delete([seq]);
   }
 
+  /** The one that a job is at goes when that has answered. */
+  #deleteFree(seqs: readonly number[]): void {
+    const busy = seqs.filter((seq) => this.#old.isAtWork(seq));
+    if (busy.length > 0) this.#old.afterJob(() => this.#delete(busy));
+    this.#delete(seqs.filter((seq) => !busy.includes(seq)));
+  }
+
   #delete(seqs: readonly number[]): void {
     if (seqs.length === 0) return;
-    // Compressed or not: a job, or the command line, may be at it in this very moment.
+    // Compressed or not: the command line may be at it in this very moment.
     const calls = seqs.flatMap((seq): StorageCall[] => [
       { call: 'unlink', path: segmentPath(seq) },
       { call: 'unlink', path: compressedPath(seq) },
@@ -322,7 +329,8 @@ export class LogKeeper {
       }
       first++;
     }
-    this.#old.keepFrom(segments[first]?.seq ?? 0, store);
+    // What is about to go no job begins with, even if somebody needs it now: that is too late.
+    this.#old.keepFrom(Math.max(segments[first]?.seq ?? 0, this.#startSeq), store);
     for (let i = 0; i < first; i++) {
       if (this.#old.mayGo(segments[i].seq, store)) continue;
       floor = segments[i].base;

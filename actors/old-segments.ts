@@ -74,6 +74,8 @@ export class OldSegments {
   #archivedSeqs: ReadonlySet<number> = new Set();
   /** The segment that a job is at; 0: none. */
   #packing = 0;
+  /** Waits for that job's answer. */
+  #afterJob: (() => void) | undefined;
   /** The segment that the hook has, and the text that says which. */
   #asking = 0;
   #askText = 0;
@@ -104,6 +106,17 @@ export class OldSegments {
   /** Its file lies there as it was written, and no job is at it. */
   isPlain(seq: number): boolean {
     return this.#bySeq.get(seq)?.packed === false && this.#packing !== seq;
+  }
+
+  /** A job is at it: what goes under its hands it misses, or makes again. */
+  isAtWork(seq: number): boolean {
+    return this.#packing === seq;
+  }
+
+  /** Runs `then` when the job that is at a segment has answered. */
+  afterJob(then: () => void): void {
+    invariant(this.#packing !== 0 && this.#afterJob === undefined, 'one waits for one job');
+    this.#afterJob = then;
   }
 
   /** The log begins at `seq` now. */
@@ -188,6 +201,9 @@ export class OldSegments {
     const request = { seq, successor, logId, codec: this.#codec, tmp: tmpPath(`${seq}.segz`) };
     const isSent = desk.send({ kind: 'compress', request }, REPLY_BYTES, isLarge, (outcome) => {
       this.#packing = 0;
+      const then = this.#afterJob;
+      this.#afterJob = undefined;
+      then?.();
       if (outcome.failure !== undefined) {
         this.#values[JOBS_FAILED]++;
         this.#backOff(old);
