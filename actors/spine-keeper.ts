@@ -190,6 +190,8 @@ export class SpineKeeper implements Actor {
   #endingTruncation = false;
   #opened = false;
   #closing = false;
+  /** For the sequencer, whose ring had no room, oldest first. */
+  readonly #untold: { kind: number; address: number; token: number }[] = [];
   #closeDeadline = -1;
 
   /** A client's ring had no room for an answer. */
@@ -307,6 +309,7 @@ export class SpineKeeper implements Actor {
       return true;
     }
     let worked = this.#takeAnswers();
+    if (this.#untold.length > 0) worked = this.#tellUntold() || worked;
     worked = this.#takeFromDurability() || worked;
     worked = this.#takeFromSequencer() || worked;
     worked = this.#desk.take() || worked;
@@ -338,7 +341,7 @@ export class SpineKeeper implements Actor {
   }
 
   idle(): number {
-    if (this.#answersWait) return ANSWER_RETRY_MS;
+    if (this.#answersWait || this.#untold.length > 0) return ANSWER_RETRY_MS;
     if (this.#retired.length > 0) return SWEEP_MS;
     if (this.#closing) return SWEEP_MS;
     // Idle collections, failed jobs and checkpoints come due without a message, and delayed flushes.
@@ -627,14 +630,26 @@ export class SpineKeeper implements Actor {
     return worked;
   }
 
+  /** What has no room now waits here: of generations that a reader was in, any number is freed at once. */
   #tellSequencer(kind: number, address: number, token: number): void {
-    const slot = this.#sequencer.claim();
-    invariant(slot >= 0, 'the ring to the sequencer has room');
-    const { u32 } = this.#sequencer.ring;
-    u32[slot + KIND_WORD] = kind;
-    u32[slot + GENERATION.ADDRESS] = address;
-    u32[slot + GENERATION.TOKEN] = token;
-    this.#sequencer.send();
+    this.#untold.push({ kind, address, token });
+    this.#tellUntold();
+  }
+
+  #tellUntold(): boolean {
+    let told = 0;
+    for (const { kind, address, token } of this.#untold) {
+      const slot = this.#sequencer.claim();
+      if (slot < 0) break;
+      const { u32 } = this.#sequencer.ring;
+      u32[slot + KIND_WORD] = kind;
+      u32[slot + GENERATION.ADDRESS] = address;
+      u32[slot + GENERATION.TOKEN] = token;
+      this.#sequencer.send();
+      told++;
+    }
+    this.#untold.splice(0, told);
+    return told > 0;
   }
 
   #offerSegment(seq: number): boolean {
