@@ -46,6 +46,8 @@ export type EngineConfig = {
   readonly checkpointEvery?: number;
   /** Bytes of a part, about; left out: the limit. */
   readonly partBytes?: number;
+  /** Files of parts that are held open, at the most; left out: the limit. */
+  readonly openPartsMax?: number;
   readonly readOnly: boolean;
   readonly createIfMissing: boolean;
   readonly errorIfExists: boolean;

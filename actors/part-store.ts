@@ -306,7 +306,7 @@ export class PartStore {
     }
     this.#openCount++;
     let kept = fd;
-    if (this.#openCount > openPartsMax) {
+    if (this.#openCount > (this.#context.config.openPartsMax ?? openPartsMax)) {
       // Readers open it themselves, for the read.
       this.#context.storage.close(fd);
       this.#openCount--;

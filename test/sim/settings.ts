@@ -88,6 +88,8 @@ export type Settings = {
   readonly moodTicks: number;
   /** Of small parts runs have many, so that merges find some to move; undefined: as the engine says. */
   readonly partBytes: number | undefined;
+  /** Parts beyond are opened by whoever reads, for the read; undefined: as the engine says. */
+  readonly openPartsMax: number | undefined;
 };
 
 function drawKeys(prng: Prng): Buffer[] {
@@ -209,7 +211,7 @@ function drawPartBytes(prng: Prng, viewPages: number | undefined): number | unde
 }
 
 /** Drawn behind all others. */
-type Late = 'sickDisk' | 'threadDeaths' | 'pressing' | 'partBytes';
+type Late = 'sickDisk' | 'threadDeaths' | 'pressing' | 'partBytes' | 'openPartsMax';
 
 /** A store that is there is opened so, to be written to. */
 export function configOf(settings: Settings, directory: string, logId: Uint8Array): EngineConfig {
@@ -221,6 +223,7 @@ export function configOf(settings: Settings, directory: string, logId: Uint8Arra
     segmentBytes: settings.segmentBytes,
     mergeThreads: settings.workers,
     ...(settings.partBytes === undefined ? {} : { partBytes: settings.partBytes }),
+    ...(settings.openPartsMax === undefined ? {} : { openPartsMax: settings.openPartsMax }),
     history: { offsets: 0 },
     readOnly: false,
     createIfMissing: false,
@@ -283,5 +286,6 @@ export function drawSettings(prng: Prng): Settings {
     threadDeaths: prng.pick([0, 0, 0.15]),
     pressing: prng.pick([3, 3, 3, 1, 0]),
     partBytes: drawPartBytes(prng, settings.viewPages),
+    openPartsMax: prng.pick([undefined, undefined, undefined, 2, undefined]),
   };
 }
