@@ -6,6 +6,7 @@
  */
 import { NO_BYTES, compareAt, compareBytes, equalAt } from '../core/base/bytes.ts';
 import { copyAt } from '../core/base/copy.ts';
+import { keyOrderMax, orderKeys } from '../core/base/key-order.ts';
 import { KiB, MiB } from '../core/base/limits.ts';
 import { OP_DELETE, OP_DELETE_RANGE, OP_PUT, OP_UPDATE } from '../core/base/update.ts';
 import type { LogChunk } from '../core/log/follower.ts';
@@ -39,9 +40,13 @@ const OLD_BYTES_PER_LOAD: number = 2 * MiB;
 const OLD_BYTES_KEPT_MAX: number = 4 * MiB;
 const SLAB_BYTES: number = 16 * KiB;
 const NO_SLAB: Buffer = Buffer.alloc(0);
+const PLACE_NUMBERS = 3;
+const NO_PLACES: Uint32Array = new Uint32Array(0);
 /** Changes that are looked up in one visit; where turns are long, visits go on for so long without one. */
-const CHANGES_PER_VISIT = 512;
+const CHANGES_PER_VISIT = 2_048;
 const VISITS_MS_MAX = 4;
+/** Filled and emptied within a visit. */
+const ORDER: Uint32Array = new Uint32Array(keyOrderMax);
 /** Operations of a transaction among which a key is looked for one by one. */
 const SCAN_MAX = 8;
 
@@ -50,6 +55,33 @@ export type AddedRows = {
   readonly ranges: readonly ByteRange[];
   readonly rows: Map<string, Update<unknown, unknown>>;
 };
+
+/** Rows of a visit that memory knows nothing of: change, time, key. */
+class MissingRows {
+  readonly numbers: number[] = [];
+  readonly times: number[] = [];
+  readonly starts: number[] = [];
+  readonly ends: number[] = [];
+  readonly order: Uint32Array = ORDER;
+
+  get count(): number {
+    return this.numbers.length;
+  }
+
+  add(number: number, time: number, start: number, end: number): void {
+    this.numbers.push(number);
+    this.times.push(time);
+    this.starts.push(start);
+    this.ends.push(end);
+  }
+
+  clear(): void {
+    this.numbers.length = 0;
+    this.times.length = 0;
+    this.starts.length = 0;
+    this.ends.length = 0;
+  }
+}
 
 export class ChunkChanges implements AskedRows {
   readonly collection: number;
@@ -71,12 +103,13 @@ export class ChunkChanges implements AskedRows {
   readonly #values: Uint32Array;
   readonly #ends: Uint32Array;
   readonly #diffs: Float64Array;
-  /** Per change: OLD_*, and where the old value lies. */
+  /** Per change: OLD_*. */
   readonly #old: Uint8Array;
-  readonly #oldSlabs: (Buffer | undefined)[] = [];
-  readonly #oldStarts: number[] = [];
-  readonly #oldEnds: number[] = [];
-  #slab: Buffer = NO_SLAB;
+  /** Per change where the old value lies: number of the slab, start, end. Made for the first that is kept. */
+  #oldPlaces: Uint32Array = NO_PLACES;
+  /** Old values in the order in which they came, how many of each slab are kept, bytes used of the last. */
+  readonly #slabs: Buffer[] = [];
+  readonly #slabRows: number[] = [];
   #slabUsed = 0;
   /** Bytes of all old values that are kept. */
   oldBytes = 0;
@@ -382,9 +415,13 @@ export class ChunkChanges implements AskedRows {
     let known = -1;
     let entered = -1;
     const noted = reads.count;
+    const missing = new MissingRows();
     try {
       for (let t = from; t < to; t++) {
-        if (t > from && this.#oldBytesLeft <= 0) return known < 0 ? t : known;
+        if (t > from && this.#oldBytesLeft <= 0) {
+          to = t;
+          break;
+        }
         const T = this.offsets[t] - 1;
         for (let i = this.#firsts[t]; i < this.#firsts[t + 1]; i++) {
           const state = this.#old[i];
@@ -408,9 +445,12 @@ export class ChunkChanges implements AskedRows {
               throw error;
             }
           }
-          this.#lookAt(i, T, reads);
+          if (this.#isInMemory(i, T)) continue;
+          missing.add(i, T, this.#keys[i], this.#values[i]);
+          if (missing.count === keyOrderMax) this.#locate(missing, reads);
         }
       }
+      if (missing.count > 0) this.#locate(missing, reads);
     } finally {
       if (entered >= 0) {
         if (reads.count > noted) reads.pin();
@@ -421,16 +461,35 @@ export class ChunkChanges implements AskedRows {
     return known < 0 ? to : known;
   }
 
-  #lookAt(i: number, T: number, reads: OldReads): void {
+  /** What memory says of the row before a change, if it says something. */
+  #isInMemory(i: number, T: number): boolean {
     const { old } = this.#client.feeds;
     this.#counts.oldRowsRead++;
     const start = this.#keys[i];
-    const outcome = old.find(this.bytes, start, this.#values[i] - start, T, reads);
-    if (outcome === ROW_ON_DISK) {
-      this.#old[i] = OLD_PENDING;
-      reads.add(this, i, T, old.hidden);
-    } else if (outcome === ROW_ABSENT) this.#old[i] = OLD_ABSENT;
+    const outcome = old.find(this.bytes, start, this.#values[i] - start, T);
+    if (outcome === ROW_ON_DISK) return false;
+    if (outcome === ROW_ABSENT) this.#old[i] = OLD_ABSENT;
     else this.#setOld(i, old.valueBytes, old.valueStart, old.valueEnd);
+    return true;
+  }
+
+  /** Notes where on the disk the rows may be, in the order of their keys. */
+  #locate(missing: MissingRows, reads: OldReads): void {
+    const { old } = this.#client.feeds;
+    const { bytes } = this;
+    const { numbers, times, starts, ends, count } = missing;
+    orderKeys(bytes, starts, ends, count, missing.order);
+    for (let n = 0; n < count; n++) {
+      const at = missing.order[n];
+      const [i, T, start] = [numbers[at], times[at], starts[at]];
+      if (old.locate(bytes, start, ends[at] - start, T, reads, false)) {
+        this.#old[i] = OLD_PENDING;
+        reads.add(this, i, T, old);
+      } else {
+        this.#old[i] = OLD_ABSENT;
+      }
+    }
+    missing.clear();
   }
 
   /** Since the disk has to be asked: for the whole piece at once. */
@@ -522,32 +581,46 @@ export class ChunkChanges implements AskedRows {
 
   /** Copies an old value behind the last one. */
   #keepOld(i: number, bytes: Uint8Array, start: number, length: number): void {
-    let slab = this.#slab;
-    if (length > slab.length - this.#slabUsed) {
-      slab = Buffer.allocUnsafe(Math.max(length, SLAB_BYTES));
-      this.#slab = slab;
+    if (this.#oldPlaces.length === 0)
+      this.#oldPlaces = new Uint32Array(this.#count * PLACE_NUMBERS);
+    const slabs = this.#slabs;
+    if (slabs.length === 0 || length > slabs[slabs.length - 1].length - this.#slabUsed) {
+      slabs.push(Buffer.allocUnsafe(Math.max(length, SLAB_BYTES)));
+      this.#slabRows.push(0);
       this.#slabUsed = 0;
     }
+    const last = slabs.length - 1;
+    const slab = slabs[last];
     const at = this.#slabUsed;
     copyAt(bytes, start, length, slab, at);
     this.#slabUsed = at + length;
-    this.#oldSlabs[i] = slab;
-    this.#oldStarts[i] = at;
-    this.#oldEnds[i] = at + length;
+    this.#slabRows[last]++;
+    const place = i * PLACE_NUMBERS;
+    this.#oldPlaces[place] = last;
+    this.#oldPlaces[place + 1] = at;
+    this.#oldPlaces[place + 2] = at + length;
+  }
+
+  /** Bytes of the old value that is kept. */
+  #oldBytesOf(i: number): number {
+    return this.#oldPlaces[i * PLACE_NUMBERS + 2] - this.#oldPlaces[i * PLACE_NUMBERS + 1];
   }
 
   /** Forgets the old rows of transactions below `t`, when they are more than may be kept for others. */
   trim(t: number): void {
     if (this.oldBytes <= OLD_BYTES_KEPT_MAX) return;
+    const slabs = this.#slabs;
     for (let i = 0; i < this.#firsts[t]; i++) {
       if (this.#old[i] !== OLD_THERE) continue;
       this.#old[i] = OLD_UNREAD;
-      this.oldBytes -= this.#oldEnds[i] - this.#oldStarts[i];
-      this.#oldSlabs[i] = undefined;
+      this.oldBytes -= this.#oldBytesOf(i);
       this.#before[i] = undefined;
+      const slab = this.#oldPlaces[i * PLACE_NUMBERS];
+      if (--this.#slabRows[slab] > 0) continue;
+      slabs[slab] = NO_SLAB;
+      // Nothing fits the last one any more.
+      if (slab === slabs.length - 1) this.#slabUsed = 0;
     }
-    this.#slab = NO_SLAB;
-    this.#slabUsed = 0;
   }
 
   // ---------------------------------------------------------------- updates
@@ -618,7 +691,7 @@ export class ChunkChanges implements AskedRows {
   }
 
   #bytesBefore(i: number): number {
-    return this.#values[i] - this.#keys[i] + this.#oldEnds[i] - this.#oldStarts[i];
+    return this.#values[i] - this.#keys[i] + this.#oldBytesOf(i);
   }
 
   /** Decodes what is told of a change, and says what that is: TOLD_*. */
@@ -670,8 +743,14 @@ export class ChunkChanges implements AskedRows {
       const value = this.#values[i];
       const key: unknown = after?.key ?? decodeLent(keys, bytes, this.#keys[i], value);
       if (isBefore && before === undefined) {
-        const slab = this.#oldSlabs[i]!;
-        const decoded = decodeLent(values, slab, this.#oldStarts[i], this.#oldEnds[i]);
+        const place = i * PLACE_NUMBERS;
+        const slab = this.#slabs[this.#oldPlaces[place]];
+        const decoded = decodeLent(
+          values,
+          slab,
+          this.#oldPlaces[place + 1],
+          this.#oldPlaces[place + 2],
+        );
         before = { key, value: decoded, diff: -1 };
       }
       if (after === undefined) {

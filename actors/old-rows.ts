@@ -15,7 +15,7 @@ import { gatherValue, isContiguous } from '../core/shared/record-pages.ts';
 import { BlockSearch, CONTINUES, FOUND, blockFault } from '../core/spine/block.ts';
 import { isPacked, unpackBlock } from '../core/spine/block-codec.ts';
 import { filterMayHold } from '../core/spine/filter.ts';
-import { blockBytes, blockCount, blockOffset, findBlock } from '../core/spine/part-index.ts';
+import { blockCount, blockOffset, findBlock } from '../core/spine/part-index.ts';
 import { badBlock } from '../core/spine/part-reader.ts';
 import { keyHash as partKeyHash } from '../core/spine/row-hash.ts';
 import { partPath } from '../core/storage/names.ts';
@@ -29,11 +29,16 @@ const GAP_BYTES_MAX: number = 32 * KiB;
 /** Bytes that are read at once, and reads: each waits for a turn of the event loop. */
 const BYTES_AT_ONCE: number = 4 * MiB;
 const READS_AT_ONCE = 32;
+/** Rows are located for so long without a turn. */
+const VISIT_MS_MAX = 4;
 
 /** The block is the last of its part. */
 const NONE = -1;
 /** There may be a block behind it; only the index knows. */
 const UNKNOWN = 0;
+
+/** Where the last key was looked for in a run. */
+type RunPlace = { part: number; number: number; block: number };
 
 /** Who asked for rows: what their keys are, and who is told. */
 export interface AskedRows {
@@ -73,6 +78,8 @@ export class OldRows {
   #block = 0;
   /** Up to here the parts hold everything: no generation need be asked. */
   #partsUpper = 0;
+  /** Of the visit, by run. */
+  readonly #places: RunPlace[] = [];
 
   /** Of the row found last. Valid until: the next look, or `leave`. */
   valueBytes: Uint8Array = NO_BYTES;
@@ -80,6 +87,8 @@ export class OldRows {
   valueEnd = 0;
   /** Of the row that is on disk, if it is there: a range delete hides what is older. */
   hidden = -1;
+  /** Some blocks that may hold it were not noted: another is nearly certain to. */
+  isPartial = false;
 
   constructor(client: Client) {
     this.client = client;
@@ -98,6 +107,8 @@ export class OldRows {
     this.#generationCount = 0;
     this.#hasRanges = false;
     const { view } = reader;
+    const runs = block === 0 ? 0 : view.runCount(block);
+    for (let r = 0; r < runs; r++) this.#places[r] = { part: 0, number: -1, block: -1 };
     // What comes into them from here on is above all times that are asked for.
     for (let i = -2; i < view.sealedCount; i++) {
       const header = i === -2 ? view.spare : i === -1 ? view.open : view.sealed(i);
@@ -119,15 +130,11 @@ export class OldRows {
     this.client.reader.leave();
   }
 
-  /** What memory says of a row at T: ROW_FOUND, ROW_ABSENT, or ROW_ON_DISK, then with its blocks in `reads`. */
-  find(bytes: Uint8Array, at: number, length: number, T: number, reads: OldReads): number {
+  /** What memory says of a row at T: ROW_FOUND, ROW_ABSENT, or ROW_ON_DISK, if it is there. */
+  find(bytes: Uint8Array, at: number, length: number, T: number): number {
     this.client.reader.countRead();
     // What lies below is in parts, and newer generations say nothing of it.
-    if (T >= this.#partsUpper) {
-      const outcome = this.#findInMemory(bytes, at, length, T);
-      if (outcome !== ROW_ON_DISK) return outcome;
-    }
-    return this.#locate(bytes, at, length, T, reads) ? ROW_ON_DISK : ROW_ABSENT;
+    return T < this.#partsUpper ? ROW_ON_DISK : this.#findInMemory(bytes, at, length, T);
   }
 
   #findInMemory(bytes: Uint8Array, at: number, length: number, T: number): number {
@@ -177,48 +184,70 @@ export class OldRows {
     this.valueEnd = this.valueStart + length;
   }
 
-  /** Notes the blocks that may hold the row at T, newest first; false when there are none. */
-  #locate(bytes: Uint8Array, at: number, length: number, T: number, reads: OldReads): boolean {
+  /**
+   * Notes the blocks that may hold a row at T which memory knows nothing of, newest first; false when there
+   * are none. Those behind one that holds it with near certainty only if `isWhole` asks for them. Cheapest
+   * in the order of the keys.
+   */
+  locate(
+    bytes: Uint8Array,
+    at: number,
+    length: number,
+    T: number,
+    reads: OldReads,
+    isWhole: boolean,
+  ): boolean {
+    this.isPartial = false;
+    reads.beginRow();
     const block = this.#block;
     if (block === 0) return false;
     const { reader, context } = this.client;
     const { view, hiding } = reader;
     const { u8 } = context.arena;
     const hidden = hiding.inParts(block, bytes, at, length, -1, T);
+    this.hidden = hidden;
     const hash = partKeyHash(bytes, at, length);
     const runs = view.runCount(block);
     let isThere = false;
     for (let r = 0; r < runs; r++) {
       const run = view.run(block, r);
       const parts = view.partCount(run);
+      const place = this.#places[r];
+      const first = view.partAtOrAfter(run, bytes, at, length, place.number);
       // The versions of a key may run on into the next part.
-      for (let p = view.partAtOrAfter(run, bytes, at, length); p < parts; p++) {
+      for (let p = first; p < parts; p++) {
         const part = view.part(run, p);
         if (view.beginsAfter(part, bytes, at, length)) break;
         if (view.minTime(part) > T || view.maxTime(part) < hidden) continue;
         const index = view.index(part);
-        const filter = view.filter(part);
-        if (index !== 0 && filter !== 0 && !filterMayHold(u8, filter, hash)) {
+        const filter = index === 0 ? 0 : view.filter(part);
+        if (filter !== 0 && !filterMayHold(u8, filter, hash)) {
           reader.countSkip();
           continue;
         }
         const fd = reads.descriptorOf(view.file(part), view.fd(part));
         const memory = index === 0 ? reads.indexOf(part, fd) : u8;
-        const number = findBlock(memory, index, bytes, at, length);
-        const position = view.offset(part) + blockOffset(memory, index, number);
-        reads.candidate(
-          fd,
-          view.file(part),
-          number,
-          position,
-          blockBytes(memory, index, number),
-          number + 1 < blockCount(memory, index) ? blockBytes(memory, index, number + 1) : NONE,
-          !isThere,
-        );
+        const near = place.part === part ? place.block : -1;
+        const number = findBlock(memory, index, bytes, at, length, near);
+        place.part = part;
+        place.number = p;
+        place.block = number;
+        const start = blockOffset(memory, index, number);
+        const end = blockOffset(memory, index, number + 1);
+        const next =
+          number + 1 < blockCount(memory, index)
+            ? blockOffset(memory, index, number + 2) - end
+            : NONE;
+        const position = view.offset(part) + start;
+        reads.candidate(fd, view.file(part), number, position, end - start, next);
         isThere = true;
+        // Whatever the part has of the key is what was there at T, or nothing; mostly the filter is right.
+        if (!isWhole && filter !== 0 && view.maxTime(part) <= T) {
+          this.isPartial = true;
+          return true;
+        }
       }
     }
-    this.hidden = hidden;
     return isThere;
   }
 }
@@ -227,12 +256,15 @@ export class OldRows {
 export class OldReads {
   readonly #client: Client;
   readonly #collection: number;
-  /** Per row: who asked, for which, at what time, from when on it is not hidden, its candidates. */
+  /** Per row: who asked, for which, at what time, from when on it is not hidden. */
   readonly #asked: AskedRows[] = [];
   readonly #numbers: number[] = [];
   readonly #times: number[] = [];
   readonly #hidden: number[] = [];
+  /** Per row: its candidates, and whether there may be others. */
   readonly #firsts: number[] = [];
+  readonly #ends: number[] = [];
+  readonly #partial: boolean[] = [];
   /** The candidate that is looked into; the next row of the same block, -1: none. */
   #at: Int32Array = new Int32Array(0);
   #nextRow: Int32Array = new Int32Array(0);
@@ -254,6 +286,8 @@ export class OldReads {
   readonly #search: BlockSearch = new BlockSearch();
   /** Rows for the next round: what they were looked for in has them not. */
   #left: number[] = [];
+  /** Rows that no candidate has, but there may be others. */
+  #unfound: number[] = [];
 
   constructor(client: Client, collection: number) {
     this.#client = client;
@@ -287,6 +321,11 @@ export class OldReads {
     return index;
   }
 
+  /** @internal The candidates that follow are another row's. */
+  beginRow(): void {
+    this.#first = this.#fds.length;
+  }
+
   /** @internal */
   candidate(
     fd: number,
@@ -295,9 +334,7 @@ export class OldReads {
     position: number,
     bytes: number,
     nextBytes: number,
-    isFirst: boolean,
   ): void {
-    if (isFirst) this.#first = this.#fds.length;
     this.#fds.push(fd);
     this.#files.push(file);
     this.#blocks.push(block);
@@ -306,13 +343,15 @@ export class OldReads {
     this.#nextBytes.push(nextBytes);
   }
 
-  /** Takes the row that `find` has just said is on the disk. */
-  add(asked: AskedRows, i: number, T: number, hidden: number): void {
+  /** Takes the row that was located last. */
+  add(asked: AskedRows, i: number, T: number, { hidden, isPartial }: OldRows): void {
     this.#asked.push(asked);
     this.#numbers.push(i);
     this.#times.push(T);
     this.#hidden.push(hidden);
     this.#firsts.push(this.#first);
+    this.#ends.push(this.#fds.length);
+    this.#partial.push(isPartial);
   }
 
   /** At the end of a visit that added rows, before `leave`: what was seen open stays so until `run` has ended. */
@@ -326,19 +365,65 @@ export class OldReads {
   /** Answers all rows, or rejects when some could not be read. Requires: the lowest time is held. */
   async run(): Promise<void> {
     const rows = this.count;
-    this.#firsts.push(this.#fds.length);
-    this.#at = Int32Array.from(this.#firsts.slice(0, rows));
+    this.#at = Int32Array.from(this.#firsts);
     this.#nextRow = new Int32Array(rows);
     this.#left = Array.from({ length: rows }, (_, row) => row);
     try {
-      while (this.#left.length > 0) {
-        const blocks = this.#wanted(this.#left);
-        this.#left = [];
-        await this.#readAll(blocks);
+      for (;;) {
+        while (this.#left.length > 0) {
+          const blocks = this.#wanted(this.#left);
+          this.#left = [];
+          await this.#readAll(blocks);
+        }
+        if (this.#unfound.length === 0) return;
+        await this.#locateWhole(this.#unfound);
+        this.#unfound = [];
       }
     } finally {
       this.#close();
     }
+  }
+
+  /** Notes all candidates of rows that were not where they should have been, in turns. */
+  async #locateWhole(rows: readonly number[]): Promise<void> {
+    const client = this.#client;
+    const { clock } = client.context;
+    const T = rows.reduce((lowest, row) => Math.min(lowest, this.#times[row]), Infinity);
+    for (let next = 0; next < rows.length;) {
+      await client.turn();
+      client.assertUsable();
+      client.hold(T);
+      try {
+        client.feeds.old.enter(this.#collection, T);
+        try {
+          const startedAtMs = clock.ticksMs();
+          do this.#locateRow(rows[next++]);
+          while (next < rows.length && clock.ticksMs() - startedAtMs < VISIT_MS_MAX);
+        } finally {
+          this.pin();
+          client.feeds.old.leave();
+        }
+      } finally {
+        client.release(T);
+      }
+    }
+  }
+
+  #locateRow(row: number): void {
+    const { old } = this.#client.feeds;
+    const asked = this.#asked[row];
+    const i = this.#numbers[row];
+    const key = asked.keyAt(i);
+    const length = asked.keyEndAt(i) - key;
+    if (!old.locate(asked.bytes, key, length, this.#times[row], this, true)) {
+      asked.answer(i, undefined, 0, 0);
+      return;
+    }
+    this.#hidden[row] = old.hidden;
+    this.#at[row] = this.#first;
+    this.#ends[row] = this.#fds.length;
+    this.#partial[row] = false;
+    this.#left.push(row);
   }
 
   /** At the end, whatever it was: lets go of everything, and tells who asked what was not answered. */
@@ -450,8 +535,10 @@ export class OldReads {
       } else if (found === CONTINUES && this.#nextBytes[this.#at[row]] !== NONE) {
         if (this.#advance(this.#at[row])) this.#left.push(row);
         else this.#findHeld(row);
-      } else if (++this.#at[row] < this.#firsts[row + 1]) {
+      } else if (++this.#at[row] < this.#ends[row]) {
         this.#left.push(row);
+      } else if (this.#partial[row]) {
+        this.#unfound.push(row);
       } else {
         asked.answer(i, undefined, 0, 0);
       }

@@ -43,7 +43,8 @@ export function blockCount(bytes: Uint8Array, at: number): number {
 
 /**
  * The first block that may hold the key: all rows before it are smaller, and all after it larger, but
- * for older versions of the same key.
+ * for older versions of the same key. Who asks for keys in their order says with `near`, a block of the
+ * part, where the last one was: the next is mostly there or a few further.
  */
 export function findBlock(
   bytes: Uint8Array,
@@ -51,6 +52,7 @@ export function findBlock(
   key: Uint8Array,
   offset: number,
   length: number,
+  near = -1,
 ): number {
   const n = getU32(bytes, at + BLOCKS_OFFSET);
   const prefixBytes = getU32(bytes, at + PREFIX_OFFSET);
@@ -64,17 +66,39 @@ export function findBlock(
   const rests = prefix + prefixBytes;
   const restOffset = offset + prefixBytes;
   const restLength = length - prefixBytes;
-  // Finds the first bound above the key.
+  // Finds the first bound above the key: those below lo are not, that at hi is, if there is one.
   let lo = 0;
   let hi = n - 1;
+  if (near > 0 && isBelow(key, restOffset, restLength, bytes, ends, rests, near - 1)) {
+    hi = near - 1;
+  } else if (near >= 0) {
+    lo = near;
+    for (let step = 0; lo + step < hi; step = 2 * step + 1) {
+      if (isBelow(key, restOffset, restLength, bytes, ends, rests, lo + step)) hi = lo + step;
+      else lo += step + 1;
+    }
+  }
   while (lo < hi) {
     const middle = (lo + hi) >>> 1;
-    const start = middle === 0 ? 0 : getU32(bytes, ends + 4 * (middle - 1));
-    const boundBytes = getU32(bytes, ends + 4 * middle) - start;
-    if (compareAt(key, restOffset, restLength, bytes, rests + start, boundBytes) < 0) hi = middle;
+    if (isBelow(key, restOffset, restLength, bytes, ends, rests, middle)) hi = middle;
     else lo = middle + 1;
   }
   return lo;
+}
+
+/** The rest of the key is below that of the i-th bound. */
+function isBelow(
+  key: Uint8Array,
+  offset: number,
+  length: number,
+  bytes: Uint8Array,
+  ends: number,
+  rests: number,
+  i: number,
+): boolean {
+  const start = i === 0 ? 0 : getU32(bytes, ends + 4 * (i - 1));
+  const boundBytes = getU32(bytes, ends + 4 * i) - start;
+  return compareAt(key, offset, length, bytes, rests + start, boundBytes) < 0;
 }
 
 /** What is wrong with an index read from disk, if anything. Ask before the first search. */

@@ -388,10 +388,17 @@ export class ViewReader {
   /**
    * Index of the first part whose largest key may be >= the given one; the part count when none is. Its
    * bounds may be cut: who does not find the key there looks into the next, until one begins after it.
+   * `near`: a part that is tried first.
    */
-  partAtOrAfter(run: number, key: Uint8Array, offset: number, length: number): number {
+  partAtOrAfter(run: number, key: Uint8Array, offset: number, length: number, near = -1): number {
     let low = 0;
     let high = this.partCount(run);
+    if (near >= 0 && near < high) {
+      if (this.#compareHigh(this.part(run, near), key, offset, length) < 0) low = near + 1;
+      else if (near === 0) return 0;
+      else if (this.#compareHigh(this.part(run, near - 1), key, offset, length) < 0) return near;
+      else high = near - 1;
+    }
     while (low < high) {
       const middle = (low + high) >>> 1;
       if (this.#compareHigh(this.part(run, middle), key, offset, length) < 0) low = middle + 1;

@@ -340,6 +340,32 @@ inBothHosts(
   },
 );
 
+inBothHosts('a row before is found in whichever run it lies, or in none', async (home) => {
+  const engine = await home.open();
+  const users = await usersOf(engine);
+  const random = new Prng(41);
+  const before = new Map<string, string>();
+  const expected: unknown[] = [];
+  const spans = [4_000, 500, 12_000, 2_000, 16_000];
+  for (const [run, span] of spans.entries()) {
+    for (let n = 0; n < 3_000; n++) {
+      const key = `k${random.below(span)}`;
+      const value = `${run} ${n}`;
+      const old = before.get(key);
+      const row = { key, value, diff: 1 };
+      expected.push(old === undefined ? [row] : [{ key, value: old, diff: -1 }, row]);
+      void users.put(key, value);
+      before.set(key, value);
+    }
+    await engine.flush();
+  }
+  const items = await upTo(users.changes({ after: -1 }), engine.upper - 1);
+  assert.deepEqual(
+    items.map(({ updates }) => updates),
+    expected,
+  );
+});
+
 inBothHosts('old rows are told whole when they are more than is read ahead', async (home) => {
   await followFromDisk(home, 1_200_000);
 });

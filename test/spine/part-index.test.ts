@@ -72,6 +72,9 @@ for (const prefix of ['', 'a/long/common/prefix/']) {
           ? prng.pick(keys)
           : Buffer.concat([bytes(prng.chance(0.8) ? prefix : ''), randomKey(prng, 200)]);
         const found = findBlock(memory, at, key, 0, key.length);
+        // Wherever one begins to look.
+        const near = prng.below(edges.length);
+        assert.equal(findBlock(memory, at, key, 0, key.length, near), found, `from ${near}`);
         // Everything before the block is smaller; what follows it is larger, or the same key again.
         if (found > 0) assert.ok(compareBytes(edges[found - 1].last, key) < 0);
         const next = edges[found + 1];
