@@ -2,6 +2,7 @@
  * Encodings of keys and values: by name as in abstract-level, as typed values, or a codec of the
  * caller's. Keys order by their encoded bytes. Public, and used by the client on its own thread.
  */
+import { copyAt } from '../core/base/copy.ts';
 import { TidemarkError } from '../core/base/errors.ts';
 import { tuple } from './tuple.ts';
 import type { TupleElement } from './tuple.ts';
@@ -89,7 +90,7 @@ export const buffer: Codec<Buffer> = {
   encodeInto: writeBytes,
   decodeFrom(bytes: Uint8Array, start: number, end: number): Buffer {
     const copy = Buffer.allocUnsafe(end - start);
-    asBuffer(bytes).copy(copy, 0, start, end);
+    copyAt(bytes, start, end - start, copy, 0);
     return copy;
   },
   encodePrefix: (prefix) => checkBytes(prefix as Uint8Array),
@@ -129,12 +130,12 @@ export const u64: Codec<number> = {
     }
     if (at + 8 > target.length) return -1;
     let high = Math.floor(value / 0x1_0000_0000);
-    let low = value % 0x1_0000_0000;
+    let low = value | 0;
     for (let i = 3; i >= 0; i--) {
       target[at + i] = high;
       target[at + 4 + i] = low;
       high >>>= 8;
-      low = Math.floor(low / 256);
+      low >>>= 8;
     }
     return 8;
   },

@@ -612,7 +612,7 @@ export class Engine extends EventEmitter<EngineEvents> {
    *
    * Of a range as much counts as was walked over. A function that writes nothing commits nothing.
    */
-  async transact<R>(
+  transact<R>(
     run: (tx: TransactionScope) => R | PromiseLike<R>,
     options?: TransactOptions,
   ): Promise<R> {

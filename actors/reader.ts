@@ -198,6 +198,25 @@ export class Reader {
   }
 
   /**
+   * As `enter`, at a time that the client holds, and so has seen: it is not asked for again. Throws what
+   * `enter` does.
+   */
+  enterHeld(collection: number, T: number): number {
+    this.slot.enter();
+    try {
+      this.#assertAlive();
+      this.T = T;
+      this.view.attach(this.#context.control.view());
+      const block = this.view.collection(collection);
+      if (block === 0 || T < 0 || T >= this.view.since(block)) return block;
+      throw historyLost(T, this.view.since(block));
+    } catch (error) {
+      this.slot.leave();
+      throw error;
+    }
+  }
+
+  /**
    * Once inside: either the keeper sees us and leaves its descriptors open, or we see that the engine
    * failed before it closed them.
    */
@@ -336,8 +355,10 @@ export class Reader {
     const spare = view.spare;
     if (spare !== 0) {
       generation.attach(spare);
-      node = generation.find(collection, key, 0, length, hash, T);
-      hasRanges = generation.hasRanges;
+      if (!generation.isEmpty) {
+        node = generation.find(collection, key, 0, length, hash, T);
+        hasRanges = generation.hasRanges;
+      }
     }
     if (node === 0) {
       generation.attach(view.open);

@@ -111,9 +111,7 @@ class Transact<R> implements CommitTold {
     let isWaiting: boolean;
     try {
       this.#options.signal?.throwIfAborted();
-      // Before a share of the hold is taken, which only the scope gives back.
-      this.#client.assertUsable();
-      this.#scope = new TransactionScope(this.#client, this.#shared.holdNewest(this.#client));
+      this.#scope = new TransactionScope(this.#client, this.#shared);
       // Without a wait, unless it is asked for: most functions only read memory.
       given = this.#run(this.#scope);
       isWaiting = isThenable(given);

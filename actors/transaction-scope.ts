@@ -21,9 +21,10 @@ import type { Multiset } from './multiset.ts';
 import { OwnWrites } from './own-writes.ts';
 import type { OwnRow } from './own-writes.ts';
 import type { Pair } from './pair-reader.ts';
-import { Hold, RangeIterable, checkRange } from './range.ts';
-import type { CheckedRange, RangeOptions } from './range.ts';
+import { RangeIterable, checkRange } from './range.ts';
+import type { CheckedRange, Hold, RangeOptions } from './range.ts';
 import { ROW_ABSENT } from './reader.ts';
+import type { TransactShared } from './transact.ts';
 import { Transaction } from './transaction.ts';
 
 /** A range of a scope: its time is the scope's. */
@@ -73,13 +74,14 @@ export class TransactionScope extends Transaction {
   #areRangesAdded = false;
   #isOver = false;
 
-  /** @internal Takes a share of the hold, which is given back with `release`. */
-  constructor(client: Client, hold: Hold) {
+  /** @internal Takes a share of the hold on the newest time, which is given back with `release`. */
+  constructor(client: Client, shared: TransactShared) {
+    // Throws unless the engine can be used: before the share is taken, which nobody would give back.
     super(client);
     this.#client = client;
-    this.#hold = hold;
-    this.offset = hold.T;
-    this.#points = new Conditions(client.reader, hold.T, client.spareBuffers);
+    this.#hold = shared.holdNewest(client);
+    this.offset = this.#hold.T;
+    this.#points = new Conditions(client.reader, this.offset, client.spareBuffers);
   }
 
   // ---------------------------------------------------------------- points
@@ -339,7 +341,7 @@ export class TransactionScope extends Transaction {
 
   #enter(collection: Any): number {
     try {
-      return this.#client.reader.enter(collection.id, this.offset);
+      return this.#client.reader.enterHeld(collection.id, this.offset);
     } catch (error) {
       this.#noteLost(error);
       throw error;
@@ -441,8 +443,11 @@ export class TransactionScope extends Transaction {
   commitReads(durability: 'synced' | 'buffered' | undefined, told: CommitTold): boolean {
     if (this.lost !== undefined) throw this.lost;
     const client = this.#client;
-    client.assertUsable();
-    if (this.size === 0) return false;
+    if (this.size === 0) {
+      client.assertUsable();
+      return false;
+    }
+    // The line looks whether the engine can be used.
     const sync = checkCommit(client, durability === undefined ? undefined : { durability });
     client.line.commitTold(this.set, sync, this.#conditions(), told);
     return true;

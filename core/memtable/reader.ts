@@ -13,6 +13,7 @@ import type { Arena } from '../shared/arena.ts';
 import { loadLink } from '../shared/link.ts';
 import { collectionAt, keyAddressAt, keyBytesAt, kindAt } from './keys.ts';
 import {
+  ANCHORS_WORD,
   BUCKETS_SHIFT,
   BUCKET_TABLE_WORD,
   BYTES_WORD,
@@ -109,6 +110,11 @@ export class GenerationReader {
       word = loadLink(i32, word + NODE_NEXT_WORD) >>> 2;
     }
     return 0;
+  }
+
+  /** Nothing has ever been inserted: a spare that is not yet in use. */
+  get isEmpty(): boolean {
+    return loadLink(this.#i32, this.#word + ANCHORS_WORD) === 0 && !this.hasRanges;
   }
 
   /** False when no range delete is in the generation, of any collection: nothing more need be asked. */

@@ -74,7 +74,8 @@ export class ArenaPlan {
 
 /** Low and high word of an offset or time, as stored in blocks of the arena. */
 export function lowWord(value: number): number {
-  return (value % 0x1_0000_0000) | 0;
+  // ToInt32 is that modulo 2^32, and no division.
+  return value | 0;
 }
 
 export function highWord(value: number): number {
