@@ -288,6 +288,8 @@ export class OldReads {
   #left: number[] = [];
   /** Rows that no candidate has, but there may be others. */
   #unfound: number[] = [];
+  /** What was read into before, for those who read next. */
+  readonly #buffers: Buffer[] = [];
 
   constructor(client: Client, collection: number) {
     this.#client = client;
@@ -472,7 +474,7 @@ export class OldReads {
     let next = 0;
     let isFailed = false;
     const lane = async (): Promise<void> => {
-      let buffer: Buffer | undefined;
+      let buffer = this.#buffers.pop();
       while (next < stretches.length && !isFailed) {
         const stretch = stretches[next++];
         const bytes = stretch.end - stretch.position;
@@ -488,6 +490,7 @@ export class OldReads {
           throw error;
         }
       }
+      if (buffer !== undefined) this.#buffers.push(buffer);
     };
     const longest = stretches.reduce(
       (most, { position, end }) => Math.max(most, end - position),
