@@ -9,6 +9,7 @@
  *   sequencer   BOUND          answered with BOUND_REACHED to the keeper once `durable` is there
  *   sequencer   CLOSE          drained, synced, CLEAN; CLOSE to the keeper
  *   keeper      OFFER          a segment that nobody needs: the next spare is made of it, or DECLINED
+ *   keeper      SYNCED         the sync that a buffered engine asked it for (SYNC) is over
  *   compactor   PREPARED       room in the log is ready, or is not
  */
 import { invariant } from '../core/base/assert.ts';
@@ -22,7 +23,7 @@ import type { RecordHeader } from '../core/log/record.ts';
 import { LogRecovery } from '../core/log/recovery.ts';
 import type { LogFacts, LogSegment } from '../core/log/recovery.ts';
 import { ACCEPTED, LogWriter } from '../core/log/writer.ts';
-import type { LogPiece, LogPosition } from '../core/log/writer.ts';
+import type { LogOptions, LogPiece, LogPosition } from '../core/log/writer.ts';
 import { KIND_RECORD } from '../core/shared/buffer-pool.ts';
 import { ACTOR_DURABILITY, STALL_CALL } from '../core/shared/control.ts';
 import type { Counters } from '../core/shared/counters.ts';
@@ -56,6 +57,8 @@ import {
   MSG_REPLAY_BEGIN,
   MSG_REPLAY_END,
   MSG_SEGMENT,
+  MSG_SYNC,
+  MSG_SYNCED,
   OFFER,
   PREPARE,
   PREPARE_RECYCLE,
@@ -68,10 +71,12 @@ import {
   RECOVERED,
   REPLAY,
   SEGMENT,
+  SYNC,
   getWide,
   setWide,
 } from './messages.ts';
 import { CAUSE_DISK, CAUSE_LOG, Waits } from './stalls.ts';
+import { asSystemError } from './system-error.ts';
 import { readText } from './text-blocks.ts';
 import { THREAD_BACKGROUND, THREAD_WRITE } from './topology.ts';
 import {
@@ -194,6 +199,9 @@ export class Durability implements Actor {
   /** Some record or bound asks a buffered engine for a sync. */
   #syncWanted = false;
   #unsyncedSince = -1;
+  /** A sync is to be asked for as soon as the keeper's ring has room; and since when one is out, -1: none is. */
+  #syncUnsent = false;
+  #syncAt = -1;
   #lastInput = 0;
   /** When room in the log may be asked for again. */
   #retryAt = 0;
@@ -248,6 +256,11 @@ export class Durability implements Actor {
     const { clock, control } = this.#context;
     const ms = clock.ticksMs() - this.#callAt;
     control.endStall(ACTOR_DURABILITY, STALL_CALL, ms);
+    this.#showSync();
+    this.#observeCall(call, ms);
+  }
+
+  #observeCall(call: number, ms: number): void {
     if (ms >= stallMs) {
       this.#counters.add(SLOW_CALLS, 1);
       this.#counters.add(SLOW_CALL_MS, ms);
@@ -273,8 +286,9 @@ export class Durability implements Actor {
       case PHASE_LIVE:
       case PHASE_CLOSING:
         worked = this.#takeLine() || worked;
-        worked = this.#takeOffer() || worked;
+        worked = this.#takeFromKeeper() || worked;
         worked = this.#tellRotations() || worked;
+        worked = this.#sendSync() || worked;
         worked = this.#answerBounds() || worked;
         return this.#write() || worked;
       case PHASE_ENDING:
@@ -290,10 +304,13 @@ export class Durability implements Actor {
     const writer = this.#writer;
     if (writer === undefined) return Infinity;
     const now = this.#context.clock.ticksMs();
-    if (writer.written > writer.durable) {
-      return this.#unsyncedSince + this.#context.config.syncIntervalMs - now;
+    // While a sync is out its answer rings.
+    if (!writer.isSyncing) {
+      if (writer.written > writer.durable) {
+        return this.#unsyncedSince + this.#context.config.syncIntervalMs - now;
+      }
+      if (writer.claimed < writer.durable) return this.#lastInput + idleWatermarkMs - now;
     }
-    if (writer.claimed < writer.durable) return this.#lastInput + idleWatermarkMs - now;
     const isWanted = this.#context.control.roomWanted() > this.#credit;
     const retryMs = writer.prepareFailed ? this.#retryAt - now : Infinity;
     // A job that makes room rings when it is done; who has none looks at the disk now and then.
@@ -304,7 +321,7 @@ export class Durability implements Actor {
   /** Something for the keeper that its ring may have had no room for: who takes from a ring rings no bell. */
   get #hasToTell(): boolean {
     if (this.#phase === PHASE_REPORTING || this.#phase === PHASE_ENDING) return true;
-    if (this.#rotations.length > 0) return true;
+    if (this.#rotations.length > 0 || this.#syncUnsent) return true;
     return this.#bounds.length > 0 && this.#bounds[0].upper <= this.#context.control.durable();
   }
 
@@ -377,9 +394,10 @@ export class Durability implements Actor {
   }
 
   /** Zeros ahead halve the price of a sync: of one a commit, not of twenty a second. */
-  get #logOptions(): { segmentBytes: number; zeros: boolean } {
+  get #logOptions(): LogOptions {
     const { segmentBytes, synced } = this.#context.config;
-    return { segmentBytes, zeros: synced };
+    // Commits of a buffered engine wait for no sync: nor for the thread that would be in one.
+    return { segmentBytes, zeros: synced, syncApart: !synced };
   }
 
   #beginReplay(next: number, epoch: number, atMs: number): void {
@@ -681,6 +699,13 @@ export class Durability implements Actor {
     if (step === 'waiting') this.#waits.begin(CAUSE_LOG);
     else if (control.hasSpace()) this.#waits.end();
     if (step === 'idle' || step === 'waiting') return false;
+    if (step === 'syncs') {
+      this.#unsyncedSince = -1;
+      this.#syncWanted = writer.staged && this.#syncWanted;
+      this.#syncUnsent = true;
+      this.#sendSync();
+      return true;
+    }
     this.#count(step, clock.ticksMs() - startedAt, writer.bytesWritten - bytesBefore);
     if (writer.written !== writtenBefore) {
       if (this.#unsyncedSince < 0) this.#unsyncedSince = startedAt;
@@ -689,14 +714,7 @@ export class Durability implements Actor {
       control.setWritten(writer.written);
       if (!config.synced) this.#ringClients();
     }
-    if (writer.durable !== before) {
-      control.setDurable(writer.durable);
-      this.#ringClients();
-    }
-    if (writer.written === writer.durable) {
-      this.#unsyncedSince = -1;
-      this.#syncWanted = writer.staged && this.#syncWanted;
-    }
+    if (writer.durable !== before) this.#publishDurable(writer);
     if (step === 'rotated') {
       const { seq, baseOffset, baseAtMs } = writer;
       this.#rotations.push({ seq, baseOffset, baseAtMs, packed: false });
@@ -704,6 +722,54 @@ export class Durability implements Actor {
     }
     if (step === 'closed') this.#phase = PHASE_ENDING;
     return true;
+  }
+
+  /** `durable` has moved. */
+  #publishDurable(writer: LogWriter): void {
+    this.#context.control.setDurable(writer.durable);
+    this.#ringClients();
+    if (writer.written === writer.durable) {
+      this.#unsyncedSince = -1;
+      this.#syncWanted = writer.staged && this.#syncWanted;
+    }
+  }
+
+  /** Asks the keeper for the sync that the writer wants, once its ring has room. */
+  #sendSync(): boolean {
+    if (!this.#syncUnsent || this.#keeper.ring.room(1) === 0) return false;
+    const { clock } = this.#context;
+    this.#syncUnsent = false;
+    this.#syncAt = clock.ticksMs();
+    this.#showSync();
+    const slot = this.#keeper.claim();
+    const { u32 } = this.#keeper.ring;
+    u32[slot + KIND_WORD] = MSG_SYNC;
+    u32[slot + SYNC.FD] = this.#writer!.fd;
+    this.#keeper.send();
+    return true;
+  }
+
+  /** A sync that lasts is told like a call of this thread's own, unless that has one. */
+  #showSync(): void {
+    if (this.#syncAt < 0) return;
+    const { clock, control } = this.#context;
+    const sinceMs = clock.nowMs() - (clock.ticksMs() - this.#syncAt);
+    control.beginStall(ACTOR_DURABILITY, STALL_CALL, CALL_SYNC, sinceMs);
+  }
+
+  /** The keeper has synced, or could not, which ends the engine. */
+  #onSynced(errno: number): void {
+    const { clock, control } = this.#context;
+    const writer = this.#writer;
+    invariant(writer !== undefined && this.#syncAt >= 0, 'a sync that was asked for');
+    const ms = clock.ticksMs() - this.#syncAt;
+    this.#syncAt = -1;
+    control.endStall(ACTOR_DURABILITY, STALL_CALL, ms);
+    this.#observeCall(CALL_SYNC, ms);
+    const before = writer.durable;
+    writer.syncEnded(errno === 0 ? undefined : asSystemError(errno));
+    this.#count('synced', ms, 0);
+    if (writer.durable !== before) this.#publishDurable(writer);
   }
 
   /** Synced engines sync every batch; buffered ones when asked, when due, and before too much is at stake. */
@@ -745,11 +811,18 @@ export class Durability implements Actor {
     return true;
   }
 
-  /** Without room for the answer it waits: the keeper deletes what is declined. */
-  #takeOffer(): boolean {
+  /** An offer without room for the answer waits: the keeper deletes what is declined. */
+  #takeFromKeeper(): boolean {
     const slot = this.#fromKeeper.peek();
-    if (slot < 0 || this.#keeper.ring.room(4) < 4) return false;
+    if (slot < 0) return false;
     const { u32 } = this.#fromKeeper;
+    if (u32[slot + KIND_WORD] === MSG_SYNCED) {
+      const errno = u32[slot + SYNC.ERRNO];
+      this.#fromKeeper.pop();
+      this.#onSynced(errno);
+      return true;
+    }
+    if (this.#keeper.ring.room(4) < 4) return false;
     invariant(
       u32[slot + KIND_WORD] === MSG_OFFER,
       'a message of the keeper',

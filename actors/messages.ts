@@ -90,6 +90,13 @@ export const MSG_OFFER = 56;
 export const MSG_DECLINED = 57;
 export const OFFER = { SEQ: 1 } as const;
 
+// durability -> keeper, and back
+/** Sync the log's descriptor FD, beside the thread that writes to it. One at a time. */
+export const MSG_SYNC = 58;
+/** It is done; ERRNO 0, or why not. */
+export const MSG_SYNCED = 59;
+export const SYNC = { FD: 1, ERRNO: 2 } as const;
+
 // sequencer -> keeper
 /** Generation ADDRESS is the open one (at start). */
 export const MSG_OPENED = 11;

@@ -12,6 +12,7 @@
  *   durability  RECOVERED        the log is replayed
  *   durability  BOUND_REACHED    a sealed generation is durable, its flush may be linked
  *   durability  DECLINED         a segment that was offered to it is deleted
+ *   durability  SYNC             queued for the disk; SYNCED back
  *   durability  CLOSE            the line has ended: everything here ends too
  *   compactor   CREDIT, RESULT   how many jobs may run; what became of one
  *   evictor     APPLIED          the row cache has taken a flushed generation in
@@ -92,10 +93,13 @@ import {
   MSG_SEGMENT,
   MSG_SPARE,
   MSG_SPARE_PUBLISHED,
+  MSG_SYNC,
+  MSG_SYNCED,
   OFFER,
   RECOVER,
   REQUEST,
   SEGMENT,
+  SYNC,
   getWide,
 } from './messages.ts';
 import { JobDesk } from './job-desk.ts';
@@ -107,6 +111,7 @@ import { isGone, markReleased } from './process-identity.ts';
 import { SINCE_VIEWS, SpineTable } from './spine-table.ts';
 import type { Collection } from './spine-table.ts';
 import { CAUSE_DISK, Waits } from './stalls.ts';
+import { errnoOf } from './system-error.ts';
 import { freeText, reserveText, writeText } from './text-blocks.ts';
 import { THREAD_BACKGROUND, THREAD_WRITE } from './topology.ts';
 import { CALL_QUEUED } from './watched-storage.ts';
@@ -652,9 +657,19 @@ export class SpineKeeper implements Actor {
     return told > 0;
   }
 
-  #offerSegment(seq: number): boolean {
+  #tellSynced(failure: unknown): void {
     const slot = this.#durability.claim();
-    if (slot < 0) return false;
+    invariant(slot >= 0, 'a slot is kept for the one sync that is out');
+    const { u32 } = this.#durability.ring;
+    u32[slot + KIND_WORD] = MSG_SYNCED;
+    u32[slot + SYNC.ERRNO] = failure === undefined ? 0 : errnoOf(failure);
+    this.#durability.send();
+  }
+
+  #offerSegment(seq: number): boolean {
+    // One is kept for the answer to a sync.
+    if (this.#durability.ring.room(2) < 2) return false;
+    const slot = this.#durability.claim();
     const { u32 } = this.#durability.ring;
     u32[slot + KIND_WORD] = MSG_OFFER;
     u32[slot + OFFER.SEQ] = seq;
@@ -697,6 +712,11 @@ export class SpineKeeper implements Actor {
         }
         case MSG_DECLINED:
           this.#log.onDeclined(u32[slot + OFFER.SEQ]);
+          break;
+        case MSG_SYNC:
+          this.#submit(u32[slot + SYNC.FD], [{ call: 'sync' }], ({ failure }) =>
+            this.#tellSynced(failure),
+          );
           break;
         case MSG_CLOSE:
           this.#closing = true;

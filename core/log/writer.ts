@@ -15,7 +15,7 @@ import { NO_BYTES } from '../base/bytes.ts';
 import { crc32 } from '../base/crc32.ts';
 import { invariant, verify } from '../base/assert.ts';
 import { TidemarkError } from '../base/errors.ts';
-import { OFFSET_MAX } from '../base/frontier.ts';
+import { OFFSET_MAX, join } from '../base/frontier.ts';
 import {
   KiB,
   commitBytesMax,
@@ -79,6 +79,11 @@ export type LogPiece = {
 };
 
 export type LogOptions = RoomOptions & {
+  /**
+   * Somebody else syncs what is written, while more is: a step says 'syncs', and `syncEnded` that it is
+   * done. At a rotation and at the end the writer syncs itself, as always: the order of those calls is a proof.
+   */
+  readonly syncApart?: boolean;
   /** A batch is full at this size; default 8 MiB, of small segments their size. */
   readonly batchBytesMax?: number;
 };
@@ -120,11 +125,12 @@ export const REFUSED_ENDED = 7;
 
 /**
  * What a step did. idle: nothing to do. waiting: the batch reaches into the range of a zeroing job.
- * wrote, synced: frontiers may have moved. moved: a rotation's or close's own call. rotated: the new
- * segment is durable (seq, baseOffset, baseAtMs). closed, failed: for ever.
+ * wrote, synced: frontiers may have moved. syncs: `fd` is to be synced, and `syncEnded` called. moved: a
+ * rotation's or close's own call. rotated: the new segment is durable (seq, baseOffset, baseAtMs). closed,
+ * failed: for ever.
  */
 export type LogStep =
-  'idle' | 'waiting' | 'wrote' | 'synced' | 'moved' | 'rotated' | 'closed' | 'failed';
+  'idle' | 'waiting' | 'wrote' | 'syncs' | 'synced' | 'moved' | 'rotated' | 'closed' | 'failed';
 
 const PHASE_LIVE = 0;
 const PHASE_SEAL_WRITE = 1;
@@ -203,6 +209,10 @@ export class LogWriter {
   #commitEnd: number;
   #commits: number;
   #closing = false;
+  readonly #syncApart: boolean;
+  /** What a sync that somebody else does will make durable, -1: none is out; and the bytes that were not when it began. */
+  #syncUpper = -1;
+  #syncBytes = 0;
   /** The next file is created here, so its directory entry wants a sync. */
   #created = false;
 
@@ -221,6 +231,7 @@ export class LogWriter {
     invariant(options.segmentBytes <= segmentBytesMax, 'a position fits its seed');
     invariant(resume.position % RECORD_ALIGN === 0, 'records are aligned', resume.position);
     this.#storage = storage;
+    this.#syncApart = options.syncApart ?? false;
     this.#segmentBytes = options.segmentBytes;
     // A batch ends with its segment: more staging than that would be memory for nothing.
     const usual = Math.min(logBatchBytesMax, Math.max(stagingBytesMin, options.segmentBytes));
@@ -285,6 +296,16 @@ export class LogWriter {
   /** What became of spare segments so far. */
   get spares(): Readonly<SpareFigures> {
     return this.#room.spares;
+  }
+
+  /** The segment's descriptor: what is to be synced after the step 'syncs'. */
+  get fd(): number {
+    return this.#fd;
+  }
+
+  /** A sync that the step 'syncs' asked for is not over. */
+  get isSyncing(): boolean {
+    return this.#syncUpper >= 0;
   }
 
   /** Where in segment `seq` the next record goes. */
@@ -394,7 +415,8 @@ export class LogWriter {
     if (this.#phase === PHASE_CLOSED) return;
     this.failed ??= new TidemarkError('TIDEMARK_CLOSED', 'the log was given up');
     for (const fd of [this.#fd, this.#oldFd]) {
-      if (fd === -1) continue;
+      // Closed under a sync that somebody else does, the number may be somebody else's file.
+      if (fd === -1 || (fd === this.#fd && this.isSyncing)) continue;
       try {
         this.#storage.close(fd);
       } catch {
@@ -417,6 +439,7 @@ export class LogWriter {
       case PHASE_SEAL_WRITE:
         return this.#sealWrite();
       case PHASE_SEAL_SYNC:
+        if (this.isSyncing) return 'waiting';
         this.#sync();
         this.#phase = PHASE_OPEN;
         return 'synced';
@@ -741,8 +764,16 @@ export class LogWriter {
   #live(wantSync: boolean): LogStep {
     const mustSync = this.unsyncedBytes + this.#batchBytes > unsyncedBytesMax;
     if (this.unsyncedBytes > 0 && (wantSync || mustSync)) {
-      this.#sync();
-      return 'synced';
+      if (!this.isSyncing && (!this.#syncApart || this.#closing)) {
+        this.#sync();
+        return 'synced';
+      }
+      if (!this.isSyncing) {
+        this.#syncUpper = this.written;
+        this.#syncBytes = this.unsyncedBytes;
+        return 'syncs';
+      }
+      if (mustSync) return 'waiting';
     }
     if (this.#batchBytes > 0) {
       if (!this.#writeAll()) return 'waiting';
@@ -750,6 +781,7 @@ export class LogWriter {
       return 'wrote';
     }
     if (!this.#closing) return 'idle';
+    if (this.isSyncing) return 'waiting';
     if (this.unsyncedBytes > 0) {
       this.#sync();
       return 'synced';
@@ -835,6 +867,17 @@ export class LogWriter {
   #sync(): void {
     this.#syncFile();
     this.#synced();
+  }
+
+  /** The sync that a step asked for is over. What was written since is as it was. */
+  syncEnded(failure?: unknown): void {
+    invariant(this.isSyncing, 'a sync that was asked for');
+    const upper = this.#syncUpper;
+    this.#syncUpper = -1;
+    if (this.failed !== undefined) return;
+    if (failure !== undefined) this.#fail('fdatasync', failure, this.#batchAt);
+    this.durable = join(this.durable, upper);
+    this.unsyncedBytes -= this.#syncBytes;
   }
 
   #syncDir(): void {

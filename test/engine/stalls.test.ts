@@ -104,6 +104,57 @@ test('the manifest hangs: told while it does, commits go on, and the flush ends 
   await engine.close();
 });
 
+test('a buffered engine commits while its log is synced; a sync that lasts is told, what hangs on it waits', async () => {
+  const disk = new SimDisk({ answerAtOnce: true });
+  const clock = new SimClock();
+  const engine = await open('/sim', { ...optionsOn(disk, clock), durability: 'buffered' });
+  const rows = await engine.collection('rows', {});
+  await rows.put('first', '0', { durability: 'synced' });
+  const told = listen(engine);
+  disk.answerAtOnce = false;
+  const { offset } = await rows.put('a', '1');
+  await until('the log is being synced', () => {
+    clock.advance(10);
+    return disk.queued > 0;
+  });
+  await rows.put('b', '2');
+  const durable = rows.put('c', '3', { durability: 'synced' });
+  let isDurable = false;
+  void durable.then(() => (isDurable = true));
+  await until('told', () => {
+    clock.advance(100);
+    return told.some(({ actor, call }) => actor === 'durability' && call === 'fdatasync');
+  });
+  for (let i = 0; i < 20; i++) await rows.put(`${i}`, 'v');
+  assert.ok(engine.durableUpper <= offset, 'nothing is durable before the disk says so');
+  assert.ok(!isDurable, 'who asked for the sync waits');
+  disk.answerAtOnce = true;
+  const random = new Prng(1);
+  while (disk.runQueued(random));
+  await rows.put('d', '4');
+  await durable;
+  await until('told that it is over', () => told.some(({ over }) => over));
+  await engine.close();
+});
+
+test('a buffered engine whose log cannot be synced is poisoned with the cause', async () => {
+  const disk = new SimDisk({ answerAtOnce: true });
+  const clock = new SimClock();
+  const engine = await open('/sim', { ...optionsOn(disk, clock), durability: 'buffered' });
+  const rows = await engine.collection('rows', {});
+  await rows.put('first', '0', { durability: 'synced' });
+  disk.fault = ({ call, path }) =>
+    call === 'fdatasync' && path.startsWith('wal/') ? { kind: 'throw', code: 'EDQUOT' } : undefined;
+  await rows.put('a', '1');
+  await assert.rejects(rows.put('b', '2', { durability: 'synced' }), {
+    code: 'TIDEMARK_OUTCOME_UNKNOWN',
+  });
+  assert.equal(engine.state, 'poisoned');
+  const { call, errno } = engine.failure!.detail;
+  assert.deepEqual({ call, errno }, { call: 'fdatasync', errno: 'EDQUOT' });
+  await engine.close();
+});
+
 test('commits that wait for a flush are told with their cause, and of room when there is some', async () => {
   const disk = new SimDisk({ answerAtOnce: true });
   const clock = new SimClock();

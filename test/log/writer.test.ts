@@ -420,6 +420,75 @@ test('bytes without a sync are bounded though nobody asks for one', () => {
   assert.ok(synced >= 1);
 });
 
+test('a sync that somebody else does makes durable what was written before it, and more is written meanwhile', () => {
+  const disk = storeDisk();
+  const writer = LogWriter.create(disk, LOG_ID, { segmentBytes: 1 << 20, syncApart: true });
+  const payload = payloadOf(new Prng(1), 1, 100);
+  appendTo(writer, payload, 1);
+  assert.equal(writer.step(true), 'wrote');
+  assert.equal(writer.step(true), 'syncs');
+  appendTo(writer, payload, 1);
+  assert.equal(writer.step(true), 'wrote');
+  assert.equal(writer.step(true), 'idle', 'one at a time');
+  assert.deepEqual([writer.next, writer.written, writer.durable], [2, 2, 0]);
+  disk.sync(writer.fd);
+  writer.syncEnded();
+  assert.deepEqual([writer.next, writer.written, writer.durable], [2, 2, 1]);
+  assert.ok(writer.unsyncedBytes > 0, 'what was written meanwhile is not synced');
+  assert.equal(writer.step(true), 'syncs');
+  writer.close();
+  assert.equal(writer.step(true), 'waiting', 'the end waits for it');
+  disk.sync(writer.fd);
+  writer.syncEnded();
+  assert.equal(writer.durable, 2);
+  close(writer);
+  assert.equal(recover(disk).fed.length, 2);
+});
+
+test('a rotation waits for a sync that somebody else does, and so do more bytes than may be without one', () => {
+  const disk = storeDisk();
+  const small = LogWriter.create(disk, LOG_ID, { ...SMALL, syncApart: true });
+  const payload = payloadOf(new Prng(1), 1, 6_000);
+  appendTo(small, payload, 1);
+  assert.equal(small.step(true), 'wrote');
+  assert.equal(small.step(true), 'syncs');
+  while (!small.full) appendTo(small, payload, 1);
+  assert.equal(small.step(true), 'wrote');
+  assert.equal(small.step(true), 'waiting');
+  small.syncEnded();
+  assert.equal(small.step(true), 'synced');
+  drain(small);
+  assert.equal(small.durable, small.next);
+
+  const large = LogWriter.create(storeDisk(), LOG_ID, {
+    segmentBytes: 1 << 30,
+    zeros: false,
+    syncApart: true,
+  });
+  const much = payloadOf(new Prng(1), 1, 8 << 20);
+  let step: LogStep = 'idle';
+  for (let i = 0; i < 24 && step !== 'waiting'; i++) {
+    if (!large.full) appendTo(large, much, 1);
+    step = large.step(true);
+    assert.ok(large.unsyncedBytes <= 64 << 20, `${large.unsyncedBytes} bytes without a sync`);
+  }
+  assert.equal(step, 'waiting');
+});
+
+test('a sync that somebody else could not do poisons', () => {
+  const writer = LogWriter.create(storeDisk(), LOG_ID, { segmentBytes: 1 << 20, syncApart: true });
+  appendTo(writer, payloadOf(new Prng(1), 1, 100), 1);
+  assert.equal(writer.step(true), 'wrote');
+  assert.equal(writer.step(true), 'syncs');
+  const cause = Object.assign(new Error('EIO'), { code: 'EIO' });
+  assert.throws(
+    () => writer.syncEnded(cause),
+    (error) => error instanceof TidemarkError && error.detail['errno'] === 'EIO',
+  );
+  assert.equal(writer.durable, 0);
+  assert.equal(writer.step(true), 'failed');
+});
+
 test('a new file made at rotation is durable only with its directory', () => {
   const disk = storeDisk();
   const writer = LogWriter.create(disk, LOG_ID, SMALL);
