@@ -219,6 +219,10 @@ export class Model {
     return rows;
   }
 
+  isDropped(id: number, upper: number): boolean {
+    return this.#get(id).droppedAt < upper;
+  }
+
   /** 1 + offset of the last transaction below `upper` that had operations on the collection. */
   touched(id: number, upper: number): number {
     return 1 + (this.#get(id).touches.findLast((offset) => offset < upper) ?? -1);
