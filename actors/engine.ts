@@ -6,7 +6,7 @@ import { randomBytes } from 'node:crypto';
 import { channel } from 'node:diagnostics_channel';
 import { EventEmitter } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { TidemarkError } from '../core/base/errors.ts';
+import { TidemarkError, isFullDisk } from '../core/base/errors.ts';
 import { clientsMax, collectionsMax } from '../core/base/limits.ts';
 import { Prng } from '../core/base/prng.ts';
 import { CATALOG_ID, KIND_KEYED, KIND_MULTISET } from '../core/base/update.ts';
@@ -287,7 +287,7 @@ export class Engine extends EventEmitter<EngineEvents> {
       const { cause } = poisonedError(this.#context);
       await this.#end();
       signal?.throwIfAborted();
-      throw cause as TidemarkError;
+      throw this.#orNoSpace(cause as TidemarkError);
     }
     if (signal?.aborted === true) {
       await this.close();
@@ -298,6 +298,22 @@ export class Engine extends EventEmitter<EngineEvents> {
     // The keeper may ask for the hook at any time.
     if (this.#archive !== undefined) this.#client.wake();
     void this.#watch();
+  }
+
+  /** What ended the opening. A full disk is no fault of the store: it opens when there is room. */
+  #orNoSpace(failure: TidemarkError): TidemarkError {
+    if (failure.code !== 'TIDEMARK_IO' || !isFullDisk(failure)) return failure;
+    const { directory } = this.#context.config;
+    const { path: named, bytes } = failure.detail as { path?: string; bytes?: number };
+    const path = named?.startsWith(`${directory}/`) ? named.slice(directory.length + 1) : named;
+    const wanted = bytes === undefined ? 'room' : `${bytes} bytes`;
+    return new TidemarkError(
+      'TIDEMARK_NO_SPACE',
+      `the disk is full: opening ${directory} wants ${wanted} for ${path === '' ? 'its entry' : (path ?? 'a file')}; ` +
+        'nothing is lost, free space and open again',
+      { ...failure.detail, directory, path },
+      failure,
+    );
   }
 
   /** Says once that the engine is poisoned, also while nobody asks it anything. */

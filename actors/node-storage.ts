@@ -8,7 +8,7 @@ import { dirname } from 'node:path';
 import { promisify } from 'node:util';
 import type { DescriptorTable } from '../core/shared/descriptors.ts';
 import type { OpenHow, Storage, StorageAnswer, StorageCall } from '../core/storage/storage.ts';
-import { shortRead } from '../core/storage/storage.ts';
+import { shortRead, shortWrite } from '../core/storage/storage.ts';
 
 const FLAGS: Record<OpenHow, number> = {
   read: fs.constants.O_RDONLY,
@@ -43,6 +43,8 @@ export class NodeStorage implements Storage {
   readonly #wake: () => void;
   readonly #descriptors: DescriptorTable | undefined;
   readonly #answers: StorageAnswer[] = [];
+  /** What was opened here, for errors to name. */
+  readonly #paths: Map<number, string> = new Map();
   #running = 0;
 
   /**
@@ -61,12 +63,30 @@ export class NodeStorage implements Storage {
 
   open(path: string, how: OpenHow): number {
     const fd = fs.openSync(this.#at(path), FLAGS[how], 0o644);
-    this.#descriptors?.add(fd);
+    this.#opened(fd, path);
     return fd;
   }
 
-  close(fd: number): void {
+  #opened(fd: number, path: string): void {
+    this.#descriptors?.add(fd);
+    this.#paths.set(fd, path);
+  }
+
+  #closing(fd: number): void {
     this.#descriptors?.remove(fd);
+    this.#paths.delete(fd);
+  }
+
+  /** The system's error, with what it leaves out where it is asked by number: the file, and how much was to be written. */
+  #named(error: unknown, fd: number, wanted?: number): unknown {
+    const path = this.#paths.get(fd);
+    const isSilent = error instanceof Error && (error as NodeJS.ErrnoException).path === undefined;
+    if (!isSilent || path === undefined) return error;
+    return Object.assign(error, wanted === undefined ? { path } : { path, wanted });
+  }
+
+  close(fd: number): void {
+    this.#closing(fd);
     fs.closeSync(fd);
   }
 
@@ -85,15 +105,31 @@ export class NodeStorage implements Storage {
   }
 
   write(fd: number, source: Uint8Array, from: number, length: number, position: number): number {
-    return fs.writeSync(fd, source, from, length, position);
+    try {
+      return fs.writeSync(fd, source, from, length, position);
+    } catch (error) {
+      throw this.#named(error, fd, length);
+    }
   }
 
   writev(fd: number, sources: readonly Uint8Array[], position: number): number {
-    return fs.writevSync(fd, sources, position);
+    try {
+      return fs.writevSync(fd, sources, position);
+    } catch (error) {
+      throw this.#named(
+        error,
+        fd,
+        sources.reduce((sum, { length }) => sum + length, 0),
+      );
+    }
   }
 
   sync(fd: number): void {
-    fs.fdatasyncSync(fd);
+    try {
+      fs.fdatasyncSync(fd);
+    } catch (error) {
+      throw this.#named(error, fd);
+    }
   }
 
   truncate(fd: number, bytes: number): void {
@@ -201,21 +237,23 @@ export class NodeStorage implements Storage {
     let current = fd;
     let isOwn = false;
     let failure: unknown;
+    let wanted: number | undefined;
     try {
       for (const call of calls) {
+        wanted = call.call === 'write' ? call.bytes.length : undefined;
         if (call.call === 'close') isOwn = false;
         if (call.call === 'open') {
           current = await later.open(this.#at(call.path), FLAGS[call.how]);
           isOwn = true;
-          this.#descriptors?.add(current);
+          this.#opened(current, call.path);
         } else {
           await this.#step(current, call);
         }
       }
     } catch (error) {
-      failure = error;
+      failure = this.#named(error, current, wanted);
       if (isOwn) {
-        this.#descriptors?.remove(current);
+        this.#closing(current);
         await later.close(current).catch(() => {});
         current = -1;
       }
@@ -230,12 +268,14 @@ export class NodeStorage implements Storage {
       case 'open':
         break;
       case 'close':
-        this.#descriptors?.remove(fd);
+        this.#closing(fd);
         return later.close(fd);
       case 'write': {
         const length = call.bytes.length;
         const { bytesWritten } = await later.write(fd, call.bytes, 0, length, call.position);
-        if (bytesWritten !== length) throw new Error(`short write: ${bytesWritten} of ${length}`);
+        if (bytesWritten !== length) {
+          throw shortWrite(bytesWritten, length, this.#paths.get(fd)!);
+        }
         break;
       }
       case 'read': {

@@ -939,6 +939,7 @@ export class SpineKeeper implements Actor {
     // that hangs is no reason to end, only workers that die are.
     const isHanging = failure.code === 'TIDEMARK_CLOSED';
     if (isFullDisk(failure)) {
+      if (isFlush && !this.#opened) throw failure;
       if (isFlush) this.#waits.begin(CAUSE_DISK);
     } else if (!isHanging) this.#failuresInRow++;
     // A flush that cannot happen ends the engine sooner or later: better with its cause.

@@ -83,7 +83,12 @@ export function toPlainError(error: unknown): PlainError {
   }
   const { code, syscall } = (error ?? {}) as { code?: unknown; syscall?: unknown };
   if (error instanceof Error && typeof code === 'string' && typeof syscall === 'string') {
-    return { code: 'TIDEMARK_IO', message: error.message, detail: { errno: code, call: syscall } };
+    const { path, got, wanted } = error as { path?: unknown; got?: unknown; wanted?: unknown };
+    const detail: Record<string, unknown> = { errno: code, call: syscall };
+    if (typeof path === 'string') detail['path'] = path;
+    if (typeof wanted === 'number') detail['bytes'] = wanted;
+    if (typeof got === 'number') detail['got'] = got;
+    return { code: 'TIDEMARK_IO', message: error.message, detail };
   }
   const message = error instanceof Error ? error.message : String(error);
   const stack = error instanceof Error ? error.stack : undefined;

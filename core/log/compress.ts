@@ -11,6 +11,7 @@ import { createHash } from 'node:crypto';
 import { TidemarkError, corrupt } from '../base/errors.ts';
 import { LOG_DIR, compressedPath, segmentPath } from '../storage/names.ts';
 import type { OpenHow, Storage } from '../storage/storage.ts';
+import { shortWrite } from '../storage/storage.ts';
 import { READ_END, READ_MORE, READ_RECORD } from './reader.ts';
 import { RECORD_HEADER_BYTES } from './record.ts';
 import { SEGMENT_BLOCK_BYTES } from './segment.ts';
@@ -351,12 +352,8 @@ function put(
   path: string,
 ): void {
   const n = storage.write(fd, bytes, 0, bytes.length, position);
-  if (n === bytes.length) return;
-  // A short count is how a full disk shows itself first; the job fails, the segment stays.
-  throw Object.assign(new Error(`ENOSPC: ${n} of ${bytes.length} bytes written to ${path}`), {
-    code: 'ENOSPC',
-    syscall: 'write',
-  });
+  // The job fails, the segment stays.
+  if (n !== bytes.length) throw shortWrite(n, bytes.length, path);
 }
 
 /** The records must lead up to where the next segment begins. */

@@ -3,9 +3,10 @@
  * it, so a store without a manifest holds at most a segment 1 without a record; anything more is a
  * store that lost its manifest, and is never made anew. Called at open, on the durability thread.
  */
-import { TidemarkError, corrupt } from '../base/errors.ts';
+import { corrupt } from '../base/errors.ts';
 import { LOG_DIR, numberOf, segmentPath } from '../storage/names.ts';
 import type { Storage } from '../storage/storage.ts';
+import { shortWrite } from '../storage/storage.ts';
 import { isZero } from './reader.ts';
 import { RECORD_HEADER_BYTES } from './record.ts';
 import { preparedBytesOf } from './room.ts';
@@ -67,12 +68,7 @@ export function createLog(storage: Storage, logId: Uint8Array, options: LogOptio
   const fd = storage.open(path, 'create');
   try {
     const got = storage.write(fd, block, 0, bytes, 0);
-    if (got !== bytes) {
-      throw new TidemarkError('TIDEMARK_IO', `short write: ${got} of ${bytes} bytes of ${path}`, {
-        call: 'write',
-        path,
-      });
-    }
+    if (got !== bytes) throw shortWrite(got, bytes, path);
     storage.sync(fd);
     storage.syncDir(LOG_DIR);
   } catch (error) {

@@ -8,6 +8,7 @@ import { NO_BYTES } from '../base/bytes.ts';
 import { MiB } from '../base/limits.ts';
 import { LOG_DIR, segmentPath, sparePath } from '../storage/names.ts';
 import type { Storage } from '../storage/storage.ts';
+import { shortWrite } from '../storage/storage.ts';
 import { SEGMENT_BLOCK_BYTES } from './segment.ts';
 
 /** Zeros a new store begins with; each further chunk is twice the last. */
@@ -219,11 +220,6 @@ function writeZeros(
   path: string,
 ): void {
   const n = storage.write(fd, zeros, 0, bytes, position);
-  // Here a short count is how a full disk shows itself first; the job fails, the log does not.
-  if (n !== bytes) {
-    throw Object.assign(new Error(`ENOSPC: ${n} of ${bytes} bytes written to ${path}`), {
-      code: 'ENOSPC',
-      syscall: 'write',
-    });
-  }
+  // The job fails, the log does not.
+  if (n !== bytes) throw shortWrite(n, bytes, path);
 }

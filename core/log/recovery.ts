@@ -59,6 +59,7 @@ import {
   segmentPath,
 } from '../storage/names.ts';
 import type { OpenHow, Storage } from '../storage/storage.ts';
+import { shortWrite } from '../storage/storage.ts';
 import { OpenFiles, findChain } from './chain.ts';
 import type { ChainFacts, UnusedSegment } from './chain.ts';
 import {
@@ -632,9 +633,9 @@ export class LogRecovery {
       const wanted = Math.min(chunk.length, tornBytes - at);
       const got = this.#storage.read(fd, chunk, 0, wanted, position + at);
       yield;
-      if (got !== wanted) throw ioError('read', segmentPath(seq), got, wanted);
+      if (got !== wanted) throw cutShort(segmentPath(seq), got, wanted);
       const put = this.#storage.write(target, chunk, 0, got, at);
-      if (put !== got) throw ioError('write', quarantine, put, got);
+      if (put !== got) throw shortWrite(put, got, quarantine);
       yield;
       at += got;
     }
@@ -883,19 +884,20 @@ export class LogRecovery {
       );
       invariant(refused === ACCEPTED, 'a sound record is accepted again', refused);
       this.suspectCount++;
-      if (writer.full || record.payloadLen >= inPlaceBytesMin) yield* drain(writer);
+      if (writer.full || record.payloadLen >= inPlaceBytesMin)
+        yield* drain(writer, segmentPath(header.seq));
     }
     if (this.epoch > writer.epoch) {
       writer.epoch = this.epoch;
       writer.watermark();
     }
-    yield* drain(writer);
+    yield* drain(writer, segmentPath(header.seq));
     return writer.position;
   }
 
   #put(fd: number, seq: number, bytes: Uint8Array, length: number): void {
     const got = this.#storage.write(fd, bytes, 0, length, 0);
-    if (got !== length) throw ioError('write', segmentPath(seq), got, length);
+    if (got !== length) throw shortWrite(got, length, segmentPath(seq));
   }
 
   // ---------------------------------------------------------------- errors
@@ -943,13 +945,16 @@ type LogEnd = {
 };
 
 /** Requires: nothing in the batch is lent from a buffer that has moved on. */
-function* drain(writer: LogWriter): Machine {
+function* drain(writer: LogWriter, path: string): Machine {
   while (writer.staged) {
     try {
       writer.step(false);
     } catch (error) {
       // The log is not open yet: the disk's own error says more than that it is poisoned.
-      throw error instanceof TidemarkError && error.cause !== undefined ? error.cause : error;
+      const cause = error instanceof TidemarkError ? error.cause : undefined;
+      const { got, wanted } = (cause ?? {}) as { got?: number; wanted?: number };
+      if (got !== undefined) throw shortWrite(got, wanted!, path);
+      throw cause ?? error;
     }
     yield;
   }
@@ -959,9 +964,9 @@ function segmentOf(header: SegmentHeader, packed: boolean): LogSegment {
   return { seq: header.seq, baseOffset: header.baseOffset, baseAtMs: header.baseAtMs, packed };
 }
 
-function ioError(call: string, path: string, got: number, wanted: number): TidemarkError {
-  return new TidemarkError('TIDEMARK_IO', `short ${call} of ${path}: ${got} of ${wanted} bytes`, {
-    call,
+function cutShort(path: string, got: number, wanted: number): TidemarkError {
+  return new TidemarkError('TIDEMARK_IO', `short read of ${path}: ${got} of ${wanted} bytes`, {
+    call: 'read',
     path,
     got,
     wanted,

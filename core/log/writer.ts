@@ -817,6 +817,8 @@ export class LogWriter {
       const cause = Object.assign(new Error(`EIO: short write, ${got} of ${bytes} bytes`), {
         code: 'EIO',
         syscall: 'write',
+        got,
+        wanted: bytes,
       });
       this.#fail(cuts === 0 ? 'write' : 'writev', cause, position);
     }

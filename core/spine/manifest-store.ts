@@ -26,6 +26,7 @@ import { lt } from '../base/frontier.ts';
 import { editBytesPerRollup, editsPerRollup } from '../base/limits.ts';
 import { editsPath, HEAD_PATH, MANIFEST_DIR, rollupPath, tmpPath } from '../storage/names.ts';
 import type { Storage, StorageAnswer, StorageCall } from '../storage/storage.ts';
+import { shortWrite } from '../storage/storage.ts';
 import type { Finding } from './batch.ts';
 import {
   applyEdit,
@@ -462,8 +463,12 @@ function writeBack(bytes: Uint8Array, into: Uint8Array): StorageCall[] {
 /** A program, waited for. At open only. Returns the descriptor it ends with. */
 function runProgram(storage: Storage, fd: number, calls: readonly StorageCall[]): number {
   let current = fd;
+  let path = MANIFEST_DIR;
   try {
-    for (const call of calls) current = runStep(storage, current, call);
+    for (const call of calls) {
+      if (call.call === 'open') path = call.path;
+      current = runStep(storage, current, call, path);
+    }
   } catch (error) {
     if (current >= 0 && current !== fd) storage.close(current);
     throw error;
@@ -472,7 +477,7 @@ function runProgram(storage: Storage, fd: number, calls: readonly StorageCall[])
 }
 
 /** Returns the descriptor of the steps that follow. */
-function runStep(storage: Storage, fd: number, call: StorageCall): number {
+function runStep(storage: Storage, fd: number, call: StorageCall, path: string): number {
   switch (call.call) {
     case 'open':
       return storage.open(call.path, call.how);
@@ -481,7 +486,8 @@ function runStep(storage: Storage, fd: number, call: StorageCall): number {
       return -1;
     case 'write': {
       const { length } = call.bytes;
-      expectCount(storage.write(fd, call.bytes, 0, length, call.position), length);
+      const count = storage.write(fd, call.bytes, 0, length, call.position);
+      if (count !== length) throw shortWrite(count, length, path);
       break;
     }
     case 'read': {
@@ -507,7 +513,7 @@ function runStep(storage: Storage, fd: number, call: StorageCall): number {
 
 function expectCount(count: number, length: number): void {
   if (count === length) return;
-  throw new TidemarkError('TIDEMARK_IO', `the disk took ${count} of ${length} bytes`, {
+  throw new TidemarkError('TIDEMARK_IO', `the disk gave ${count} of ${length} bytes`, {
     count,
     length,
   });

@@ -124,6 +124,8 @@ export class PartFiles {
         call: 'write',
         file: this.file,
         position: this.#written,
+        path: partPath(this.file),
+        bytes: this.#staged,
       });
     }
     this.#written += n;

@@ -25,6 +25,7 @@ import { crc32 } from '../base/crc32.ts';
 import { TidemarkError } from '../base/errors.ts';
 import { LOCK_FILE } from './names.ts';
 import type { Storage } from './storage.ts';
+import { shortWrite } from './storage.ts';
 
 /** Who holds a store. Empty strings and processStartMs 0 are "not known". */
 export type LockHolder = {
@@ -194,9 +195,7 @@ function writeNew(storage: Storage, path: string, bytes: Uint8Array): void {
   let whole = false;
   try {
     const count = storage.write(fd, bytes, 0, bytes.length, 0);
-    if (count !== bytes.length) {
-      throw new TidemarkError('TIDEMARK_IO', `short write to ${path}`, { path, count });
-    }
+    if (count !== bytes.length) throw shortWrite(count, bytes.length, path);
     storage.sync(fd);
     whole = true;
   } finally {

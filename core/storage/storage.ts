@@ -88,6 +88,21 @@ export interface Clock {
 /** The code of `shortRead`: no system's errno. */
 export const SHORT_READ = 'SHORT_READ';
 
+/**
+ * What a write that was cut short fails with where a full disk is no reason to end: that is how it shows
+ * itself first, for the system keeps the reason to itself.
+ */
+export function shortWrite(got: number, wanted: number, path: string): Error {
+  const message = `ENOSPC: ${got} of ${wanted} bytes written to ${path}`;
+  return Object.assign(new Error(message), {
+    code: 'ENOSPC',
+    syscall: 'write',
+    path,
+    got,
+    wanted,
+  });
+}
+
 /** What a queued read fails with when the file ends before its bytes do. */
 export function shortRead(got: number, wanted: number): Error {
   return Object.assign(new Error(`short read: ${got} of ${wanted} bytes`), { code: SHORT_READ });

@@ -7,7 +7,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { open } from '../../actors/index.ts';
-import type { Collection, Engine, OpenOptions } from '../../actors/index.ts';
+import type { Collection, Engine, OpenOptions, TidemarkError } from '../../actors/index.ts';
 import { KiB, MiB } from '../../core/base/limits.ts';
 import { FATE_LOST, SimDisk } from '../sim/disk.ts';
 import type { SimCall, SimFault } from '../sim/disk.ts';
@@ -27,6 +27,18 @@ async function openRows(engine: Engine): Promise<Collection<number, Buffer>> {
 
 const VALUE: Buffer = Buffer.alloc(24_000, 'v');
 const isFull = coded('TIDEMARK_NO_SPACE');
+
+function crashOf(disk: SimDisk): SimDisk {
+  const crashed = disk.processCrash();
+  crashed.answerAtOnce = true;
+  return crashed;
+}
+
+/** Bytes of its files. */
+function usedBytes(disk: SimDisk): number {
+  disk.capacityBytes = 1e12;
+  return 1e12 - disk.freeBytes();
+}
 
 /**
  * Puts in turns of `inTurn` until some are refused; notes which were acknowledged, answers the next key.
@@ -360,3 +372,90 @@ test('a checkpoint that finds no room waits for it: commits go on, and nothing i
   for (let n = 0; n < next; n++) assert.ok(found.hasSync(n), `${n}`);
   await again.close();
 });
+
+/** Stores as they may lie on a disk that others fill: what they hold, how they were left, what opening writes. */
+const LEFT: Record<string, { make: (disk: SimDisk) => Promise<SimDisk>; writes: string[] }> = {
+  'no store yet': { make: (disk) => Promise.resolve(disk), writes: ['wal/N.seg'] },
+  closed: {
+    make: async (disk) => {
+      await putInto(disk, 60, { segmentBytes: 1 * MiB }).then((engine) => engine.close());
+      return disk;
+    },
+    writes: [],
+  },
+  'after a crash': {
+    make: async (disk) => {
+      await putInto(disk, 60, { segmentBytes: 1 * MiB });
+      return disk.powerLoss(() => FATE_LOST);
+    },
+    writes: ['tmp/manifest.rollup', 'wal/N.seg'],
+  },
+  'after a crash, with more than a memtable takes': {
+    make: async (disk) => {
+      await putInto(disk, 400, { memtableBytes: 64 * MiB, memoryBytes: 512 * MiB });
+      return disk.processCrash();
+    },
+    writes: ['parts/N.part', 'tmp/manifest.HEAD', 'tmp/manifest.rollup'],
+  },
+};
+
+async function putInto(disk: SimDisk, count: number, options: OpenOptions): Promise<Engine> {
+  const engine = await open('/sim', optionsOn(disk, options));
+  const rows = await openRows(engine);
+  await Promise.all(Array.from({ length: count }, (_, n) => rows.put(n, VALUE)));
+  return engine;
+}
+
+for (const [left, { make, writes }] of Object.entries(LEFT)) {
+  test(`a disk that others have filled: opening says so, and opens when there is room; ${left}`, async () => {
+    const disk = await make(new SimDisk({ answerAtOnce: true }));
+    const rowsOf = async (on: SimDisk): Promise<number> => {
+      const engine = await open('/sim', optionsOn(on, {}));
+      const count = Array.from((await openRows(engine)).keys()).length;
+      await engine.close();
+      return count;
+    };
+    const expected = await rowsOf(crashOf(disk));
+    const paths = new Set<unknown>();
+    /** Opens a copy that `limit` has filled, then again when there is room; false: it opened at once. */
+    const isRefused = async (limit: (copy: SimDisk) => void): Promise<boolean> => {
+      const copy = crashOf(disk);
+      limit(copy);
+      let refusal: TidemarkError | undefined;
+      let engine: Engine | undefined;
+      try {
+        engine = await open('/sim', optionsOn(copy, {}));
+      } catch (error) {
+        refusal = error as TidemarkError;
+        assert.ok(isFull(error), refusal.stack);
+        assert.match(
+          refusal.message,
+          /opening \/sim wants (\d+ bytes|room) for (its entry|[\w/. ]+);/,
+        );
+        paths.add(String(refusal.detail['path']).replace(/\d+/g, 'N'));
+      }
+      copy.capacityBytes = Infinity;
+      copy.fault = undefined;
+      await engine?.close();
+      assert.equal(await rowsOf(copy), expected);
+      return refusal !== undefined;
+    };
+    // By bytes: calls that are cut short among them.
+    let room = 0;
+    while (await isRefused((copy) => void (copy.capacityBytes = usedBytes(copy) + room))) {
+      room = room === 0 ? 512 : room * 2;
+    }
+    // By calls: each that changes something.
+    for (let n = 0, isMet = true; isMet; n++) {
+      isMet = false;
+      await isRefused((copy) => {
+        copy.fault = ({ mutation }) => {
+          if (mutation !== n) return undefined;
+          isMet = true;
+          return { kind: 'throw', code: n % 2 === 0 ? 'ENOSPC' : 'EDQUOT' };
+        };
+      });
+    }
+    for (const path of writes) assert.ok(paths.has(path), `${path} of ${[...paths].join()}`);
+  });
+}

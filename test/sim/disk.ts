@@ -24,7 +24,7 @@ import { crc32 } from '../../core/base/crc32.ts';
 import { invariant } from '../../core/base/assert.ts';
 import type { Prng } from '../../core/base/prng.ts';
 import type { OpenHow, Storage, StorageAnswer, StorageCall } from '../../core/storage/storage.ts';
-import { shortRead } from '../../core/storage/storage.ts';
+import { shortRead, shortWrite } from '../../core/storage/storage.ts';
 
 export const SECTOR_BYTES = 512;
 
@@ -796,7 +796,7 @@ export class SimDisk implements Storage {
     const room = Math.max(0, file.cache.size - position) + this.#free();
     if (allowed > room) {
       // The system writes what fits and keeps the errno to itself, unless nothing fits.
-      if (room === 0) throw this.#error('ENOSPC', call, path);
+      if (room === 0) throw Object.assign(this.#error('ENOSPC', call, path), { wanted: length });
       allowed = room;
     }
     own(file.cache);
@@ -845,7 +845,9 @@ export class SimDisk implements Storage {
         return this.close(program.fd);
       case 'write': {
         const n = this.write(program.fd, call.bytes, 0, call.bytes.length, call.position);
-        if (n !== call.bytes.length) throw new Error(`short write: ${n} of ${call.bytes.length}`);
+        if (n !== call.bytes.length) {
+          throw shortWrite(n, call.bytes.length, this.#pathOf(program.fd));
+        }
         return;
       }
       case 'read': {

@@ -395,7 +395,7 @@ test('a failed open leaves no lock behind', () => {
 test('a short write is no lock', () => {
   const disk = new SimDisk();
   disk.fault = ({ call }) => (call === 'write' ? { kind: 'short', bytes: 10 } : undefined);
-  assert.throws(() => acquireLock(disk, holder(1), NEVER, false), { code: 'TIDEMARK_IO' });
+  assert.throws(() => acquireLock(disk, holder(1), NEVER, false), { code: 'ENOSPC' });
   assert.equal(dump(disk), '');
 });
 
