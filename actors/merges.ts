@@ -385,8 +385,12 @@ export class Merges {
 
   #send(collection: Collection, choice: MergeChoice<PartInfo>): boolean {
     const shape = this.#shapeOf(collection);
+    const read = choice.runs.flatMap((run) => run.parts);
+    // Of rows that are larger than a part should be each part has one.
+    const rows = read.reduce((sum, part) => sum + part.len, 0);
+    const written = Math.min(Math.ceil(choice.bytes / (shape.partBytes / 2)), rows);
     // A part ends at every stretch that is moved.
-    const count = Math.ceil(choice.bytes / (shape.partBytes / 2)) + choice.stretchesMoved + 2;
+    const count = written + choice.stretchesMoved + 2;
     const outFiles = this.#edits.takeFiles(count);
     if (outFiles === undefined) return false;
     const since = join(choice.sinceMin, this.#sinceOf(collection));
@@ -408,7 +412,6 @@ export class Merges {
         shape,
       },
     };
-    const read = choice.runs.flatMap((run) => run.parts);
     const files = new Set([...read, ...hiding].map((part) => part.file));
     // Those that are moved; and pieces of range deletes may be cut anew: twice as many at the most.
     const parts = count + read.length + 2 * read.filter(isRangePart).length;
