@@ -7,6 +7,7 @@ import { NO_BYTES, getU16, getU32, hashAt, setU16, setU32, setU64 } from '../cor
 import { copyAt } from '../core/base/copy.ts';
 import { TidemarkError } from '../core/base/errors.ts';
 import { pageBytes } from '../core/base/limits.ts';
+import { CATALOG_ID } from '../core/base/update.ts';
 import {
   CONDITIONS_HEADER_BYTES,
   CONDITION_ABSENT,
@@ -23,7 +24,8 @@ import {
   conditionBytes,
   layConditionsHeader,
 } from '../core/memtable/conditions.ts';
-import { tooLarge } from './encodings.ts';
+import { CATALOG_VALUES, catalogKey, checkCatalogRow } from './catalog.ts';
+import { decodeLent, tooLarge } from './encodings.ts';
 import type { WrittenRows } from './grouped-conditions.ts';
 import { NEWEST, ROW_FOUND } from './reader.ts';
 import type { Reader } from './reader.ts';
@@ -285,6 +287,9 @@ export class Conditions {
         const newest = this.#newestChange(at, id, offset!);
         // What is not visible yet has its place before us all the same.
         if (newest > offset!) return this.conflict(i, newest);
+        if (newest < 0 && !this.#isThere(id, this.#subjects[i].name)) {
+          return this.conflict(i, Math.max(reader.time, offset! + 1));
+        }
         from = Math.max(from, offset! + 1);
       } else {
         const key = at + CONDITION_KEY_OFFSET;
@@ -298,6 +303,20 @@ export class Conditions {
       i++;
     }
     return undefined;
+  }
+
+  /**
+   * The catalog has the collection. Of one that was dropped no trace may be left, unless its time is held, and
+   * what was changed in it is not known any more; `reader.time` is then that of the catalog's row, if it has one.
+   */
+  #isThere(id: number, name: string): boolean {
+    const reader = this.#reader;
+    const key = catalogKey(name);
+    const block = reader.view.collection(CATALOG_ID);
+    if (reader.find(CATALOG_ID, block, key, key.length, false) !== ROW_FOUND) return false;
+    const { valueBytes, valueStart, valueEnd } = reader;
+    const row = decodeLent(CATALOG_VALUES, valueBytes, valueStart, valueEnd);
+    return checkCatalogRow(row, name).id === id;
   }
 
   /** Of what a condition that is not on a row is about; if it is no later than `above`, `above` will do. */

@@ -239,7 +239,7 @@ export class Caller {
     let handle = this.#handles.get(id);
     if (handle === undefined) {
       const none = (): Promise<Answer> => Promise.reject(new TypeError('not here'));
-      handle = new Collection(this.client, `#${id}`, id, buffer, buffer, none);
+      handle = new Collection(this.client, this.#parts.model.nameOf(id), id, buffer, buffer, none);
       this.#handles.set(id, handle);
     }
     return handle;
@@ -608,6 +608,8 @@ export class Caller {
         // Where history is lost, a change may be told of that was a little earlier.
         const { id, key, offset } = condition;
         if (key === undefined && offset! < model.mayLoseBelow(id, upper)) return;
+        // Of what was dropped no trace may be left.
+        if (key === undefined && model.isDropped(id, upper)) return;
       }
     }
     const what = JSON.stringify(conditions);
@@ -767,8 +769,8 @@ export class Caller {
       if (model.upper !== commit.offset) throw new SimFailure('offsets are given in order');
       for (const condition of commit.conditions) {
         if (count !== 1) throw new SimFailure('a condition is for a record of its own');
-        // Of what was dropped meanwhile nothing is left that could tell.
-        if (model.isDropped(condition.id, commit.offset)) continue;
+        // Of rows of what was dropped meanwhile nothing is left that could tell.
+        if (condition.key !== undefined && model.isDropped(condition.id, commit.offset)) continue;
         if (!this.#holds(condition, commit.offset)) {
           const what = JSON.stringify(condition);
           throw new SimFailure(`${commit.offset} was accepted, and did not hold: ${what}`);

@@ -235,6 +235,10 @@ export class Model {
     return 1 + (collection.touches.findLast(isOne) ?? -1);
   }
 
+  nameOf(id: number): string {
+    return this.#get(id).slot.name;
+  }
+
   /** Offsets below it may be lost, as far as the history option promises; readers see [0, upper). */
   mayLoseBelow(id: number, upper: number): number {
     // A shorter history may be acted upon long after a longer one was asked for again.

@@ -67,7 +67,14 @@ export class Multisets {
     let handle = this.#handles.get(id);
     if (handle === undefined) {
       const none = (): Promise<Receipt> => Promise.reject(new TypeError('not here'));
-      handle = new Multiset(this.#parts.client, `#${id}`, id, buffer, buffer, none);
+      handle = new Multiset(
+        this.#parts.client,
+        this.#parts.model.nameOf(id),
+        id,
+        buffer,
+        buffer,
+        none,
+      );
       this.#handles.set(id, handle);
     }
     return handle;
