@@ -6,6 +6,7 @@
  */
 import { fromPlainError } from '../core/base/errors.ts';
 import type { TidemarkError } from '../core/base/errors.ts';
+import { invariant } from '../core/base/assert.ts';
 import { NO_FRONTIER, join, le, lt, meet } from '../core/base/frontier.ts';
 import { RangeSetReader } from '../core/base/range-set.ts';
 import { MiB, fanInMax, logBatchBytesMax } from '../core/base/limits.ts';
@@ -395,7 +396,13 @@ export class Merges {
     if (outFiles === undefined) return false;
     const since = join(choice.sinceMin, this.#sinceOf(collection));
     const inputs = mergeInputs(collection.spine, choice);
-    const shown = this.#views.shown(collection.id)?.state.hollows ?? [];
+    const view = this.#views.shown(collection.id);
+    invariant(
+      view !== undefined && lt(since, view.upper),
+      'range deletes in no part are above',
+      since,
+    );
+    const shown = view.state.hollows;
     const hiding = hidingParts(shown, choice, since);
     const jobId = this.#desk.nextId;
     const request: Job = {
@@ -648,7 +655,8 @@ export class Merges {
     if (!this.isMerging(collection)) this.#leaving.delete(collection);
     const shown = this.#views.shown(collection.id);
     if (shown === undefined || !hasRangeSets(shown.runs.values())) return undefined;
-    const { state, since } = shown;
+    const { state } = shown;
+    const since = this.#sinceOf(collection);
     const parts = state.hollows.flatMap(({ hollow }) => hollow.runs).flatMap((run) => run.parts);
     const ranged = parts.filter(isRangePart);
     const looked = this.#lookedForCovered.get(collection);

@@ -300,17 +300,18 @@ export class PartStore {
 
   #addFile(file: number, fd: number): void {
     const known = this.#files.get(file);
-    if (known !== undefined) {
-      known.fd = fd;
-      return;
-    }
-    this.#openCount++;
+    if (known !== undefined && known.fd >= 0) return;
     let kept = fd;
-    if (this.#openCount > (this.#context.config.openPartsMax ?? openPartsMax)) {
+    if (this.#openCount < (this.#context.config.openPartsMax ?? openPartsMax)) {
+      this.#openCount++;
+    } else {
       // Readers open it themselves, for the read.
       this.#context.storage.close(fd);
-      this.#openCount--;
       kept = -1;
+    }
+    if (known !== undefined) {
+      known.fd = kept;
+      return;
     }
     this.#files.set(file, {
       file,
