@@ -69,8 +69,9 @@ import { THREAD_BACKGROUND, THREAD_WRITE } from './topology.ts';
 /** Records taken from one ring before the next has its turn, and in one tick. */
 const RECORDS_PER_TICK = 64;
 /**
- * Operations after which a tick ends, a few milliseconds of them: what it took is in the log, and its callers
- * have heard of it, before the next. Large records come one by one then and not by the ring.
+ * Operations after which a tick of a buffered engine ends, a few milliseconds of them: what it took is in the
+ * log, and its callers have heard of it, before the next. Large records come one by one then and not by the
+ * ring. In a synced engine callers wait for the sync, which had better be one for all that there is.
  */
 const OPERATIONS_PER_TICK = 2_048;
 
@@ -332,7 +333,8 @@ export class Sequencer implements Actor {
     let operations = 0;
     let blocked = false;
     let closeSeen = -1;
-    const { control } = this.#context;
+    const { config, control } = this.#context;
+    const operationsMax = config.synced ? Infinity : OPERATIONS_PER_TICK;
     // The log takes back what it cannot keep.
     this.#credit = control.room();
     const clients = control.clients();
@@ -340,7 +342,7 @@ export class Sequencer implements Actor {
       const client = (this.#turn + i) % clients;
       const inbox = this.#clients[client];
       for (let slot = inbox.peek(); slot >= 0; slot = inbox.peek()) {
-        if (taken === RECORDS_PER_TICK || operations >= OPERATIONS_PER_TICK) {
+        if (taken === RECORDS_PER_TICK || operations >= operationsMax) {
           blocked = true;
           break;
         }
