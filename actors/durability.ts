@@ -249,14 +249,14 @@ export class Durability implements Actor {
   #beginCall(call: number): void {
     const { clock, control } = this.#context;
     this.#callAt = clock.ticksMs();
-    control.beginStall(ACTOR_DURABILITY, STALL_CALL, call, clock.nowMs());
+    // There is one place to show a call in: a sync that is out keeps it, or it would never seem to last.
+    if (this.#syncAt < 0) control.beginStall(ACTOR_DURABILITY, STALL_CALL, call, clock.nowMs());
   }
 
   #endCall(call: number): void {
     const { clock, control } = this.#context;
     const ms = clock.ticksMs() - this.#callAt;
-    control.endStall(ACTOR_DURABILITY, STALL_CALL, ms);
-    this.#showSync();
+    if (this.#syncAt < 0) control.endStall(ACTOR_DURABILITY, STALL_CALL, ms);
     this.#observeCall(call, ms);
   }
 
@@ -301,6 +301,8 @@ export class Durability implements Actor {
 
   idle(): number {
     if (this.#hasToTell) return TELL_AGAIN_MS;
+    // An offer waits for room in the ring to the keeper, and what comes behind it too.
+    if (this.#fromKeeper.peek() >= 0) return TELL_AGAIN_MS;
     const writer = this.#writer;
     if (writer === undefined) return Infinity;
     const now = this.#context.clock.ticksMs();
@@ -314,8 +316,10 @@ export class Durability implements Actor {
     const isWanted = this.#context.control.roomWanted() > this.#credit;
     const retryMs = writer.prepareFailed ? this.#retryAt - now : Infinity;
     // A job that makes room rings when it is done; who has none looks at the disk now and then.
-    const isLooking = isWanted && writer.bytesBeforeJob === Infinity;
-    return isLooking ? Math.min(retryMs, this.#askSpaceAt - now) : retryMs;
+    const isLooking = isWanted && writer.isSettled && writer.bytesBeforeJob === Infinity;
+    const waitMs = isLooking ? Math.min(retryMs, this.#askSpaceAt - now) : retryMs;
+    // Where the look that is due is not taken, while the disk is low for one, it is not waited for in a loop.
+    return Math.max(TELL_AGAIN_MS, waitMs);
   }
 
   /** Something for the keeper that its ring may have had no room for: who takes from a ring rings no bell. */
@@ -687,7 +691,11 @@ export class Durability implements Actor {
       this.#askForRoom(writer);
       this.#publishRoom(writer);
       // Full without anything staged: a rotation is under way, one call a step.
-      const isQuiet = !writer.staged && !writer.full && writer.written === writer.durable;
+      const isQuiet =
+        !writer.staged &&
+        !writer.full &&
+        writer.written === writer.durable &&
+        writer.unsyncedBytes === 0;
       if (isQuiet) return this.#watermark(writer);
     }
     const { control, clock, config } = this.#context;
@@ -715,6 +723,7 @@ export class Durability implements Actor {
       if (!config.synced) this.#ringClients();
     }
     if (writer.durable !== before) this.#publishDurable(writer);
+    this.#forgetSynced(writer);
     if (step === 'rotated') {
       const { seq, baseOffset, baseAtMs } = writer;
       this.#rotations.push({ seq, baseOffset, baseAtMs, packed: false });
@@ -728,33 +737,28 @@ export class Durability implements Actor {
   #publishDurable(writer: LogWriter): void {
     this.#context.control.setDurable(writer.durable);
     this.#ringClients();
-    if (writer.written === writer.durable) {
-      this.#unsyncedSince = -1;
-      this.#syncWanted = writer.staged && this.#syncWanted;
-    }
+  }
+
+  /** Of what is durable no sync is wanted any more; a watermark moves no frontier, and is synced all the same. */
+  #forgetSynced(writer: LogWriter): void {
+    if (writer.written !== writer.durable || writer.unsyncedBytes > 0) return;
+    this.#unsyncedSince = -1;
+    this.#syncWanted = writer.staged && this.#syncWanted;
   }
 
   /** Asks the keeper for the sync that the writer wants, once its ring has room. */
   #sendSync(): boolean {
     if (!this.#syncUnsent || this.#keeper.ring.room(1) === 0) return false;
-    const { clock } = this.#context;
+    const { clock, control } = this.#context;
     this.#syncUnsent = false;
     this.#syncAt = clock.ticksMs();
-    this.#showSync();
+    control.beginStall(ACTOR_DURABILITY, STALL_CALL, CALL_SYNC, clock.nowMs());
     const slot = this.#keeper.claim();
     const { u32 } = this.#keeper.ring;
     u32[slot + KIND_WORD] = MSG_SYNC;
     u32[slot + SYNC.FD] = this.#writer!.fd;
     this.#keeper.send();
     return true;
-  }
-
-  /** A sync that lasts is told like a call of this thread's own, unless that has one. */
-  #showSync(): void {
-    if (this.#syncAt < 0) return;
-    const { clock, control } = this.#context;
-    const sinceMs = clock.nowMs() - (clock.ticksMs() - this.#syncAt);
-    control.beginStall(ACTOR_DURABILITY, STALL_CALL, CALL_SYNC, sinceMs);
   }
 
   /** The keeper has synced, or could not, which ends the engine. */
@@ -770,6 +774,7 @@ export class Durability implements Actor {
     writer.syncEnded(errno === 0 ? undefined : asSystemError(errno));
     this.#count('synced', ms, 0);
     if (writer.durable !== before) this.#publishDurable(writer);
+    this.#forgetSynced(writer);
   }
 
   /** Synced engines sync every batch; buffered ones when asked, when due, and before too much is at stake. */
@@ -845,13 +850,15 @@ export class Durability implements Actor {
 
   #askForRoom(writer: LogWriter): void {
     if (this.#compactor.ring.room(2) < 2) return;
-    // What is left is for flushes.
-    if (this.#isLow) return;
     const { clock, control } = this.#context;
     let isRetry = false;
     if (writer.prepareFailed) {
       if (clock.ticksMs() < this.#retryAt) return;
       this.#retryAt = clock.ticksMs() + PREPARE_RETRY_MS;
+    }
+    // What is left is for flushes.
+    if (this.#isLow) return;
+    if (writer.prepareFailed) {
       if (this.#isFull && this.#disk.freeBytes() < SPACE_BYTES_MIN) return;
       isRetry = true;
       writer.retryPreparing();
