@@ -10,7 +10,7 @@ import { CATALOG_ID, OP_DELETE } from '../base/update.ts';
 import type { Hollow, Run, SpineState } from '../spine/batch.ts';
 import type { Counters } from '../spine/manifest.ts';
 import { MergeJob } from '../spine/merge-job.ts';
-import { partRef } from '../spine/part-format.ts';
+import { isRangePart, partRef } from '../spine/part-format.ts';
 import type { PartInfo } from '../spine/part-format.ts';
 import { readFooters } from '../spine/part-reader.ts';
 import { OwnRunParts, RunCursor } from '../spine/run-cursor.ts';
@@ -64,11 +64,14 @@ export function* cutSpines(
   const cut = new Map<number, SpineState<PartInfo>>();
   const ids = { bid: () => next.bid++, run: () => next.run++ };
   for (const [collection, state] of spines) {
-    const kind = state.hollows.find(({ hollow }) => hollow.runs.length > 0)?.hollow.runs[0].parts[0]
-      .kind;
+    const parts = state.hollows.flatMap(({ hollow }) => hollow.runs).flatMap((run) => run.parts);
+    // Range deletes are alike for every kind.
+    const kind = (parts.find((part) => !isRangePart(part)) ?? parts[0])?.kind;
     if (kind === undefined) continue;
     const spine = new Spine<PartInfo>({ kind, ids });
     spine.advanceSince(state.since);
+    const kept: { readonly hollow: Hollow<PartInfo>; readonly runs: (readonly PartInfo[])[] }[] =
+      [];
     for (const { hollow } of state.hollows) {
       if (le(end, hollow.desc.lower)) break;
       const runs: (readonly PartInfo[])[] = [];
@@ -76,8 +79,12 @@ export function* cutSpines(
         const parts = yield* cutRun(storage, collection, hollow, run, next, end, progress);
         if (parts.length > 0) runs.push(parts);
       }
-      if (runs.length === 0) continue;
-      const upper = Math.min(hollow.desc.upper, end);
+      if (runs.length > 0) kept.push({ hollow, runs });
+    }
+    // The last one reaches as far as the spine did: others may have forgotten what lies above its own upper.
+    const reach = Math.min(state.hollows.at(-1)!.hollow.desc.upper, end);
+    for (const [i, { hollow, runs }] of kept.entries()) {
+      const upper = i + 1 < kept.length ? hollow.desc.upper : reach;
       spine.push({ lower: spine.upper, upper, since: hollow.desc.since, runs });
     }
     if (spine.len > 0) cut.set(collection, spine.state());

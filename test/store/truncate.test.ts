@@ -12,7 +12,7 @@ import type { OpenOptions } from '../../actors/index.ts';
 import { NodeStorage } from '../../actors/node-storage.ts';
 import { idOf } from '../../bin/work.ts';
 import type { TidemarkError } from '../../core/base/errors.ts';
-import { KiB } from '../../core/base/limits.ts';
+import { KiB, MiB } from '../../core/base/limits.ts';
 import { Prng } from '../../core/base/prng.ts';
 import { dumpLog } from '../../core/store/dump.ts';
 import type { Dumped } from '../../core/store/dump.ts';
@@ -22,6 +22,7 @@ import { compressStore } from '../../core/store/compress.ts';
 import type { Storage } from '../../core/storage/storage.ts';
 import { SimCrash, SimDisk, crashes } from '../sim/disk.ts';
 import { Incarnation } from '../crash/engine.ts';
+import { quiet } from '../engine/world.ts';
 import { OPTIONS, copyOf, flip, freshDirectory, runToEnd, verify } from './kit.ts';
 
 const SMALL: OpenOptions = { ...OPTIONS, memtableBytes: 512 * KiB, segmentBytes: 32 * KiB };
@@ -283,4 +284,36 @@ test('wherever a truncation dies the store is as it was or as it is to be: in th
 test('the same where parts are written anew', () => {
   const { before: early, after } = enumerate(45);
   assert.ok(early > 5 && after > 5, `${early} before, ${after} after`);
+});
+
+test('what is left of a collection can be merged, though older batches have forgotten more than its own', async () => {
+  const directory = freshDirectory();
+  const memory = { memtableBytes: 4 * MiB, segmentBytes: 8 * MiB, memoryBytes: 128 * MiB };
+  const engine = await open(directory, { ...OPTIONS, ...memory });
+  const rows = await engine.collection('rows', { value: 'utf8', history: 50 });
+  const other = await engine.collection('other', { value: 'utf8', history: 50 });
+  const putAll = async (what: string, count: number, value: string): Promise<void> => {
+    const tx = engine.transaction();
+    for (let i = 0; i < count; i++) tx.put(rows, `${what} ${i}`, value);
+    await tx.commit();
+    await engine.flush();
+  };
+  // Merged by itself for its space, once `since` is above what is left behind it.
+  for (let n = 0; n < 2; n++) await putAll('large', 1_000, `${n}`.padEnd(1_000, '.'));
+  await putAll('small', 64, 'x');
+  for (const count of [25, 35]) {
+    for (let i = 0; i < count; i++) await other.put(`${count} ${i}`, 'x');
+    await putAll(`late ${count}`, 1, 'x');
+  }
+  await quiet(engine);
+  await engine.close();
+  const storage = new NodeStorage(directory);
+  const plan = runToEnd(planCut(storage, 25, false, idOf, PROGRESS));
+  runToEnd(cutStore(storage, plan, PROGRESS));
+  const again = await open(directory, { ...OPTIONS, ...memory });
+  await again.compact();
+  const left = await again.collection('rows', { value: 'utf8' });
+  assert.equal(left.getSync('small 1'), 'x');
+  assert.equal(left.getSync('late 25 0'), undefined);
+  await again.close();
 });
