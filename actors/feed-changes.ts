@@ -43,7 +43,7 @@ const NO_SLAB: Buffer = Buffer.alloc(0);
 const PLACE_NUMBERS = 3;
 const NO_PLACES: Uint32Array = new Uint32Array(0);
 /** Changes that are looked up in one visit; where turns are long, visits go on for so long without one. */
-const CHANGES_PER_VISIT = 2_048;
+const CHANGES_PER_VISIT = 1_024;
 const VISITS_MS_MAX = 4;
 /** Filled and emptied within a visit. */
 const ORDER: Uint32Array = new Uint32Array(keyOrderMax);

@@ -438,6 +438,7 @@ export class OldReads {
     for (const io of this.#io.splice(0)) this.#client.reader.slot.endIo(io);
     for (const fd of this.#own.values()) this.#client.context.storage.close(fd);
     this.#own.clear();
+    this.#buffers.length = 0;
   }
 
   /** The blocks in which these rows are looked for next, in the order of the files, each once. */
