@@ -64,9 +64,9 @@ export function* cutSpines(
   const cut = new Map<number, SpineState<PartInfo>>();
   const ids = { bid: () => next.bid++, run: () => next.run++ };
   for (const [collection, state] of spines) {
-    const parts = state.hollows.flatMap(({ hollow }) => hollow.runs).flatMap((run) => run.parts);
+    const all = state.hollows.flatMap(({ hollow }) => hollow.runs).flatMap((run) => run.parts);
     // Range deletes are alike for every kind.
-    const kind = (parts.find((part) => !isRangePart(part)) ?? parts[0])?.kind;
+    const kind = (all.find((part) => !isRangePart(part)) ?? all[0])?.kind;
     if (kind === undefined) continue;
     const spine = new Spine<PartInfo>({ kind, ids });
     spine.advanceSince(state.since);
