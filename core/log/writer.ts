@@ -1,7 +1,7 @@
 /**
  * The log's writing end: checks, frames and batches records, writes and syncs them, rotates segments.
- * durable <= written <= next always; after the first failed or short call nothing is ever called on
- * the disk again but to give descriptors back. Driven by the durability actor on its thread: `append`
+ * durable <= written <= next always; after the first call that it knows to have failed nothing is ever
+ * called on the disk again but to give descriptors back. Driven by the durability actor on its thread: `append`
  * until `full`, then `step`, which makes at most one storage call.
  *
  * A rotation, one call a step (a valid new header thus proves the old segment durable to its end):
