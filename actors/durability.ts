@@ -708,8 +708,7 @@ export class Durability implements Actor {
     else if (control.hasSpace()) this.#waits.end();
     if (step === 'idle' || step === 'waiting') return false;
     if (step === 'syncs') {
-      this.#unsyncedSince = -1;
-      this.#syncWanted = writer.staged && this.#syncWanted;
+      this.#forgetSync(writer);
       this.#syncUnsent = true;
       this.#sendSync();
       return true;
@@ -741,7 +740,11 @@ export class Durability implements Actor {
 
   /** Of what is durable no sync is wanted any more; a watermark moves no frontier, and is synced all the same. */
   #forgetSynced(writer: LogWriter): void {
-    if (writer.written !== writer.durable || writer.unsyncedBytes > 0) return;
+    if (writer.written === writer.durable && writer.unsyncedBytes === 0) this.#forgetSync(writer);
+  }
+
+  /** All that is written is synced, or is being. */
+  #forgetSync(writer: LogWriter): void {
     this.#unsyncedSince = -1;
     this.#syncWanted = writer.staged && this.#syncWanted;
   }

@@ -9,8 +9,8 @@ import { clientsMax } from '../core/base/limits.ts';
 import { CATALOG_ID, KIND_KEYED } from '../core/base/update.ts';
 import { lowestHold } from '../core/shared/epoch.ts';
 import type { Slab } from '../core/shared/slab.ts';
+import { rowPart } from '../core/spine/batch.ts';
 import type { SpineState } from '../core/spine/batch.ts';
-import { isRangePart } from '../core/spine/part-format.ts';
 import type { PartInfo } from '../core/spine/part-format.ts';
 import { Spine, diffSpine } from '../core/spine/spine.ts';
 import type { ActorContext } from './actor.ts';
@@ -217,16 +217,4 @@ export class SpineTable {
     }
     return false;
   }
-}
-
-/** Some part with rows: range deletes are alike for every kind of collection. */
-function rowPart(state: SpineState<PartInfo>): PartInfo | undefined {
-  for (const { hollow } of state.hollows) {
-    for (const run of hollow.runs) {
-      const part = run.parts.at(-1);
-      // Those with range deletes come first.
-      if (part !== undefined && !isRangePart(part)) return part;
-    }
-  }
-  return undefined;
 }

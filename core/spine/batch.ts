@@ -293,3 +293,15 @@ export function hollowFinding(hollow: Hollow, kind: number): Finding | undefined
   }
   return runsFinding(runs, desc, kind);
 }
+
+/** Some part with rows: range deletes are alike for every kind of collection. */
+export function rowPart<P extends SpinePart>(state: SpineState<P>): P | undefined {
+  for (const { hollow } of state.hollows) {
+    for (const run of hollow.runs) {
+      const part = run.parts.at(-1);
+      // Those with range deletes come first.
+      if (part !== undefined && part.len !== part.rangeDeletes) return part;
+    }
+  }
+  return undefined;
+}

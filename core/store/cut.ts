@@ -6,11 +6,12 @@
  */
 import { le, lt } from '../base/frontier.ts';
 import { partBytesTarget } from '../base/limits.ts';
-import { CATALOG_ID, OP_DELETE } from '../base/update.ts';
+import { CATALOG_ID, KIND_KEYED, OP_DELETE } from '../base/update.ts';
+import { rowPart } from '../spine/batch.ts';
 import type { Hollow, Run, SpineState } from '../spine/batch.ts';
 import type { Counters } from '../spine/manifest.ts';
 import { MergeJob } from '../spine/merge-job.ts';
-import { isRangePart, partRef } from '../spine/part-format.ts';
+import { partRef } from '../spine/part-format.ts';
 import type { PartInfo } from '../spine/part-format.ts';
 import { readFooters } from '../spine/part-reader.ts';
 import { OwnRunParts, RunCursor } from '../spine/run-cursor.ts';
@@ -64,11 +65,9 @@ export function* cutSpines(
   const cut = new Map<number, SpineState<PartInfo>>();
   const ids = { bid: () => next.bid++, run: () => next.run++ };
   for (const [collection, state] of spines) {
-    const all = state.hollows.flatMap(({ hollow }) => hollow.runs).flatMap((run) => run.parts);
-    // Range deletes are alike for every kind.
-    const kind = (all.find((part) => !isRangePart(part)) ?? all[0])?.kind;
-    if (kind === undefined) continue;
-    const spine = new Spine<PartInfo>({ kind, ids });
+    const last = state.hollows.at(-1);
+    if (last === undefined) continue;
+    const spine = new Spine<PartInfo>({ kind: rowPart(state)?.kind ?? KIND_KEYED, ids });
     spine.advanceSince(state.since);
     const kept: { readonly hollow: Hollow<PartInfo>; readonly runs: (readonly PartInfo[])[] }[] =
       [];
@@ -82,7 +81,7 @@ export function* cutSpines(
       if (runs.length > 0) kept.push({ hollow, runs });
     }
     // The last one reaches as far as the spine did: others may have forgotten what lies above its own upper.
-    const reach = Math.min(state.hollows.at(-1)!.hollow.desc.upper, end);
+    const reach = Math.min(last.hollow.desc.upper, end);
     for (const [i, { hollow, runs }] of kept.entries()) {
       const upper = i + 1 < kept.length ? hollow.desc.upper : reach;
       spine.push({ lower: spine.upper, upper, since: hollow.desc.since, runs });

@@ -118,23 +118,31 @@ inBothHosts('what is absent counts as read, and a row deleted in between too', a
   assert.equal(rows.getSync('seen'), 1);
 });
 
+type Reads = (tx: TransactionScope) => unknown;
+
+/** How often a transact runs that reads, and then writes, where somebody meddles once in between. */
+async function runsOf(
+  engine: Engine,
+  rows: Counters,
+  read: Reads,
+  meddle: () => Promise<unknown>,
+): Promise<number> {
+  let runs = 0;
+  await engine.transact(async (tx) => {
+    runs++;
+    read(tx);
+    tx.put(rows, 'zz', runs);
+    if (runs === 1) await meddle();
+  });
+  return runs;
+}
+
 inBothHosts('of a range only what was walked over counts', async (home) => {
   await using engine = await home.open();
   const rows = await countersOf(engine);
   for (const key of ['b', 'd', 'f']) await rows.put(key, 0);
-  const runsWith = async (
-    read: (tx: TransactionScope) => unknown,
-    meddle: () => Promise<unknown>,
-  ): Promise<number> => {
-    let runs = 0;
-    await engine.transact(async (tx) => {
-      runs++;
-      read(tx);
-      tx.put(rows, 'zz', runs);
-      if (runs === 1) await meddle();
-    });
-    return runs;
-  };
+  const runsWith = (read: Reads, meddle: () => Promise<unknown>): Promise<number> =>
+    runsOf(engine, rows, read, meddle);
   const first = (tx: TransactionScope): unknown => Array.from(tx.entries(rows, { limit: 1 }));
   assert.equal(await runsWith(first, () => rows.put('c', 0)), 1, 'behind it');
   assert.equal(await runsWith(first, () => rows.put('a', 0)), 2, 'before it');
@@ -160,24 +168,14 @@ inBothHosts('so it is of what was read before memory was flushed', async (home) 
   for (const key of ['b', 'd', 'f']) await rows.put(key, 0);
   for (const key of ['b', 'd']) await bag.update(key, 'x', 1);
   await engine.flush();
-  const runsWith = async (
-    read: (tx: TransactionScope) => unknown,
-    meddle: () => Promise<unknown>,
-  ): Promise<number> => {
-    let runs = 0;
-    await engine.transact(async (tx) => {
-      runs++;
-      read(tx);
-      tx.put(rows, 'zz', runs);
-      if (runs > 1) return;
+  const runsWith = (read: Reads, meddle: () => Promise<unknown>): Promise<number> =>
+    runsOf(engine, rows, read, async () => {
       await meddle();
       // The memory that could tell what has come since is given back.
       await engine.flush();
-      await rows.put('z', runs);
+      await rows.put('z', 1);
       await engine.flush();
     });
-    return runs;
-  };
   const range = (tx: TransactionScope): unknown => Array.from(tx.keys(rows, { gte: 'c', lt: 'e' }));
   assert.equal(await runsWith(range, () => rows.put('b', 1)), 1, 'beside it');
   assert.equal(await runsWith(range, () => rows.deleteRange({ gte: 'e' })), 1, 'removed beside it');
