@@ -312,7 +312,7 @@ export class CommitLine {
     return true;
   }
 
-  /** Beside others like it of this turn; refused with BESIDE_CONFLICT when a condition of another breaks. */
+  /** Beside others like it of this turn; refused with BESIDE_CONFLICT for what is wrong with another. */
   #stageGrouped(set: WriteSet, conditions: Conditions): void {
     const group = this.#staged?.conditions;
     let isJoining = group instanceof GroupedConditions && group.takes(conditions);
@@ -683,7 +683,7 @@ export class CommitLine {
       invariant(payload !== undefined || record.address !== 0, 'a waiting record has its payload');
       if (conditions !== undefined) {
         if (!this.#hasSlot(1)) break;
-        const broken = lookAgain(conditions);
+        const broken = conditions.lookAgain();
         if (broken !== undefined) {
           this.#forget(record, broken);
           this.#waitingBytes -= record.payloadBytes;
@@ -878,15 +878,6 @@ function refusalOf(
   const isAbsent = u32[slot + RECEIPT.ABSENT] === 1;
   const offset = isAbsent ? null : getWide(u32, slot + RECEIPT.OFFSET);
   return conditions.conflict(u32[slot + RECEIPT.CONDITION], offset);
-}
-
-/** What breaks the conditions of a record that had to wait, or keeps them from being looked at. */
-function lookAgain(conditions: Conditions | GroupedConditions): Refusal | undefined {
-  try {
-    return conditions.check();
-  } catch (error) {
-    return error as Error;
-  }
 }
 
 function rejectAll(record: PendingRecord, refusal: Refusal): void {

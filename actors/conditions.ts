@@ -265,6 +265,15 @@ export class Conditions {
     }
   }
 
+  /** After it had to wait: what breaks a condition, or keeps it from being looked at. */
+  lookAgain(): Error | undefined {
+    try {
+      return this.check();
+    } catch (error) {
+      return error as Error;
+    }
+  }
+
   #isReadable(): boolean {
     const { view, T } = this.#reader;
     if (T < 0) return true;

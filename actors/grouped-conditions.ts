@@ -1,12 +1,11 @@
 /**
  * Conditions of several transactions of one turn that share a record: each read at one time of its own,
  * and none of them reads what one before it in the record writes, for the record is looked at as a
- * whole before any of it takes its place. When one breaks, the record is refused, and those beside it
- * come again. Lives on its client's thread.
+ * whole before any of it takes its place. When one breaks, or cannot be looked at, the record is refused,
+ * and those beside it come again. Lives on its client's thread.
  */
 import { hashAt, getU16, getU32 } from '../core/base/bytes.ts';
 import { pageBytes } from '../core/base/limits.ts';
-import type { TidemarkError } from '../core/base/errors.ts';
 import {
   OP_DELETE_RANGE,
   OP_KEY_BYTES_OFFSET,
@@ -20,7 +19,7 @@ import { CONDITIONS_HEADER_BYTES, layConditionsHeader } from '../core/memtable/c
 import type { Conditions } from './conditions.ts';
 import type { WriteSet } from './write-set.ts';
 
-/** A transaction beside it in the record broke a condition: nothing was claimed, come again. */
+/** The record was refused for a transaction beside it: nothing was claimed, come again. */
 export const BESIDE_CONFLICT: Error = new Error('a transaction in the same record had a conflict');
 
 /** What the conditions of a group take at most: a fraction of the page that many groups share. */
@@ -118,7 +117,7 @@ export class GroupedConditions {
     return this.#size;
   }
 
-  /** Lays them with their header. Requires: `check` found nothing. */
+  /** Lays them with their header. Requires: `lookAgain` found nothing. */
   lay(target: Uint8Array, at: number): void {
     let count = 0;
     let end = at + CONDITIONS_HEADER_BYTES;
@@ -135,10 +134,10 @@ export class GroupedConditions {
   }
 
   /** For each transaction of the record why it is refused; undefined when none is. */
-  check(): readonly Error[] | undefined {
+  lookAgain(): readonly Error[] | undefined {
     for (const [i, member] of this.#members.entries()) {
-      const conflict = member.check();
-      if (conflict !== undefined) return this.#all(i, conflict);
+      const broken = member.lookAgain();
+      if (broken !== undefined) return this.#all(i, broken);
     }
     return undefined;
   }
@@ -154,7 +153,7 @@ export class GroupedConditions {
     return this.#members.map(() => BESIDE_CONFLICT);
   }
 
-  #all(broken: number, conflict: TidemarkError): readonly Error[] {
-    return this.#members.map((_, i) => (i === broken ? conflict : BESIDE_CONFLICT));
+  #all(broken: number, error: Error): readonly Error[] {
+    return this.#members.map((_, i) => (i === broken ? error : BESIDE_CONFLICT));
   }
 }

@@ -4,9 +4,13 @@
  * reads replayed in the order of commits; the same without checks must show anomalies. Both hosts.
  */
 import assert from 'node:assert/strict';
-import { Prng } from '../../core/base/prng.ts';
+import { test } from 'node:test';
+import { open as openEngine } from '../../actors/index.ts';
 import type { Codec, Collection, Engine, TransactionScope } from '../../actors/index.ts';
-import { coded, inBothHosts, misuse } from './world.ts';
+import { MiB } from '../../core/base/limits.ts';
+import { Prng } from '../../core/base/prng.ts';
+import { SimDisk } from '../sim/disk.ts';
+import { coded, inBothHosts, misuse, quiet } from './world.ts';
 
 type Counters = Collection<string, number>;
 
@@ -188,6 +192,54 @@ inBothHosts('so it is of what was read before memory was flushed', async (home) 
   assert.equal(await runsWith(pairs, () => bag.update('b', 'x', -1)), 2, 'one fewer');
   const all = (tx: TransactionScope): unknown => Array.from(tx.keys(rows, { lt: 'zy' }));
   assert.equal(await runsWith(all, () => bag.update('d', 'x', 1)), 2, 'a row in all of them');
+});
+
+test('a look that fails at the disk ends the transact that it was for, and none beside it', async () => {
+  const disk = new SimDisk({ answerAtOnce: true });
+  const clock = { nowMs: () => Date.now(), ticksMs: () => performance.now() };
+  await using engine = await openEngine('/sim', {
+    threads: 0,
+    memoryBytes: 64 * MiB,
+    storage: { storage: disk, clock },
+  });
+  const out = await countersOf(engine, 'out');
+  const names = ['a', 'b', 'c'];
+  const read = await Promise.all(names.map((name) => countersOf(engine, name)));
+  for (const rows of read) {
+    await rows.put('k', 1);
+    await engine.flush();
+  }
+  let go!: () => void;
+  const gate = new Promise<void>((resolve) => {
+    go = resolve;
+  });
+  const runs: string[] = [];
+  const all = read.map((rows, i) =>
+    engine.transact(async (tx) => {
+      runs.push(names[i]);
+      void Array.from(tx.keys(rows, { lt: 'm' }));
+      await gate;
+      tx.put(out, names[i], 1);
+    }),
+  );
+  // Beside what they read; then the memory that could tell so is given back, and they must look again.
+  for (const rows of read) await rows.put('z', 1);
+  await engine.flush();
+  await quiet(engine);
+  let reads = 0;
+  disk.fault = ({ call }) =>
+    call === 'read' && reads++ === 0 ? { kind: 'throw', code: 'EIO' } : undefined;
+  go();
+  const settled = await Promise.allSettled(all);
+  const [first, ...others] = settled;
+  assert.equal(first.status, 'rejected');
+  assert.match(String(first.reason), /EIO/);
+  assert.deepEqual(
+    others.map(({ status }) => status),
+    ['fulfilled', 'fulfilled'],
+  );
+  assert.deepEqual(runs, names, 'none ran again');
+  assert.deepEqual(Array.from(out.keys()), ['b', 'c']);
 });
 
 inBothHosts('it sees what it has written itself', async (home) => {
