@@ -13,21 +13,16 @@
  *   compactor   PREPARED       room in the log is ready, or is not
  */
 import { invariant } from '../core/base/assert.ts';
-import { getU32 } from '../core/base/bytes.ts';
-import { TidemarkError } from '../core/base/errors.ts';
-import { MiB, idleWatermarkMs, pageBytes, stallMs, unsyncedBytesMax } from '../core/base/limits.ts';
-import { TX_BYTES_OFFSET, TX_COUNT_OFFSET } from '../core/base/update.ts';
-import type { SpareJob, ZeroJob } from '../core/log/prepare.ts';
+import { idleWatermarkMs, stallMs, unsyncedBytesMax } from '../core/base/limits.ts';
 import { recordBytes } from '../core/log/record.ts';
 import type { RecordHeader } from '../core/log/record.ts';
 import { LogRecovery } from '../core/log/recovery.ts';
 import type { LogFacts, LogSegment } from '../core/log/recovery.ts';
 import { ACCEPTED, LogWriter } from '../core/log/writer.ts';
 import type { LogOptions, LogPiece, LogPosition } from '../core/log/writer.ts';
-import { KIND_RECORD } from '../core/shared/buffer-pool.ts';
 import { ACTOR_DURABILITY, STALL_CALL } from '../core/shared/control.ts';
 import type { Counters } from '../core/shared/counters.ts';
-import { eachPiece, layChained, pagesFor, releaseChain } from '../core/shared/record-pages.ts';
+import { eachPiece } from '../core/shared/record-pages.ts';
 import type { RingConsumer } from '../core/shared/ring.ts';
 import { Outbox, inboxOf } from './actor.ts';
 import type { Actor, ActorContext } from './actor.ts';
@@ -39,46 +34,38 @@ import {
   indexIn,
   makeCounters,
 } from './counters.ts';
+import { LogCredit } from './log-credit.ts';
 import {
   BOUND,
   BOUND_REACHED,
   KIND_WORD,
   MSG_BOUND,
   MSG_BOUND_REACHED,
-  MSG_CANCEL,
   MSG_CLOSE,
   MSG_DECLINED,
   MSG_OFFER,
-  MSG_PREPARE,
-  MSG_PREPARED,
   MSG_RECORD,
   MSG_RECOVER,
   MSG_RECOVERED,
-  MSG_REPLAY_BEGIN,
-  MSG_REPLAY_END,
   MSG_SEGMENT,
   MSG_SYNC,
   MSG_SYNCED,
   OFFER,
-  PREPARE,
-  PREPARE_RECYCLE,
-  PREPARE_SPARE,
-  PREPARE_ZERO,
   RECORD,
   RECORD_CHAINED,
   RECORD_SYNC,
   RECOVER,
   RECOVERED,
-  REPLAY,
   SEGMENT,
   SYNC,
   getWide,
   setWide,
 } from './messages.ts';
-import { CAUSE_DISK, CAUSE_LOG, Waits } from './stalls.ts';
+import { ReplayFeed } from './replay-feed.ts';
+import { CAUSE_LOG, Waits } from './stalls.ts';
 import { asSystemError } from './system-error.ts';
 import { readText } from './text-blocks.ts';
-import { THREAD_BACKGROUND, THREAD_WRITE } from './topology.ts';
+import { THREAD_BACKGROUND } from './topology.ts';
 import {
   CALL_SYNC,
   CALL_SYNC_DIR,
@@ -99,21 +86,6 @@ export type RecoverRequest = {
   /** Only while the log is being truncated. */
   readonly logEnd: number | null;
 };
-
-/** Preparing that failed is tried again after this. */
-const PREPARE_RETRY_MS = 1_000;
-/** A disk with so much to spare is not full: twice the least that is prepared at once. */
-const SPACE_BYTES_MIN: number = 4 * MiB;
-/** And room for flushes: of all that is sealed, and so many memtables more, the one that is filled and the next. */
-const MEMTABLES_KEPT = 2;
-/** Where nothing is prepared, so much is promised at once as the disk says it has to spare. */
-const PROMISE_BYTES: number = 8 * MiB;
-/** What all clients have on its way at the most, twice; of that nothing waits. */
-const PROMISE_BYTES_AHEAD: number = 32 * MiB;
-/** Before it is asked for nothing is promised unless so much is left for flushes: they fail first. */
-const SPACE_BYTES_AHEAD: number = 256 * MiB;
-/** So often it is looked whether what was promised is still there: merges and other programs take it too. */
-const PROMISE_LOOK_MS = 20;
 
 /** How soon to look again for room in the keeper's ring. */
 const TELL_AGAIN_MS = 1;
@@ -139,7 +111,6 @@ const SYNC_MS: number = indexIn(DURABILITY_COUNTERS, 'syncMs');
 const SYNC_MS_MAX: number = indexIn(DURABILITY_COUNTERS, 'syncMsMax');
 const ROTATIONS: number = indexIn(DURABILITY_COUNTERS, 'rotations');
 const WATERMARKS: number = indexIn(DURABILITY_COUNTERS, 'watermarks');
-const ZEROED_BYTES: number = indexIn(DURABILITY_COUNTERS, 'zeroedBytes');
 const RECOVERED_TRANSACTIONS: number = indexIn(DURABILITY_COUNTERS, 'recoveredTransactions');
 const TORN_BYTES: number = indexIn(DURABILITY_COUNTERS, 'tornBytes');
 const BYTES_STAGED: number = indexIn(DURABILITY_COUNTERS, 'bytesStaged');
@@ -162,9 +133,6 @@ const BATCH_BYTES: number = histogramIn(DURABILITY_COUNTERS, DURABILITY_HISTOGRA
 const WRITE_US: number = histogramIn(DURABILITY_COUNTERS, DURABILITY_HISTOGRAMS, 'writeUs');
 const SYNC_US: number = histogramIn(DURABILITY_COUNTERS, DURABILITY_HISTOGRAMS, 'syncUs');
 
-/** A page that replay laid records into; let go once the sequencer holds it. */
-type ReplayPage = { address: number; chained: boolean; upper: number };
-
 export class Durability implements Actor {
   readonly number: number = ACTOR_DURABILITY;
   readonly #context: ActorContext;
@@ -172,13 +140,12 @@ export class Durability implements Actor {
   readonly #disk: WatchedStorage;
   #callAt = 0;
   readonly #line: RingConsumer;
-  readonly #replay: Outbox;
   readonly #fromKeeper: RingConsumer;
   readonly #keeper: Outbox;
-  readonly #compactor: Outbox;
-  readonly #fromCompactor: RingConsumer;
   readonly #counters: Counters;
   readonly #waits: Waits;
+  readonly #replay: ReplayFeed;
+  readonly #credit: LogCredit;
 
   #phase = PHASE_WAITING;
   #recovery: LogRecovery | undefined;
@@ -191,11 +158,6 @@ export class Durability implements Actor {
   #replayMarks: LogPosition[] = [];
   /** Rotations that the keeper has not been told of. */
   readonly #rotations: LogSegment[] = [];
-  /** Jobs of the log that have not answered. */
-  #preparing = 0;
-  readonly #replayPages: ReplayPage[] = [];
-  #replayPage = 0;
-  #replayAt = 0;
   /** Some record or bound asks a buffered engine for a sync. */
   #syncWanted = false;
   #unsyncedSince = -1;
@@ -203,24 +165,6 @@ export class Durability implements Actor {
   #syncUnsent = false;
   #syncAt = -1;
   #lastInput = 0;
-  /** When room in the log may be asked for again. */
-  #retryAt = 0;
-  /** Bytes of records taken, headers included, since the engine is open. */
-  #accepted = 0;
-  /** What `room` was set to; and up to where it was promised without being prepared. */
-  #credit = 0;
-  #promised = 0;
-  /** The last job for room failed because the disk is full, whatever it says it has. */
-  #isFull = false;
-  /** When the disk may be asked again how much it has; and how much for a promise ahead. */
-  #askSpaceAt = 0;
-  #lookAheadAt = 0;
-  /** And whether it still has what was promised. */
-  #lookAgainAt = 0;
-  /** When it was looked whether the disk is low, and how much was accepted then. */
-  #lookAtDiskAt = 0;
-  #acceptedThen = -1;
-  #isLow = false;
   #closeSeen = false;
 
   constructor(context: ActorContext) {
@@ -228,11 +172,8 @@ export class Durability implements Actor {
     const background = context.threadBells[THREAD_BACKGROUND];
     this.#context = context;
     this.#line = inboxOf(context, topology.line);
-    this.#replay = new Outbox(context, topology.replay, context.threadBells[THREAD_WRITE]);
     this.#fromKeeper = inboxOf(context, topology.keeperToDurability);
     this.#keeper = new Outbox(context, topology.durabilityToKeeper, background);
-    this.#compactor = new Outbox(context, topology.durabilityToCompactor, background);
-    this.#fromCompactor = inboxOf(context, topology.compactorToDurability);
     this.#counters = makeCounters(
       context.arena,
       topology.counters[ACTOR_DURABILITY],
@@ -244,6 +185,8 @@ export class Durability implements Actor {
       begin: (call) => this.#beginCall(call),
       end: (call) => this.#endCall(call),
     });
+    this.#replay = new ReplayFeed(context);
+    this.#credit = new LogCredit(context, this.#disk, this.#counters, this.#waits);
   }
 
   #beginCall(call: number): void {
@@ -272,8 +215,8 @@ export class Durability implements Actor {
   }
 
   tick(): boolean {
-    let worked = this.#takePrepared();
-    if (this.#replayPages.length > 0) this.#releaseReplayed();
+    let worked = this.#credit.takePrepared(this.#writer);
+    this.#replay.release();
     switch (this.#phase) {
       case PHASE_WAITING:
         return this.#takeRecover() || worked;
@@ -313,13 +256,8 @@ export class Durability implements Actor {
       }
       if (writer.claimed < writer.durable) return this.#lastInput + idleWatermarkMs - now;
     }
-    const isWanted = this.#context.control.roomWanted() > this.#credit;
-    const retryMs = writer.prepareFailed ? this.#retryAt - now : Infinity;
-    // A job that makes room rings when it is done; who has none looks at the disk now and then.
-    const isLooking = isWanted && writer.isSettled && writer.bytesBeforeJob === Infinity;
-    const waitMs = isLooking ? Math.min(retryMs, this.#askSpaceAt - now) : retryMs;
-    // Where the look that is due is not taken, while the disk is low for one, it is not waited for in a loop.
-    return Math.max(TELL_AGAIN_MS, waitMs);
+    // Where what is due cannot be done, while the disk is low for one, it is not waited for in a loop.
+    return Math.max(TELL_AGAIN_MS, this.#credit.idleMs(writer));
   }
 
   /** Something for the keeper that its ring may have had no room for: who takes from a ring rings no bell. */
@@ -373,7 +311,7 @@ export class Durability implements Actor {
     const options = this.#logOptions;
     if (request.create) {
       this.#writer = LogWriter.create(storage, logId, options);
-      this.#beginReplay(0, this.#writer.epoch, this.#writer.atMs);
+      this.#replay.begin(0, this.#writer.epoch, this.#writer.atMs);
       this.#phase = PHASE_REPORTING;
       return true;
     }
@@ -392,7 +330,7 @@ export class Durability implements Actor {
       (record, source, offset, length) => this.#feed(record, source, offset, length),
     );
     const { start } = facts;
-    this.#beginReplay(start?.upper ?? facts.firstOffset, start?.epoch ?? 0, start?.atMs ?? 0);
+    this.#replay.begin(start?.upper ?? facts.firstOffset, start?.epoch ?? 0, start?.atMs ?? 0);
     this.#phase = PHASE_RECOVERING;
     return true;
   }
@@ -404,22 +342,13 @@ export class Durability implements Actor {
     return { segmentBytes, zeros: synced, syncApart: !synced };
   }
 
-  #beginReplay(next: number, epoch: number, atMs: number): void {
-    const { control } = this.#context;
-    control.setWritten(next);
-    control.setDurable(next);
-    this.#tellSequencer(MSG_REPLAY_BEGIN, next, epoch, atMs);
-  }
-
-  #tellSequencer(kind: number, next: number, epoch: number, atMs: number): void {
-    const slot = this.#replay.claim();
-    invariant(slot >= 0, 'room in the replay ring was looked for');
-    const { u32 } = this.#replay.ring;
-    u32[slot + KIND_WORD] = kind;
-    setWide(u32, slot + REPLAY.OFFSET, next);
-    u32[slot + REPLAY.EPOCH] = epoch;
-    setWide(u32, slot + REPLAY.AT_MS, atMs);
-    this.#replay.send();
+  #feed(record: RecordHeader, source: Uint8Array, offset: number, length: number): boolean {
+    if (!this.#replay.feed(record, source, offset, length)) return false;
+    this.#replayMarks.push(this.#recovery!.mark());
+    this.#counters.add(RECOVERED_TRANSACTIONS, record.txCount);
+    this.#counters.add(RECOVERED_RECORDS, 1);
+    this.#counters.add(RECOVERED_BYTES, recordBytes(length));
+    return true;
   }
 
   #recover(): boolean {
@@ -439,101 +368,11 @@ export class Durability implements Actor {
     return true;
   }
 
-  /** Lays one verified record into pages, as a client would, and hands it to the sequencer. */
-  #feed(record: RecordHeader, source: Uint8Array, offset: number, length: number): boolean {
-    // One slot is kept for the end of replay.
-    if (this.#replay.ring.room(2) < 2) return false;
-    const address = this.#lay(source, offset, length, record.txCount);
-    if (address === 0) {
-      const { config, control, pool } = this.#context;
-      // One page stays in use, the others come free: more than that there will never be.
-      if (length > pageBytes && pagesFor(length) >= pool.limitPages(KIND_RECORD)) {
-        throw new TidemarkError(
-          'TIDEMARK_TOO_LARGE',
-          'a commit in the log needs more memory than there is; raise memoryBytes or memtableBytes',
-          { limit: 'memtableBytes', offset: record.minTxOffset, bytes: length },
-        );
-      }
-      // All that was fed is applied and nothing is ever flushed: no page will come free.
-      if (config.readOnly && control.applied() >= record.minTxOffset) {
-        throw new TidemarkError(
-          'TIDEMARK_TOO_LARGE',
-          'the log that must be replayed is larger than memory; a read-only engine cannot flush it',
-          { limit: 'memoryBytes', offset: record.minTxOffset },
-        );
-      }
-      this.#context.control.setPagesWanted(true);
-      return false;
-    }
-    const upper = record.minTxOffset + record.txCount;
-    this.#replayPages.at(-1)!.upper = upper;
-    const slot = this.#replay.claim();
-    const { u32 } = this.#replay.ring;
-    u32[slot + KIND_WORD] = MSG_RECORD;
-    u32[slot + RECORD.ADDRESS] = address;
-    u32[slot + RECORD.PAYLOAD_BYTES] = length;
-    u32[slot + RECORD.TX_COUNT] = record.txCount;
-    u32[slot + RECORD.PAYLOAD_CRC] = record.payloadCrc;
-    u32[slot + RECORD.OPERATIONS] = countOperations(source, offset, record.txCount);
-    u32[slot + RECORD.FLAGS] = length > pageBytes ? RECORD_CHAINED : 0;
-    setWide(u32, slot + RECORD.OFFSET, record.minTxOffset);
-    u32[slot + RECORD.EPOCH] = record.epoch;
-    setWide(u32, slot + RECORD.AT_MS, record.committedAtMs);
-    // Fed only when proven durable, so both frontiers go with it; before the sequencer can apply it.
-    const { control } = this.#context;
-    this.#replayMarks.push(this.#recovery!.mark());
-    this.#replay.send();
-    control.setWritten(upper);
-    control.setDurable(upper);
-    this.#counters.add(RECOVERED_TRANSACTIONS, record.txCount);
-    this.#counters.add(RECOVERED_RECORDS, 1);
-    this.#counters.add(RECOVERED_BYTES, recordBytes(length));
-    return true;
-  }
-
-  #lay(source: Uint8Array, offset: number, length: number, txCount: number): number {
-    const { pool, arena } = this.#context;
-    if (length > pageBytes) {
-      if (pool.freePages(KIND_RECORD) < pagesFor(length)) return 0;
-      const address = layChained(arena, pool, source, offset, txCount);
-      if (address !== 0) this.#replayPages.push({ address, chained: true, upper: 0 });
-      // What follows starts a page of its own, so that pages are let go in order.
-      this.#replayPage = 0;
-      return address;
-    }
-    if (this.#replayPage === 0 || this.#replayAt + length > this.#replayPage + pageBytes) {
-      const page = pool.lease(KIND_RECORD);
-      if (page === 0) return 0;
-      pool.retain(page);
-      this.#replayPages.push({ address: page, chained: false, upper: 0 });
-      this.#replayPage = page;
-      this.#replayAt = page;
-    }
-    const at = this.#replayAt;
-    arena.u8.set(source.subarray(offset, offset + length), at);
-    this.#replayAt += length;
-    return at;
-  }
-
-  /** Lets go of pages whose every record the sequencer has applied, and so holds itself. */
-  #releaseReplayed(): void {
-    const { pool, control } = this.#context;
-    const applied = control.applied();
-    while (this.#replayPages.length > 0) {
-      const page = this.#replayPages[0];
-      const open = page.address === this.#replayPage && this.#phase === PHASE_RECOVERING;
-      if (open || page.upper > applied) return;
-      this.#replayPages.shift();
-      if (page.chained) releaseChain(pool, page.address);
-      else pool.release(page.address);
-    }
-  }
-
   /** Tells the keeper of the segments and of the end, the sequencer that replay is over. */
   #report(): boolean {
     const recovery = this.#recovery;
     const writer = this.#writer;
-    if (this.#keeper.ring.room(2) < 2 || this.#replay.ring.room(1) === 0) return false;
+    if (this.#keeper.ring.room(2) < 2 || !this.#replay.canEnd) return false;
     const segments = recovery?.segments ?? [FIRST_SEGMENT];
     const segment = segments[this.#segmentsTold];
     if (segment !== undefined) {
@@ -545,7 +384,7 @@ export class Durability implements Actor {
     const epoch = writer?.epoch ?? recovery?.epoch ?? 0;
     // The engine opens with this: what readers see as durable must be there to be read.
     if (this.#context.control.applied() < next) return false;
-    this.#tellSequencer(MSG_REPLAY_END, next, epoch, recovery?.atMs ?? 0);
+    this.#replay.end(next, epoch, recovery?.atMs ?? 0);
     const slot = this.#keeper.claim();
     const { u32 } = this.#keeper.ring;
     u32[slot + KIND_WORD] = MSG_RECOVERED;
@@ -637,7 +476,7 @@ export class Durability implements Actor {
     }
     // Memory holds the record already: the order is broken, and with it the engine.
     invariant(refusal === ACCEPTED, 'the log takes what the sequencer ordered', refusal, first);
-    this.#accepted += recordBytes(length);
+    this.#credit.accept(recordBytes(length));
     this.#counters.add(RECORDS, 1);
     this.#counters.add(TRANSACTIONS, txCount);
   }
@@ -685,11 +524,11 @@ export class Durability implements Actor {
     if (this.#closeSeen && this.#phase === PHASE_LIVE) {
       writer.close();
       this.#phase = PHASE_CLOSING;
-      this.#cancelPrepares();
+      this.#credit.cancel();
     }
     if (this.#phase === PHASE_LIVE) {
-      this.#askForRoom(writer);
-      this.#publishRoom(writer);
+      const isQuietLong = this.#context.clock.ticksMs() - this.#lastInput >= idleWatermarkMs;
+      this.#credit.tick(writer, isQuietLong);
       // Full without anything staged: a rotation is under way, one call a step.
       const isQuiet =
         !writer.staged &&
@@ -851,173 +690,6 @@ export class Durability implements Actor {
     this.#keeper.send();
   }
 
-  #askForRoom(writer: LogWriter): void {
-    if (this.#compactor.ring.room(2) < 2) return;
-    const { clock, control } = this.#context;
-    let isRetry = false;
-    if (writer.prepareFailed) {
-      if (clock.ticksMs() < this.#retryAt) return;
-      this.#retryAt = clock.ticksMs() + PREPARE_RETRY_MS;
-    }
-    // What is left is for flushes.
-    if (this.#isLow) return;
-    if (writer.prepareFailed) {
-      if (this.#isFull && this.#disk.freeBytes() < SPACE_BYTES_MIN) return;
-      isRetry = true;
-      writer.retryPreparing();
-    }
-    const promised = Math.max(0, this.#promised - this.#accepted);
-    const wanted = Math.max(0, control.roomWanted() - this.#accepted);
-    const zero: ZeroJob | undefined = writer.zeroWanted(promised, wanted);
-    if (zero !== undefined) this.#prepare(PREPARE_ZERO, zero.seq, zero.from, zero.to);
-    const spare: SpareJob | undefined = writer.spareWanted();
-    if (spare !== undefined) {
-      const what = spare.recycle ? PREPARE_RECYCLE : PREPARE_SPARE;
-      this.#prepare(what, spare.seq, spare.reuseSeq, spare.bytes);
-    }
-    // Nothing is there to be prepared that could fail again: the disk's own word counts.
-    if (isRetry && this.#preparing === 0) this.#isFull = false;
-  }
-
-  /**
-   * Says how much more may be ordered, so that nothing is ordered that the log has no room for: what is
-   * prepared; else, where nothing is being prepared, a little of what the disk says it has.
-   */
-  #publishRoom(writer: LogWriter): void {
-    // A rotation takes what was promised along.
-    if (!writer.isSettled) return;
-    this.#lookAtDisk(writer);
-    if (writer.isAppending) this.#promiseAhead(writer);
-    const { control } = this.#context;
-    const wanted = control.roomWanted();
-    const prepared = this.#isLow ? 0 : writer.preparedBytes;
-    let credit = Math.max(this.#accepted + prepared, this.#promised);
-    if (wanted > credit) {
-      const bytes = this.#bytesToPromise(writer, wanted - this.#accepted);
-      if (bytes > 0) this.#promised = this.#accepted + bytes;
-      credit = Math.max(credit, this.#promised);
-    } else if (!control.hasSpace()) {
-      this.#setHasSpace(true);
-    }
-    if (credit === this.#credit) return;
-    const isMore = credit > this.#credit;
-    this.#credit = credit;
-    control.setRoom(credit);
-    // The sequencer may sleep, with a record that it could not take.
-    if (isMore && wanted > 0) this.#context.threadBells[THREAD_WRITE].ring();
-  }
-
-  /**
-   * A log that took the last of the disk could never let go of it: it is flushes that make its segments
-   * needless, and they need room. So the room that is prepared is not given away either while there is little.
-   */
-  #lookAtDisk(writer: LogWriter): void {
-    const now = this.#context.clock.ticksMs();
-    if (now < this.#lookAtDiskAt || (this.#accepted === this.#acceptedThen && !this.#isLow)) return;
-    this.#lookAtDiskAt = now + PROMISE_LOOK_MS;
-    this.#acceptedThen = this.#accepted;
-    this.#isLow = this.#disk.freeBytes() < this.#bytesKept(writer);
-    if (this.#isLow) this.#promised = Math.min(this.#promised, this.#accepted);
-  }
-
-  /**
-   * Where nothing is ever prepared nobody should wait for a promise: it is made before it is asked for. And
-   * taken back, as far as it is not used, when the disk fills up, or when nobody commits: it would not be seen.
-   */
-  #promiseAhead(writer: LogWriter): void {
-    const now = this.#context.clock.ticksMs();
-    if (this.#isFull || now - this.#lastInput >= idleWatermarkMs) {
-      this.#promised = Math.min(this.#promised, this.#accepted);
-      return;
-    }
-    const left = this.#promised - this.#accepted;
-    const isDue = left < PROMISE_BYTES_AHEAD / 2 && now >= this.#lookAheadAt;
-    if (!isDue && (left <= 0 || now < this.#lookAgainAt)) return;
-    this.#lookAgainAt = now + PROMISE_LOOK_MS;
-    const free = this.#disk.freeBytes();
-    if (free - SPACE_BYTES_AHEAD - writer.spareBytesOut >= 0) {
-      this.#promised = this.#accepted + PROMISE_BYTES_AHEAD;
-      return;
-    }
-    this.#lookAheadAt = now + PREPARE_RETRY_MS;
-    const most = this.#accepted + Math.max(0, free - this.#bytesKept(writer));
-    this.#promised = Math.min(this.#promised, most);
-  }
-
-  /** Of what the disk has, so much is promised to nobody. */
-  #bytesKept(writer: LogWriter): number {
-    // A flush that finds the disk full fails alone; a log that does ends the engine.
-    const { config, control } = this.#context;
-    const memtables = MEMTABLES_KEPT + control.sealed();
-    return SPACE_BYTES_MIN + memtables * config.memtableBytes + writer.spareBytesOut;
-  }
-
-  /** What the disk has to spare for `wanted` bytes and some more; 0: not so much. Without, and with no job that makes room, it is full. */
-  #bytesToPromise(writer: LogWriter, wanted: number): number {
-    const { clock } = this.#context;
-    const most = Math.min(Math.max(wanted, PROMISE_BYTES), writer.bytesBeforeJob);
-    if (most < wanted || clock.ticksMs() < this.#askSpaceAt) return 0;
-    const free = this.#isFull ? 0 : this.#disk.freeBytes() - this.#bytesKept(writer);
-    const has = free >= wanted;
-    if (has || this.#preparing === 0) this.#setHasSpace(has);
-    if (has) return Math.min(most, free);
-    this.#askSpaceAt = clock.ticksMs() + PROMISE_LOOK_MS;
-    return 0;
-  }
-
-  #setHasSpace(has: boolean): void {
-    this.#context.control.setHasSpace(has);
-    if (has) this.#waits.end();
-    else this.#waits.begin(CAUSE_DISK);
-  }
-
-  #prepare(what: number, seq: number, from: number, to: number): void {
-    const slot = this.#compactor.claim();
-    const { u32 } = this.#compactor.ring;
-    u32[slot + KIND_WORD] = MSG_PREPARE;
-    u32[slot + PREPARE.WHAT] = what;
-    u32[slot + PREPARE.SEQ] = seq;
-    setWide(u32, slot + PREPARE.FROM, from);
-    setWide(u32, slot + PREPARE.TO, to);
-    this.#compactor.send();
-    this.#preparing++;
-  }
-
-  /** They still answer; without room in the ring they are waited for. */
-  #cancelPrepares(): void {
-    if (this.#preparing === 0) return;
-    const slot = this.#compactor.claim();
-    if (slot < 0) return;
-    this.#compactor.ring.u32[slot + KIND_WORD] = MSG_CANCEL;
-    this.#compactor.send();
-  }
-
-  #takePrepared(): boolean {
-    const slot = this.#fromCompactor.peek();
-    if (slot < 0) return false;
-    const { u32 } = this.#fromCompactor;
-    invariant(u32[slot + KIND_WORD] === MSG_PREPARED, 'an answer of the compactor');
-    this.#preparing--;
-    const ok = u32[slot + PREPARE.OK] === 1;
-    const seq = u32[slot + PREPARE.SEQ];
-    const to = getWide(u32, slot + PREPARE.TO);
-    const { clock } = this.#context;
-    if (!ok) this.#retryAt = clock.ticksMs() + PREPARE_RETRY_MS;
-    // A full disk shows itself here, ahead of the log: what exceeds the room is refused, with no offset.
-    if (ok || u32[slot + PREPARE.NO_SPACE] === 1) this.#isFull = !ok;
-    this.#askSpaceAt = 0;
-    if (u32[slot + PREPARE.WHAT] === PREPARE_ZERO) {
-      this.#writer?.zeroed(seq, to, ok);
-      if (ok) this.#counters.add(ZEROED_BYTES, to - getWide(u32, slot + PREPARE.FROM));
-    } else {
-      const recycled = u32[slot + PREPARE.RECYCLED] === 1;
-      this.#writer?.spareReady(seq, ok, recycled);
-      if (ok && !recycled) this.#counters.add(ZEROED_BYTES, to);
-    }
-    this.#fromCompactor.pop();
-    return true;
-  }
-
   // ---------------------------------------------------------------- closing
 
   #closeReadOnly(): boolean {
@@ -1031,7 +703,7 @@ export class Durability implements Actor {
    * file in it: whoever opens the store next must find nobody at work there.
    */
   #finish(): boolean {
-    if (this.#preparing > 0 || this.#rotations.length > 0) return false;
+    if (this.#credit.isPreparing || this.#rotations.length > 0) return false;
     if (this.#keeper.ring.room(2) < 2) return false;
     const offered = this.#writer?.takeBackOffer() ?? 0;
     if (offered !== 0) this.#decline(offered);
@@ -1041,15 +713,4 @@ export class Durability implements Actor {
     this.#phase = PHASE_CLOSED;
     return true;
   }
-}
-
-/** Operations in a contiguous payload that was checked before. */
-function countOperations(bytes: Uint8Array, offset: number, txCount: number): number {
-  let at = offset;
-  let operations = 0;
-  for (let t = 0; t < txCount; t++) {
-    operations += getU32(bytes, at + TX_COUNT_OFFSET);
-    at += getU32(bytes, at + TX_BYTES_OFFSET);
-  }
-  return operations;
 }
