@@ -186,7 +186,9 @@ export class Durability implements Actor {
       end: (call) => this.#endCall(call),
     });
     this.#replay = new ReplayFeed(context);
-    this.#credit = new LogCredit(context, this.#disk, this.#counters, this.#waits);
+    this.#credit = new LogCredit(context, this.#disk, this.#counters, this.#waits, (seq, spare) =>
+      this.#drop(seq, spare),
+    );
   }
 
   #beginCall(call: number): void {
@@ -264,6 +266,7 @@ export class Durability implements Actor {
   get #hasToTell(): boolean {
     if (this.#phase === PHASE_REPORTING || this.#phase === PHASE_ENDING) return true;
     if (this.#rotations.length > 0 || this.#syncUnsent) return true;
+    if (this.#credit.hasToDrop || (this.#writer?.keptFile ?? 0) !== 0) return true;
     return this.#bounds.length > 0 && this.#bounds[0].upper <= this.#context.control.durable();
   }
 
@@ -677,16 +680,24 @@ export class Durability implements Actor {
     );
     const seq = u32[slot + OFFER.SEQ];
     this.#fromKeeper.pop();
-    if (this.#writer?.offerSegment(seq) !== true) this.#decline(seq);
+    if (this.#writer?.offerSegment(seq) !== true) this.#decline(seq, 0);
     return true;
   }
 
-  #decline(seq: number): void {
+  /** Tells the keeper to delete a file that no spare is made of, or what is left of a spare; false: no room now. */
+  #drop(seq: number, spare: number): boolean {
+    if (this.#keeper.ring.room(4) < 4) return false;
+    this.#decline(seq, spare);
+    return true;
+  }
+
+  #decline(seq: number, spare: number): void {
     const slot = this.#keeper.claim();
     invariant(slot >= 0, 'room in the ring to the keeper was looked for');
     const { u32 } = this.#keeper.ring;
     u32[slot + KIND_WORD] = MSG_DECLINED;
     u32[slot + OFFER.SEQ] = seq;
+    u32[slot + OFFER.SPARE] = spare;
     this.#keeper.send();
   }
 
@@ -705,8 +716,8 @@ export class Durability implements Actor {
   #finish(): boolean {
     if (this.#credit.isPreparing || this.#rotations.length > 0) return false;
     if (this.#keeper.ring.room(2) < 2) return false;
-    const offered = this.#writer?.takeBackOffer() ?? 0;
-    if (offered !== 0) this.#decline(offered);
+    const kept = this.#writer?.giveBackFile() ?? 0;
+    if (kept !== 0) this.#decline(kept, 0);
     const slot = this.#keeper.claim();
     this.#keeper.ring.u32[slot + KIND_WORD] = MSG_CLOSE;
     this.#keeper.send();

@@ -53,6 +53,8 @@ export class LogCredit {
   readonly #fromCompactor: RingConsumer;
   readonly #counters: Counters;
   readonly #waits: Waits;
+  /** Has a segment deleted that no spare is made of, and what is left of a spare; false: no room to say so now. */
+  readonly #drop: (seq: number, spare: number) => boolean;
 
   /** Jobs that have not answered. */
   #preparing = 0;
@@ -72,7 +74,13 @@ export class LogCredit {
   /** What is left is for flushes. */
   #isLow = false;
 
-  constructor(context: ActorContext, disk: Storage, counters: Counters, waits: Waits) {
+  constructor(
+    context: ActorContext,
+    disk: Storage,
+    counters: Counters,
+    waits: Waits,
+    drop: (seq: number, spare: number) => boolean,
+  ) {
     const { topology } = context;
     this.#context = context;
     this.#disk = disk;
@@ -84,11 +92,17 @@ export class LogCredit {
     this.#fromCompactor = inboxOf(context, topology.compactorToDurability);
     this.#counters = counters;
     this.#waits = waits;
+    this.#drop = drop;
   }
 
   /** A job has a range of the log, or makes a file in it. */
   get isPreparing(): boolean {
     return this.#preparing > 0;
+  }
+
+  /** An answer waits until it can be said what is to be deleted. */
+  get hasToDrop(): boolean {
+    return this.#fromCompactor.peek() >= 0;
   }
 
   /** A record of `bytes` was taken. */
@@ -142,7 +156,10 @@ export class LogCredit {
       if (clock.ticksMs() < this.#retryAt) return;
       this.#retryAt = clock.ticksMs() + PREPARE_RETRY_MS;
     }
-    if (this.#isLow) return;
+    if (this.#isLow) {
+      this.#giveBack(writer);
+      return;
+    }
     if (isRetry) writer.retryPreparing();
     const promised = Math.max(0, this.#promised - this.#accepted);
     const wanted = Math.max(0, control.roomWanted() - this.#accepted);
@@ -152,9 +169,17 @@ export class LogCredit {
     if (spare !== undefined) {
       const what = spare.recycle ? PREPARE_RECYCLE : PREPARE_SPARE;
       this.#prepare(what, spare.seq, spare.reuseSeq, spare.bytes);
+    } else if (writer.isSettled) {
+      this.#giveBack(writer);
     }
     // Nothing is there to be prepared that could fail again: the disk's own word counts.
     if (isRetry && this.#preparing === 0) this.#isFull = false;
+  }
+
+  /** No spare is made now, for want of room most often: nor is a whole segment kept to make one of. */
+  #giveBack(writer: LogWriter): void {
+    const seq = writer.keptFile;
+    if (seq !== 0 && this.#drop(seq, 0)) writer.giveBackFile();
   }
 
   /**
@@ -240,17 +265,21 @@ export class LogCredit {
     if (slot < 0) return false;
     const { u32 } = this.#fromCompactor;
     invariant(u32[slot + KIND_WORD] === MSG_PREPARED, 'an answer of the compactor');
-    this.#preparing--;
+    const isSpare = u32[slot + PREPARE.WHAT] !== PREPARE_ZERO;
     const ok = u32[slot + PREPARE.OK] === 1;
     const seq = u32[slot + PREPARE.SEQ];
+    const from = getWide(u32, slot + PREPARE.FROM);
     const to = getWide(u32, slot + PREPARE.TO);
+    // A worker that died has left what it was at, and the file that it was to use.
+    if (isSpare && !ok && !this.#drop(from, seq)) return false;
+    this.#preparing--;
     if (!ok) this.#retryAt = this.#context.clock.ticksMs() + PREPARE_RETRY_MS;
     // A full disk shows itself here, ahead of the log: what exceeds the room is refused, with no offset.
     if (ok || u32[slot + PREPARE.NO_SPACE] === 1) this.#isFull = !ok;
     this.#lookAt = 0;
-    if (u32[slot + PREPARE.WHAT] === PREPARE_ZERO) {
+    if (!isSpare) {
       writer?.zeroed(seq, to, ok);
-      if (ok) this.#counters.add(ZEROED_BYTES, to - getWide(u32, slot + PREPARE.FROM));
+      if (ok) this.#counters.add(ZEROED_BYTES, to - from);
     } else {
       const recycled = u32[slot + PREPARE.RECYCLED] === 1;
       writer?.spareReady(seq, ok, recycled);

@@ -15,7 +15,7 @@ import type { Counters } from '../core/shared/counters.ts';
 import { SLOT_LOG_HOLD_WORD, lowestHold } from '../core/shared/epoch.ts';
 import type { Edit } from '../core/spine/manifest.ts';
 import type { ManifestStore } from '../core/spine/manifest-store.ts';
-import { compressedPath, segmentPath } from '../core/storage/names.ts';
+import { compressedPath, segmentPath, sparePath } from '../core/storage/names.ts';
 import type { StorageAnswer, StorageCall } from '../core/storage/storage.ts';
 import type { ActorContext } from './actor.ts';
 import { KEEPER_COUNTERS, indexIn } from './counters.ts';
@@ -263,9 +263,14 @@ export class LogKeeper {
     return this.#views.segments.some(({ base }) => lt(older.upper, base) && le(base, newer.upper));
   }
 
-  /** Durability has no use for the segment that it was offered. */
-  onDeclined(seq: number): void {
-    this.#delete([seq]);
+  /** Durability has no use for the segment that it was offered; nor for what a failed job has left of a spare. */
+  onDeclined(seq: number, spare: number): void {
+    if (seq !== 0) this.#delete([seq]);
+    if (spare === 0) return;
+    // Under its number, or not yet. What cannot be deleted is an orphan here too.
+    const paths = [segmentPath(spare), sparePath(spare)];
+    const calls = paths.map((path): StorageCall => ({ call: 'unlink', path }));
+    this.#ports.submit(-1, calls, () => {});
   }
 
   /** The one that a job is at goes when that has answered. */

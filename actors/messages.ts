@@ -86,9 +86,12 @@ export const RECOVER = { ADDRESS: 1, BYTES: 2 } as const;
 
 /** Nobody needs segment SEQ any more: its file may be the next spare, and is durability's from now on. */
 export const MSG_OFFER = 56;
-/** durability -> keeper: no spare is wanted; it is to be deleted. */
+/**
+ * durability -> keeper: no spare is wanted, or none came of it: segment SEQ is to be deleted. And what a job
+ * that failed has left of spare SPARE. Either may be 0: none.
+ */
 export const MSG_DECLINED = 57;
-export const OFFER = { SEQ: 1 } as const;
+export const OFFER = { SEQ: 1, SPARE: 2 } as const;
 
 // durability -> keeper, and back
 /** Sync the log's descriptor FD, beside the thread that writes to it. One at a time. */

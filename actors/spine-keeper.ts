@@ -11,7 +11,7 @@
  *   durability  SEGMENT          a segment began: to the log's keeper (log-keeper.ts)
  *   durability  RECOVERED        the log is replayed
  *   durability  BOUND_REACHED    a sealed generation is durable, its flush may be linked
- *   durability  DECLINED         a segment that was offered to it is deleted
+ *   durability  DECLINED         a segment that was offered to it is deleted, or what a failed job has left
  *   durability  SYNC             queued for the disk; SYNCED back
  *   durability  CLOSE            the line has ended: everything here ends too
  *   compactor   CREDIT, RESULT   how many jobs may run; what became of one
@@ -711,7 +711,7 @@ export class SpineKeeper implements Actor {
           break;
         }
         case MSG_DECLINED:
-          this.#log.onDeclined(u32[slot + OFFER.SEQ]);
+          this.#log.onDeclined(u32[slot + OFFER.SEQ], u32[slot + OFFER.SPARE]);
           break;
         case MSG_SYNC:
           this.#submit(u32[slot + SYNC.FD], [{ call: 'sync' }], ({ failure }) =>

@@ -244,10 +244,16 @@ export class LogRoom {
     return true;
   }
 
-  /** The log ends: the segment that was offered and not used; 0: none. */
-  takeBackOffer(): number {
-    const seq = this.#offeredSeq;
-    this.#offeredSeq = 0;
+  /** The file that waits to be made a spare: a segment that was offered, or one made too late; 0: none. */
+  get keptFile(): number {
+    return this.#offeredSeq === 0 ? this.#lateSpareSeq : this.#offeredSeq;
+  }
+
+  /** That file waits no more, and is somebody else's. */
+  giveBackFile(): number {
+    const seq = this.keptFile;
+    if (seq === this.#lateSpareSeq) this.#lateSpareSeq = 0;
+    else this.#offeredSeq = 0;
     return seq;
   }
 

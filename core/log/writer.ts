@@ -517,9 +517,14 @@ export class LogWriter {
     return !this.#closing && this.failed === undefined && this.#room.offer(seq);
   }
 
-  /** The segment that was offered and has not become a spare, once; 0: none. */
-  takeBackOffer(): number {
-    return this.#room.takeBackOffer();
+  /** The number of the file that waits to be made a spare; 0: none. */
+  get keptFile(): number {
+    return this.#room.keptFile;
+  }
+
+  /** It waits no more, and is to be deleted: its number, once. 0: none. */
+  giveBackFile(): number {
+    return this.#room.giveBackFile();
   }
 
   /** After a failed job the writer appends, and asks for none until it is told to. */

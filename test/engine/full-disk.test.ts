@@ -9,6 +9,7 @@ import { test } from 'node:test';
 import { open } from '../../actors/index.ts';
 import type { Collection, Engine, OpenOptions, TidemarkError } from '../../actors/index.ts';
 import { KiB, MiB } from '../../core/base/limits.ts';
+import { segmentPath } from '../../core/storage/names.ts';
 import { FATE_LOST, SimDisk } from '../sim/disk.ts';
 import type { SimCall, SimFault } from '../sim/disk.ts';
 import { coded, until } from './world.ts';
@@ -153,6 +154,29 @@ for (const durability of ['synced', 'buffered'] as const) {
   });
 }
 
+test('while the disk is low no segment that nobody needs is kept to be written over: it goes', async () => {
+  const disk = new SimDisk({ answerAtOnce: true });
+  const options = { memtableBytes: 1 * MiB, segmentBytes: 1 * MiB };
+  const engine = await open('/sim', optionsOn(disk, options));
+  const rows = await openRows(engine);
+  let next = 0;
+  // Just behind a rotation no spare is ready: a segment that is offered now would be one.
+  const first = engine.stats().log.segment;
+  while (engine.stats().log.segment === first) await rows.put(next++, VALUE);
+  disk.capacityBytes = usedBytes(disk) + 3 * MiB;
+  await rows.put(next++, VALUE).catch(isFull);
+  await engine.checkpoint();
+  await engine.checkpoint();
+  const { segment } = engine.stats().log;
+  await until(
+    'the live segment is alone',
+    () => disk.list('wal').join() === segmentPath(segment).slice('wal/'.length),
+    () => `${disk.list('wal').join()}, the log is at ${segment}`,
+  );
+  assert.equal(engine.state, 'open', String(engine.failure?.stack));
+  await engine.close();
+});
+
 test('without preparing the disk is asked before an offset is given', async () => {
   // Batches above 1 MiB: nothing is prepared.
   const disk = new SimDisk({ answerAtOnce: true, capacityBytes: 24 * MiB });
@@ -260,6 +284,41 @@ test('zeroing that fails for another reason is not a full disk: the log appends'
   for (let n = 0; n < 200; n++) assert.ok(found.hasSync(n), `${n}`);
   await again.close();
 });
+
+/** Makes the first two jobs that fill a spare fail at giving it its name, or at syncing that; says the numbers. */
+function failSpares(disk: SimDisk, step: string): number[] {
+  const failed: number[] = [];
+  let named = 0;
+  disk.fault = ({ call, path }: SimCall) => {
+    const renamed = call === 'rename' ? /^wal\/spare-(\d+)\.tmp/.exec(path) : null;
+    if (renamed !== null) named = Number(renamed[1]);
+    if (failed.length === 2 || named === 0 || call !== step) return undefined;
+    if (call === 'fsync' && path !== 'wal') return undefined;
+    failed.push(named);
+    named = 0;
+    return { kind: 'throw', code: 'EIO' };
+  };
+  return failed;
+}
+
+for (const step of ['rename', 'fsync']) {
+  test(`a spare whose ${step} fails leaves no file behind, and another is made`, async () => {
+    const disk = new SimDisk({ answerAtOnce: true });
+    const engine = await open('/sim', optionsOn(disk, { segmentBytes: 1 * MiB }));
+    const rows = await openRows(engine);
+    const failed = failSpares(disk, step);
+    let next = 0;
+    const put = (): Promise<unknown> => rows.put(next++, VALUE);
+    while (failed.length < 2) await put();
+    const { made } = engine.stats().log.spares;
+    while (engine.stats().log.spares.made === made) await put();
+    const names = failed.flatMap((seq) => [segmentPath(seq), `wal/spare-${seq}.tmp`]);
+    const left = names.filter((path) => disk.stat(path) !== undefined);
+    assert.deepEqual(left, []);
+    assert.equal(engine.state, 'open', String(engine.failure?.stack));
+    await engine.close();
+  });
+}
 
 test('a quota that says no while the disk says yes refuses as well', async () => {
   const disk = new SimDisk({ answerAtOnce: true });

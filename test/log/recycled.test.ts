@@ -268,7 +268,7 @@ test('a segment that was offered and not used is given back once, when the log e
   assert.ok(writer.offerSegment(facts.firstSeq), 'offered');
   close(writer);
   assert.ok(!writer.offerSegment(facts.firstSeq + 1), 'a log that has ended wants none');
-  assert.equal(writer.takeBackOffer(), facts.firstSeq);
-  assert.equal(writer.takeBackOffer(), 0);
+  assert.equal(writer.giveBackFile(), facts.firstSeq);
+  assert.equal(writer.giveBackFile(), 0);
   assert.deepEqual(disk.openFiles, []);
 });
