@@ -218,7 +218,8 @@ export class Sequencer implements Actor {
           this.#sealedPages -= generation.recordPages;
           generation.free();
           this.#pace.onFreed(this.#context.clock.ticksMs(), this.#sealed.size > 0);
-          // Whoever waits for pages may go on.
+          // Whoever waits for pages may go on, or say again that these were too few.
+          this.#context.control.setPagesWanted(false);
           this.#ringClients();
           break;
         }
@@ -269,16 +270,12 @@ export class Sequencer implements Actor {
       this.#sealWanted = 0;
       return true;
     }
-    // A client found no page. What is sealed will give pages back; with nothing sealed, seal.
-    if (control.pagesWanted()) {
-      const mustSeal = this.#sealed.size === 0 && open.rows > 0;
-      // The wish stands until the spare may take over: nobody would ring for it again.
-      if (mustSeal && !this.#canSeal()) return false;
-      control.setPagesWanted(false);
-      if (mustSeal) this.#seal();
-      return true;
-    }
-    return false;
+    // Somebody found no page. What is sealed will give pages back; with nothing sealed, seal. The wish
+    // stands until pages come free: that it is said again while nothing can be done is no work.
+    if (!control.pagesWanted() || this.#sealed.size > 0 || open.rows === 0) return false;
+    if (!this.#canSeal()) return false;
+    this.#seal();
+    return true;
   }
 
   #canSeal(): boolean {

@@ -137,7 +137,7 @@ export class Control {
     return Buffer.from(this.#arena.u8.slice(at, at + length)).toString('utf8');
   }
 
-  /** Set by a client that found no page; cleared by the sequencer, which seals to make room. */
+  /** Set by whoever found no page: the sequencer seals to make room, and clears it when pages came free. */
   pagesWanted(): boolean {
     return Atomics.load(this.#i32, this.#word + PAGES_WANTED_WORD) !== 0;
   }
