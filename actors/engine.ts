@@ -699,7 +699,8 @@ export class Engine extends EventEmitter<EngineEvents> {
 
   /**
    * The newest offset at a time of day: the last whose transaction was committed at or before it, of those
-   * that the log has and the one before them. TIDEMARK_HISTORY_LOST when the time lies before that.
+   * that the log has and the one before them. TIDEMARK_HISTORY_LOST when the time lies before that,
+   * TIDEMARK_CORRUPT when the log is damaged where the answer lies.
    */
   offsetAt(date: Date): number {
     this.#client.assertUsable();

@@ -4,7 +4,8 @@
  * for all that the log still has. Called by clients on their own thread; it reads a few blocks and waits.
  */
 import { TidemarkError, corrupt } from '../core/base/errors.ts';
-import { READ_MORE, READ_RECORD } from '../core/log/reader.ts';
+import { READ_BAD_PAYLOAD, READ_MORE, READ_RECORD } from '../core/log/reader.ts';
+import type { SegmentReader } from '../core/log/reader.ts';
 import {
   openSegmentNow,
   positionOfOffset,
@@ -51,9 +52,10 @@ export class LogTimes {
         throw historyLost(0, first?.base ?? 0, atMs);
       }
       const { base, seq } = segments[i];
+      const end = Math.min(segments[i + 1]?.base ?? upper, upper);
       const found = this.#in(seq, (source) => {
         const from = runNow(positionOfTime(source, atMs));
-        return lastRecord(source, from, upper, ({ committedAtMs }) => committedAtMs <= atMs);
+        return lastRecord(source, from, upper, end, ({ committedAtMs }) => committedAtMs <= atMs);
       });
       if (found === undefined) return undefined;
       if (found.offset >= 0) return found.offset;
@@ -72,7 +74,8 @@ export class LogTimes {
       if (i < 0) throw historyLost(offset, segments[0]?.base ?? 0);
       const found = this.#in(segments[i].seq, (source) => {
         const from = runNow(positionOfOffset(source, offset));
-        return lastRecord(source, from, upper, ({ minTxOffset }) => minTxOffset <= offset);
+        const end = offset + 1;
+        return lastRecord(source, from, upper, end, ({ minTxOffset }) => minTxOffset <= offset);
       });
       if (found === undefined) return undefined;
       if (found.offset >= offset) return found.atMs;
@@ -173,11 +176,36 @@ function headerOf(storage: Storage, logId: Uint8Array, seq: number): SegmentHead
   }
 }
 
-/** The last commit below `upper` that passes, from `from` on; all that pass come first. Offset -1: none does. */
+/** Where `reader` has stopped, the commit of `offset` must be; or of another one, if none was met before. */
+function damaged(
+  source: SegmentSource,
+  reader: SegmentReader,
+  answer: number,
+  offset: number,
+): TidemarkError {
+  const { seq, path } = source;
+  const { position } = reader;
+  const isPayload = answer === READ_BAD_PAYLOAD;
+  const met = offset > 0 ? offset : source.header.baseOffset;
+  const missing = isPayload ? reader.header.minTxOffset : met;
+  return corrupt('CHECKSUM', `${path} is damaged at ${position}: offset ${missing} must be there`, {
+    file: path,
+    seq,
+    position,
+    offset: missing,
+    kind: isPayload ? 'payload' : 'header',
+  });
+}
+
+/**
+ * The last commit below `upper` that passes, from `from` on; all that pass come first. Offset -1: none does.
+ * Throws where what is sound ends below `end`: all up to there is in the segment, and may pass or not.
+ */
 function lastRecord(
   source: SegmentSource,
   from: number,
   upper: number,
+  end: number,
   passes: (header: { readonly committedAtMs: number; readonly minTxOffset: number }) => boolean,
 ): Found {
   const reader = source.reader(from);
@@ -187,7 +215,10 @@ function lastRecord(
   for (;;) {
     const answer = reader.next();
     if (answer === READ_MORE) continue;
-    if (answer !== READ_RECORD) break;
+    if (answer !== READ_RECORD) {
+      if (offset + 1 < end) throw damaged(source, reader, answer, offset + 1);
+      break;
+    }
     if (!passes(header)) break;
     // Met first, it may be one of the log's own, which says what came last, or lie behind `upper`: all
     // that is before it passes too.

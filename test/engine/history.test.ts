@@ -8,6 +8,8 @@ import { open } from '../../actors/index.ts';
 import type { Collection, Engine, Multiset, OpenOptions, Version } from '../../actors/index.ts';
 import { Prng } from '../../core/base/prng.ts';
 import { MiB } from '../../core/base/limits.ts';
+import { RECORD_HEADER_BYTES } from '../../core/log/record.ts';
+import { segmentPath } from '../../core/storage/names.ts';
 import { SimDisk } from '../sim/disk.ts';
 import { coded, inBothHosts, misuse, quiet } from './world.ts';
 
@@ -189,21 +191,21 @@ inBothHosts('meta is transactional, and as of any time that the collection has',
 /** An engine whose time of day is moved by hand; its ticks go fast, so that what waits for one does not wait long. */
 class Timed {
   nowMs = 1_700_000_000_000;
-  #disk: SimDisk = new SimDisk({ answerAtOnce: true });
+  disk: SimDisk = new SimDisk({ answerAtOnce: true });
   #engine: Engine | undefined;
 
   async open(more: OpenOptions = {}): Promise<Engine> {
     const clock = { nowMs: () => this.nowMs, ticksMs: () => performance.now() * 1_000 };
-    const storage = { storage: this.#disk, clock };
+    const storage = { storage: this.disk, clock };
     this.#engine = await open('/sim', { threads: 0, memoryBytes: 64 * MiB, storage, ...more });
     return this.#engine;
   }
 
   /** The process dies; what it leaves is opened. */
   async crash(more: OpenOptions = {}): Promise<Engine> {
-    const left = this.#disk.processCrash();
+    const left = this.disk.processCrash();
     await this.end();
-    this.#disk = left;
+    this.disk = left;
     return this.open(more);
   }
 
@@ -317,6 +319,45 @@ test('what the log no longer has is lost, by time as by offset', async () => {
     assert.throws(() => engine.offsetAt(before), coded('TIDEMARK_HISTORY_LOST'));
   } finally {
     await timed.end();
+  }
+});
+
+test('of times behind a damaged place of the log damage is told, never an offset before it', async () => {
+  for (const where of ['header', 'payload'] as const) {
+    const timed = new Timed();
+    const engine = await timed.open();
+    try {
+      const words = await engine.collection('words', { history: Infinity });
+      const dates: Date[] = [];
+      const first = engine.upper;
+      for (let i = 0; i < 100; i++) {
+        timed.nowMs += 1_000;
+        dates.push(new Date(timed.nowMs));
+        await words.put(`${i}`, `value ${i}.${'v'.repeat(2_000)}`);
+      }
+      const bytes = timed.disk.bytesOf(segmentPath(1))!;
+      // Before it stand key, operation, transaction, and the record's header, of which this is the offset.
+      const before = 2 + 16 + 8 + RECORD_HEADER_BYTES - 16;
+      const at = Buffer.from(bytes).indexOf('value 50.') - (where === 'header' ? before : 0);
+      const fd = timed.disk.open(segmentPath(1), 'write');
+      timed.disk.write(fd, Uint8Array.of(bytes[at] ^ 1), 0, 1, at);
+      timed.disk.close(fd);
+      let damaged = 0;
+      for (const [i, date] of dates.entries()) {
+        try {
+          assert.equal(engine.offsetAt(date), first + i, where);
+          assert.deepEqual(engine.timeOf(first + i), date);
+        } catch (error) {
+          coded('TIDEMARK_CORRUPT', { finding: 'CHECKSUM', offset: first + 50, seq: 1 })(error);
+          // What comes next may be of the same time.
+          assert.ok(i >= 49, `${i}`);
+          damaged++;
+        }
+      }
+      assert.ok(damaged > 0, where);
+    } finally {
+      await timed.end();
+    }
   }
 });
 

@@ -871,7 +871,13 @@ export class Caller {
 
   /** The disk failed a read, as it had been told to: whoever asked is told so. */
   #isFailedRead(error: unknown): boolean {
-    return (error as { code?: unknown }).code === 'EIO' && this.#parts.mayFailToRead();
+    if (!this.#parts.mayFailToRead()) return false;
+    const { code, detail } = error as { code?: unknown; detail?: { offset?: unknown } };
+    // A sync that failed may have taken back what was written, before the engine hears of it and is poisoned.
+    const isTakenBack =
+      code === 'TIDEMARK_CORRUPT' &&
+      Number(detail?.offset) >= this.#parts.world.context.control.durable();
+    return code === 'EIO' || isTakenBack;
   }
 
   /** Throws unless history may be lost there, or the disk failed. */
