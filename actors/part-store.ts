@@ -462,7 +462,7 @@ export class PartStore {
     for (const number of new Set(refs.map(({ file }) => file))) {
       const file = this.#files.get(number);
       if (file !== undefined) this.#dropIfUnused(file);
-      else this.#unlink(number);
+      else this.delete(number);
     }
   }
 
@@ -476,9 +476,15 @@ export class PartStore {
     this.#submit(-1, calls, () => {});
   }
 
-  #unlink(file: number, bytes = 0): void {
+  /** Of a file that is not known here, or not any more. */
+  delete(file: number, bytes = 0): void {
     this.#unlinks.push({ file, bytes });
     if (this.#unlinks.length === 1) this.#unlinkNext();
+  }
+
+  /** The engine closes: only the one that is being deleted still is. */
+  leaveForNextOpen(): void {
+    this.#unlinks.splice(1);
   }
 
   /**
@@ -524,7 +530,7 @@ export class PartStore {
         this.#openCount--;
       }
       if (file.isEvidence) this.#quarantine(file.file);
-      else this.#unlink(file.file, file.bytes);
+      else this.delete(file.file, file.bytes);
     });
   }
 

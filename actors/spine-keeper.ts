@@ -52,7 +52,7 @@ import { ManifestStore, loadManifest } from '../core/spine/manifest-store.ts';
 import type { LoadedManifest } from '../core/spine/manifest-store.ts';
 import type { PartInfo } from '../core/spine/part-format.ts';
 import { acquireLock, releaseLock } from '../core/storage/lock.ts';
-import { PARTS_DIR, STORE_DIRS, TMP_DIR, numberOf, partPath } from '../core/storage/names.ts';
+import { PARTS_DIR, STORE_DIRS, TMP_DIR, numberOf } from '../core/storage/names.ts';
 import type { StorageAnswer, StorageCall } from '../core/storage/storage.ts';
 import { Outbox, inboxOf } from './actor.ts';
 import type { Actor, ActorContext } from './actor.ts';
@@ -122,6 +122,8 @@ export const KEEPER_CLIENT: number = clientsMax - 1;
 
 /** How long closing waits for readers before descriptors are left to the process. */
 const CLOSE_WAIT_MS = 5_000;
+/** And for so long that files go which nobody wants: the next open deletes the others. */
+const DELETE_AT_CLOSE_MS = 200;
 /** What a client's ring had no room for is told again after so long: nobody rings when there is room. */
 const ANSWER_RETRY_MS = 1;
 /** Retired things are looked at again after this long when nothing else happens. */
@@ -197,7 +199,7 @@ export class SpineKeeper implements Actor {
   #closing = false;
   /** For the sequencer, whose ring had no room, oldest first. */
   readonly #untold: { kind: number; address: number; token: number }[] = [];
-  #closeDeadline = -1;
+  #closingSince = -1;
 
   /** A client's ring had no room for an answer. */
   #answersWait = false;
@@ -531,7 +533,7 @@ export class SpineKeeper implements Actor {
     return true;
   }
 
-  /** Deletes part files that no manifest names: outputs of jobs that a crash cut off. */
+  /** Deletes part files that no manifest names: a crash cut off their jobs, or a close their deletion. */
   #sweepOrphans(): void {
     const { storage } = this.#context;
     for (const name of storage.list(PARTS_DIR)) {
@@ -540,7 +542,7 @@ export class SpineKeeper implements Actor {
       if (file === undefined || file >= this.#filesBefore) continue;
       // Merged away while the log was replayed: the manifest may name it until the edit is answered.
       if (this.#parts.has(file)) continue;
-      storage.unlink(partPath(file));
+      this.#parts.delete(file);
       this.#counters.add(ORPHANS, 1);
     }
   }
@@ -958,17 +960,19 @@ export class SpineKeeper implements Actor {
 
   #close(): boolean {
     const { control, clock, storage, arena, topology } = this.#context;
-    if (this.#closeDeadline < 0) {
-      this.#closeDeadline = clock.ticksMs() + CLOSE_WAIT_MS;
+    const nowMs = clock.ticksMs();
+    if (this.#closingSince < 0) {
+      this.#closingSince = nowMs;
       this.#desk.cancelAll();
       // The next open then finds a rollup and nothing to write again.
       if (this.#edits.any) this.#edits.store?.requestRollup();
       return true;
     }
     if (this.#edits.store !== undefined && this.#writeManifest()) return true;
+    if (nowMs >= this.#closingSince + DELETE_AT_CLOSE_MS) this.#parts.leaveForNextOpen();
     // Results and answers under way are waited for: their files and descriptors are known only here.
     if (this.#desk.running > 0 || this.#waiting.size > 0) return false;
-    const late = clock.ticksMs() >= this.#closeDeadline;
+    const late = nowMs >= this.#closingSince + CLOSE_WAIT_MS;
     if (readersInside(arena, topology.slots, clientsMax) && !late) return false;
     if (!late) this.#parts.closeAll();
     this.#edits.store?.close(storage);

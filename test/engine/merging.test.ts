@@ -14,6 +14,7 @@ import type { CollectionStats } from '../../actors/stats.ts';
 import { KiB, MiB, runsPerMerge } from '../../core/base/limits.ts';
 import { idBlock } from '../../core/spine/manifest.ts';
 import { MergeJob } from '../../core/spine/merge-job.ts';
+import type { StorageAnswer, StorageCall } from '../../core/storage/storage.ts';
 import { SimDisk } from '../sim/disk.ts';
 import { Home, inBothHosts, quiet, turn, until } from './world.ts';
 
@@ -182,6 +183,62 @@ test('a merge that needs more files than are reserved at a time gets them', asyn
     assert.equal(found?.runs.length, 1);
     assert.ok((found?.bytes ?? 0) > idBlock * KiB, 'more than a file for each KiB is reserved');
     assert.equal(words.getSync(numbered(59)), 'second'.padEnd(20 * KiB, '.'));
+  } finally {
+    await home.end();
+  }
+});
+
+/** Takes 100 ms for each file that it deletes, and nobody finds two answers at once. */
+class SlowDisk extends SimDisk {
+  ms = 1_000;
+  deleted = 0;
+  #isAnswering = false;
+
+  override submit(ticket: number, fd: number, calls: readonly StorageCall[]): void {
+    if (calls.some(({ call }) => call === 'unlink')) {
+      this.ms += 100;
+      this.deleted++;
+    }
+    super.submit(ticket, fd, calls);
+  }
+
+  override poll(): StorageAnswer | undefined {
+    this.#isAnswering = !this.#isAnswering;
+    return this.#isAnswering ? super.poll() : undefined;
+  }
+}
+
+test('closing waits for few of the files that nobody wants, and the next open deletes the others', async () => {
+  const disk = new SlowDisk({ answerAtOnce: true });
+  const clock = { nowMs: () => disk.ms, ticksMs: () => disk.ms };
+  const home = new Home('inline');
+  try {
+    const storage = { storage: disk, clock };
+    const config = { partBytes: 1 * KiB, holder: undefined };
+    const options: OpenOptions = { memtableBytes: MiB, storage };
+    const engine = await home.openWith(config, options);
+    const words = await engine.collection('words', { key: 'utf8', value: 'utf8' });
+    for (const what of ['first', 'second']) {
+      const tx = engine.transaction();
+      for (let i = 0; i < 60; i++) tx.put(words, numbered(i), what.padEnd(2 * KiB, '.'));
+      await tx.commit();
+      await engine.flush();
+    }
+    await engine.compact(words);
+    const { deleted, ms } = disk;
+    await engine.close();
+    assert.ok(disk.ms - ms < 1_000, `it took ${disk.ms - ms} ms`);
+    const left = disk.list('parts').length;
+    const again = await home.openWith(config, options);
+    assert.equal(again.state, 'open');
+    const { orphans, count } = again.stats().spine.files;
+    assert.ok(orphans > 50, `${deleted} files were deleted before the close, ${orphans} after it`);
+    assert.equal(count, left - orphans);
+    await quiet(again);
+    assert.equal(disk.list('parts').length, count);
+    const reread = await again.collection('words', { key: 'utf8', value: 'utf8' });
+    assert.equal([...reread.keys()].length, 60);
+    assert.deepEqual((await again.verify({ full: true })).findings, []);
   } finally {
     await home.end();
   }
