@@ -6,7 +6,7 @@
 import { NO_BYTES, getU16, getU32, hashAt, setU16, setU32, setU64 } from '../core/base/bytes.ts';
 import { copyAt } from '../core/base/copy.ts';
 import { TidemarkError } from '../core/base/errors.ts';
-import { pageBytes } from '../core/base/limits.ts';
+import { MiB, pageBytes } from '../core/base/limits.ts';
 import { CATALOG_ID } from '../core/base/update.ts';
 import {
   CONDITIONS_HEADER_BYTES,
@@ -45,8 +45,9 @@ type Subject = {
 const NO_BUFFER: Buffer = Buffer.alloc(0);
 /** Room for a few rows with short keys. */
 const CAPACITY_BYTES = 128;
-/** Rows of a range that are looked at again; of more, any change of their collection counts. */
+/** What is looked at again of a range, of what was written or merged since; of more, any change of its collection counts. */
 const RANGE_ROWS_MAX = 4_096;
+const RANGE_BYTES_MAX: number = MiB;
 
 export class Conditions {
   readonly #reader: Reader;
@@ -339,7 +340,14 @@ export class Conditions {
     const upperWord = getU32(bytes, at + CONDITION_UPPER_BYTES_OFFSET);
     const isOpen = upperWord === CONDITION_UPPER_OPEN;
     const upper = isOpen ? undefined : bytes.subarray(end, end + upperWord);
-    return this.#reader.changeWithin(id, bytes.subarray(key, end), upper, above, RANGE_ROWS_MAX);
+    return this.#reader.changeWithin(
+      id,
+      bytes.subarray(key, end),
+      upper,
+      above,
+      RANGE_ROWS_MAX,
+      RANGE_BYTES_MAX,
+    );
   }
 
   /** The error for a broken condition; `offset` is that of the change, null when the row is absent. */

@@ -21,8 +21,16 @@ export class Hiding {
 
   /** True when the view's generations or the collection's parts (block 0: none) hide anything at all. */
   isThere(block: number): boolean {
+    return (block !== 0 && this.#view.rangeSetCount(block) > 0) || this.#isInMemory();
+  }
+
+  /** As `isThere`; false too when all of it is from `above` or before. */
+  isThereAfter(block: number, above: number): boolean {
+    return (block !== 0 && this.newestInParts(block) > above) || this.#isInMemory();
+  }
+
+  #isInMemory(): boolean {
     const view = this.#view;
-    if (block !== 0 && view.rangeSetCount(block) > 0) return true;
     if (view.spare !== 0 && this.#has(view.spare)) return true;
     if (this.#has(view.open)) return true;
     for (let i = 0; i < view.sealedCount; i++) if (this.#has(view.sealed(i))) return true;

@@ -288,8 +288,9 @@ export class Reader {
 
   /**
    * Offset of a change after `above` of a row in [lower, upper), else `above`; `upper` undefined: there is no bound.
-   * What is not visible may be left out. Of more rows than `rowsMax`, and where merges may have left out
-   * the trace of a change, as if it were the whole collection. Requires: entered, at NEWEST.
+   * What is not visible may be left out. Of more rows than `rowsMax` or bytes than `bytesMax` in what was written
+   * or merged since, and where merges may have left out the trace of a change, as if it were the whole
+   * collection. Requires: entered, at NEWEST.
    */
   changeWithin(
     collection: number,
@@ -297,21 +298,26 @@ export class Reader {
     upper: Uint8Array | undefined,
     above: number,
     rowsMax: number,
+    bytesMax: number,
   ): number {
     const newest = this.newestChange(collection);
     if (newest <= above) return above;
     const { view, hiding, T } = this;
     const block = view.collection(collection);
     if (block !== 0 && view.since(block) > above) return newest;
-    const hides = hiding.isThere(block);
+    // A range delete may have taken away what is in the oldest run.
+    const hides = hiding.isThereAfter(block, above);
     try {
-      const cursor = this.openCursor(collection, block, VERSIONS_NEWEST);
+      const cursor = this.openCursor(collection, block, VERSIONS_NEWEST, hides ? -1 : above);
       cursor.seek(lower, 0, lower.length);
+      let bytes = 0;
       for (let rows = 0; cursor.valid; rows++) {
         if (upper !== undefined && isAtOrAbove(cursor, upper)) break;
-        if (rows === rowsMax) return newest;
+        if (rows === rowsMax || bytes > bytesMax) return newest;
         const { keyBytes, keyOffset, keyLength, time } = cursor;
         if (time > above) return time;
+        // Values are not looked at, but in parts they lie among the keys.
+        bytes += keyLength + cursor.valueLength;
         if (hides) {
           const at = hiding.newest(collection, block, keyBytes, keyOffset, keyLength, above, T);
           if (at > above) return at;
@@ -838,15 +844,18 @@ export class Reader {
     for (const run of this.#runCursors) run.leave();
   }
 
-  /** All of a collection's sources as one, up to T. Requires: entered; then `leaveCursors`. */
-  openCursor(collection: number, block: number, versions: number): RowCursor {
+  /**
+   * All of a collection's sources as one, up to T; without memory and parts that hold nothing later than `after`.
+   * Requires: entered; then `leaveCursors`.
+   */
+  openCursor(collection: number, block: number, versions: number, after = -1): RowCursor {
     const { view, T } = this;
     const { arena, pool } = this.#context;
     const sources: RowCursor[] = [];
     let generations = 0;
     const addGeneration = (header: number): void => {
       this.#generation.attach(header);
-      if (this.#generation.newestTimeOf(collection) < 0) return;
+      if (this.#generation.newestTimeOf(collection) <= after) return;
       const cursor = (this.#generationCursors[generations] ??= new GenerationCursor(arena, pool));
       generations++;
       cursor.open(header, collection, T, versions);
@@ -859,7 +868,7 @@ export class Reader {
     if (runs > 0) this.warm(block);
     for (let i = 0; i < runs; i++) {
       const parts = (this.#runParts[i] ??= new ViewRunParts(this.#context, view));
-      parts.open(view.run(block, i));
+      parts.open(view.run(block, i), after);
       const cursor = (this.#runCursors[i] ??= new RunCursor(this.#context.storage, parts));
       cursor.reset(parts);
       sources.push(cursor);
@@ -1100,11 +1109,13 @@ function takeBack(batch: RowBatch, start: number, isRow: boolean): void {
   batch.used = start;
 }
 
-/** The parts of one run of the view. Requires: entered, from `open` to the cursor's `leave`. */
+/** The parts of one run of the view, or the later ones of them. Requires: entered, from `open` to the cursor's `leave`. */
 class ViewRunParts implements RunParts {
   readonly #context: ActorContext;
   readonly #view: ViewReader;
   #run = 0;
+  /** Addresses of the parts; undefined: all of the run's. */
+  #later: number[] | undefined;
   count = 0;
   #own = -1;
 
@@ -1113,23 +1124,34 @@ class ViewRunParts implements RunParts {
     this.#view = view;
   }
 
-  open(run: number): void {
+  /** Of those with something later than `after`; -1: of all. */
+  open(run: number, after: number): void {
+    const view = this.#view;
     this.#run = run;
-    this.count = this.#view.partCount(run);
+    this.#later = undefined;
+    this.count = view.partCount(run);
+    if (after < 0) return;
+    const all = Array.from({ length: this.count }, (_, part) => view.part(run, part));
+    this.#later = all.filter((part) => view.maxTime(part) > after);
+    this.count = this.#later.length;
+  }
+
+  #part(i: number): number {
+    return this.#later === undefined ? this.#view.part(this.#run, i) : this.#later[i];
   }
 
   keyLo(part: number): Uint8Array {
-    return this.#view.keyLo(this.#view.part(this.#run, part));
+    return this.#view.keyLo(this.#part(part));
   }
 
   keyHi(part: number): Uint8Array {
-    return this.#view.keyHi(this.#view.part(this.#run, part));
+    return this.#view.keyHi(this.#part(part));
   }
 
   enter(i: number, place: PartPlace): void {
     const view = this.#view;
     const { storage, arena } = this.#context;
-    const part = view.part(this.#run, i);
+    const part = this.#part(i);
     let fd = view.fd(part);
     if (fd < 0) {
       fd = storage.open(partPath(view.file(part)), 'read');

@@ -7,7 +7,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { open as openEngine } from '../../actors/index.ts';
 import type { Codec, Collection, Engine, TransactionScope } from '../../actors/index.ts';
-import { MiB } from '../../core/base/limits.ts';
+import { KiB, MiB } from '../../core/base/limits.ts';
 import { Prng } from '../../core/base/prng.ts';
 import { SimDisk } from '../sim/disk.ts';
 import { coded, inBothHosts, misuse, quiet } from './world.ts';
@@ -240,6 +240,60 @@ test('a look that fails at the disk ends the transact that it was for, and none 
   );
   assert.deepEqual(runs, names, 'none ran again');
   assert.deepEqual(Array.from(out.keys()), ['b', 'c']);
+});
+
+test('of a range that memory cannot tell of only what was written since is looked at again, up to 1 MiB', async () => {
+  const disk = new SimDisk({ answerAtOnce: true });
+  const clock = { nowMs: () => Date.now(), ticksMs: () => performance.now() };
+  await using engine = await openEngine('/sim', {
+    threads: 0,
+    memoryBytes: 64 * MiB,
+    storage: { storage: disk, clock },
+  });
+  const rows = await engine.collection('rows', { key: 'utf8', value: 'utf8' });
+  const key = (i: number): string => `k${String(i).padStart(3, '0')}`;
+  const tx = engine.transaction();
+  for (let i = 0; i < 400; i++) tx.put(rows, key(i), 'v'.repeat(8 * KiB));
+  await tx.commit();
+  await engine.flush();
+  /** Runs of a transact that reads up to row `end`, and bytes that are read when it commits. */
+  const lookOver = async (end: number, meddle: () => Promise<unknown>): Promise<number[]> => {
+    let runs = 0;
+    let bytes = 0;
+    await engine.transact(async (walk) => {
+      runs++;
+      for (const row of walk.keys(rows, { lt: key(end) })) void row;
+      walk.put(rows, 'out', `${runs}`);
+      if (runs > 1) return;
+      await meddle();
+      await engine.flush();
+      await quiet(engine);
+      disk.fault = ({ call, length }) => {
+        if (call === 'read' && runs === 1) bytes += length;
+        return undefined;
+      };
+    });
+    disk.fault = undefined;
+    return [runs, bytes];
+  };
+  const [calm, few] = await lookOver(400, () => rows.put('z', '1'));
+  assert.equal(calm, 1, 'nothing in it has changed');
+  assert.ok(few < 64 * KiB, `${few} bytes were read`);
+  const [met] = await lookOver(400, () => rows.put(key(399), '1'));
+  assert.equal(met, 2, 'the last row has changed');
+  const [removed] = await lookOver(400, () => rows.deleteRange({ gte: key(399), lt: 'l' }));
+  assert.equal(removed, 2, 'the last row has gone');
+  // All of it is written anew, the times of what did not change as they were.
+  const merged = async (): Promise<void> => {
+    await rows.put(key(395), '1');
+    await engine.compact(rows);
+  };
+  const [small, some] = await lookOver(100, merged);
+  assert.equal(small, 1, 'what changed beside it does no harm');
+  assert.ok(some > 0.5 * MiB, `${some} bytes were read`);
+  const [large, most] = await lookOver(390, merged);
+  assert.equal(large, 2, 'more than that is not looked at');
+  assert.ok(most < 1.5 * MiB, `${most} bytes were read`);
 });
 
 inBothHosts('it sees what it has written itself', async (home) => {
