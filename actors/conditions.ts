@@ -275,14 +275,19 @@ export class Conditions {
     }
   }
 
+  /** The time of the look is one of each collection that it looks at, and of the catalog. */
   #isReadable(): boolean {
-    const { view, T } = this.#reader;
-    if (T < 0) return true;
+    if (!this.#isReadableIn(CATALOG_ID)) return false;
     for (let at = CONDITIONS_HEADER_BYTES; at < this.#end; at = this.#next(at)) {
-      const block = view.collection(getU32(this.#bytes, at + CONDITION_COLLECTION_OFFSET));
-      if (block !== 0 && T < view.since(block)) return false;
+      if (!this.#isReadableIn(getU32(this.#bytes, at + CONDITION_COLLECTION_OFFSET))) return false;
     }
     return true;
+  }
+
+  #isReadableIn(id: number): boolean {
+    const { view, T } = this.#reader;
+    const block = view.collection(id);
+    return T < 0 || block === 0 || T >= view.since(block);
   }
 
   #look(): TidemarkError | undefined {

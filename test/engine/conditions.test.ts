@@ -6,6 +6,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { open } from '../../actors/index.ts';
+import { Reader } from '../../actors/reader.ts';
 import type { Collection, Condition, Engine, Receipt, TidemarkError } from '../../actors/index.ts';
 import { KiB, MiB } from '../../core/base/limits.ts';
 import { Prng } from '../../core/base/prng.ts';
@@ -292,6 +293,33 @@ inBothHosts('a dropped collection has no conditions', async (home) => {
   );
   const again = await engine.collection('words', {});
   await others.put('a', '1', at(again, 'a', null));
+});
+
+test('a time is looked at only where the catalog still tells of it', async (context) => {
+  const home = new Home('inline');
+  try {
+    const { engine, words } = await openWords(home);
+    const others = await engine.collection('others', {});
+    const { offset } = await others.put('a', '1');
+    // The row of `words` is written anew, and its past merged away.
+    await words.setHistory(1);
+    await words.setHistory(0);
+    await engine.flush();
+    await engine.compact();
+    await others.put('a', '2');
+    await engine.flush();
+    await quiet(engine);
+    // As if all that had come between the choice of the time and the look at what lies where.
+    const visible = Reflect.get(Reader.prototype, 'visible');
+    let looks = 0;
+    context.mock.method(Reader.prototype, 'visible', function (this: Reader) {
+      return looks++ === 0 ? offset + 1 : visible.call(this);
+    });
+    await others.put('b', '1', { expect: [{ collection: words, unchangedSince: offset }] });
+    assert.ok(looks > 1, 'it was looked at again');
+  } finally {
+    await home.end();
+  }
 });
 
 inBothHosts('an empty transaction only looks whether its conditions hold', async (home) => {
