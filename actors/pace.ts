@@ -18,6 +18,8 @@ const DEVIATIONS = 4;
 const WEIGHT = 0.25;
 /** Nobody is delayed for longer; then what is left goes at this rate, and after that commits stand. */
 const DELAY_MS_MAX = 40;
+/** So many times what was expected a flush is taken to have lasted, at the most: one may have stood still. */
+const SURPRISE_MAX = 2;
 /** Less is added to the next delay: sleeping takes about as long. */
 const DELAY_MS_MIN = 1;
 /** A thread that woke late makes up for so much. */
@@ -36,13 +38,21 @@ export class Pace {
     this.#meanMs = firstMs;
   }
 
+  /** A flush hardly ever takes longer. */
+  get #expectedMs(): number {
+    return this.#meanMs + DEVIATIONS * this.#deviationMs;
+  }
+
   onSealed(nowMs: number): void {
     if (this.#sinceMs < 0) this.#sinceMs = nowMs;
   }
 
   /** A sealed generation was given back; `isMore`: another is sealed. */
   onFreed(nowMs: number, isMore: boolean): void {
-    const ms = nowMs - this.#sinceMs;
+    const ms = Math.min(
+      nowMs - this.#sinceMs,
+      Math.max(SURPRISE_MAX * this.#expectedMs, DELAY_MS_MAX),
+    );
     if (this.#isKnown) {
       const off = ms - this.#meanMs;
       this.#meanMs += WEIGHT * off;
@@ -59,8 +69,7 @@ export class Pace {
   /** A record was taken that used up `share` of what was left, 0 to 1. */
   onTaken(nowMs: number, share: number): void {
     if (this.#sinceMs < 0) return;
-    const expectedMs = this.#meanMs + DEVIATIONS * this.#deviationMs;
-    const horizonMs = Math.max(expectedMs, nowMs - this.#sinceMs);
+    const horizonMs = Math.max(this.#expectedMs, nowMs - this.#sinceMs);
     const ms = Math.min(DELAY_MS_MAX, share * horizonMs);
     this.#nextAt = Math.max(this.#nextAt, nowMs - LATE_MS_MAX) + ms;
   }

@@ -92,6 +92,31 @@ test('flushes of uneven length slow commits down as the longest of them would, a
   assert.ok(writer.longestMs < 16, `${writer.longestMs} ms without a record`);
 });
 
+test('one flush that stood still for a minute slows down no commits after it', () => {
+  const writer = new Writer(100, 1);
+  writer.pace.onSealed(0);
+  flushes(writer, 500, 20);
+  flushes(writer, 60_000, 1);
+  writer.run(1);
+  const { taken } = writer;
+  writer.longestMs = 0;
+  flushes(writer, 500, 12);
+  const share = (writer.taken - taken) / (12 * 100);
+  assert.ok(share > 0.9, `${share} generations for each that was given back`);
+  assert.ok(writer.longestMs < 30, `${writer.longestMs} ms without a record`);
+});
+
+test('flushes that have become slow are soon known to be', () => {
+  const writer = new Writer(100, 1);
+  writer.pace.onSealed(0);
+  flushes(writer, 100, 20);
+  flushes(writer, 2_000, 4);
+  for (let i = 0; i < 4; i++) {
+    flushes(writer, 2_000, 1);
+    assert.ok(writer.left > 0.3, `${writer.left} generations are left`);
+  }
+});
+
 test('before a flush has told how long it takes commits keep to a guess, and to what it has taken so far', () => {
   const writer = new Writer(100, 1);
   writer.pace.onSealed(0);
