@@ -5,9 +5,11 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { test } from 'node:test';
+import { Caller } from './sim/caller.ts';
 import { describeFailure, simulate } from './sim/run.ts';
 import type { SimReport } from './sim/run.ts';
 import { readSeeds } from './sim/seeds.ts';
+import { World } from './sim/world.ts';
 
 const FRESH_SEEDS: readonly number[] = [1, 2, 3, 5, 8, 11, 13, 17, 21, 34, 55];
 const FRESH_TICKS = 4_000;
@@ -63,6 +65,16 @@ test('the same seed is the same run, another seed another one', async () => {
   expectSound(first);
   assert.equal(first.hash, second.hash);
   assert.notEqual(first.hash, other.hash);
+});
+
+test('a run that fails lets go of its world, whatever is broken', async (context) => {
+  context.mock.method(Caller.prototype, 'letGo', () => {
+    throw new Error('broken by hand');
+  });
+  const dispose = context.mock.method(World.prototype, 'dispose');
+  const { failure } = await simulate({ seed: 1, ticks: 300 });
+  assert.match(String(failure), /broken by hand/);
+  assert.equal(dispose.mock.callCount(), 1);
 });
 
 test('npm run sim runs one seed in a process of its own, with the same result', async () => {

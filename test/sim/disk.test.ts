@@ -106,6 +106,30 @@ test('directory operations survive as any subset, applied in order', () => {
   assert.deepEqual(disk.powerLoss(ALL_LOST).list(''), ['a', 'b']);
 });
 
+test('what was made under a name is over with when its removal is durable, and its bytes are forgotten', () => {
+  const disk = new SimDisk();
+  disk.makeDir('tmp');
+  disk.makeDir('kept');
+  disk.syncDir('');
+  const fd = disk.open('tmp/a', 'create');
+  disk.write(fd, filled(10, 1), 0, 10, 0);
+  disk.sync(fd);
+  disk.close(fd);
+  disk.rename('tmp/a', 'kept/a');
+  assert.equal(disk.units().length, 2, 'made, and renamed');
+  disk.syncDir('kept');
+  assert.equal(disk.units().length, 0);
+  for (const left of [disk.powerLoss(ALL_KEPT), disk.powerLoss(ALL_LOST)]) {
+    assert.deepEqual(left.list('tmp'), []);
+    assert.deepEqual(left.bytesOf('kept/a'), filled(10, 1));
+  }
+  // A later one of that name is another.
+  disk.close(disk.open('tmp/a', 'create'));
+  disk.syncDir('kept');
+  assert.deepEqual(disk.powerLoss(ALL_KEPT).list('tmp'), ['a']);
+  assert.deepEqual(disk.powerLoss(ALL_LOST).list('tmp'), []);
+});
+
 test('links count, and an unlinked file lives while it is open', () => {
   const { disk, fd } = withFile('a', filled(4, 4));
   disk.link('a', 'b');

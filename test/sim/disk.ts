@@ -309,11 +309,11 @@ export class SimDisk implements Storage {
     const dir = this.#find(path);
     if (!(dir instanceof SimDir)) throw this.#error('ENOENT', 'fsync', path);
     if (skip) return;
-    this.#operations = this.#operations.filter((operation) => {
-      if (!operation.effects.some((effect) => effect.dir === dir)) return true;
-      applyDurably(operation);
-      return false;
-    });
+    const applied = this.#operations.filter(({ effects }) =>
+      effects.some((effect) => effect.dir === dir),
+    );
+    for (const operation of applied) applyDurably(operation);
+    this.#operations = withoutOvertaken(this.#operations, applied);
     this.#forget();
   }
 
@@ -950,6 +950,23 @@ function surviveSector(file: SimFile, image: Image, index: number, fate: number)
     else if (fate === FATE_GARBAGE) image.bytes[i] = seed >>> 24;
     else if (i < start + SECTOR_BYTES / 2) image.bytes[i] = now;
   }
+}
+
+/** What still waits when `applied` do not any more; what came before them under a name of theirs does not either. */
+function withoutOvertaken(
+  operations: readonly Operation[],
+  applied: readonly Operation[],
+): Operation[] {
+  const waiting: Operation[] = [];
+  for (const { id, effects } of operations) {
+    if (applied.some((one) => one.id === id)) continue;
+    const later = applied.filter((one) => one.id > id).flatMap((one) => one.effects);
+    const left = effects.filter(
+      ({ dir, name }) => !later.some((one) => one.dir === dir && one.name === name),
+    );
+    if (left.length > 0) waiting.push({ id, effects: left });
+  }
+  return waiting;
 }
 
 function applyDurably(operation: Operation): void {

@@ -171,12 +171,14 @@ class Simulation {
     return this.#trace.hash;
   }
 
-  /** Lets go of the real world's timers after a failure. */
+  /** Lets go of the real world's timers after a failure, whatever else is broken. */
   abandon(): void {
-    try {
-      this.#endLife();
-    } catch {
-      // Something is broken already, and has been told.
+    for (const end of [() => this.#endLife(), () => this.#world.dispose()]) {
+      try {
+        end();
+      } catch {
+        // It has been told.
+      }
     }
   }
 
