@@ -9,7 +9,7 @@ import type { Counters } from '../core/shared/counters.ts';
 import { backpressure, spacePressure } from '../core/spine/policy.ts';
 import type { ActorContext } from './actor.ts';
 import { KEEPER_COUNTERS, indexIn } from './counters.ts';
-import { CAUSE_DEBT, CAUSE_DISK } from './stalls.ts';
+import { CAUSE_DEBT, CAUSE_DISK, CAUSE_MEMORY } from './stalls.ts';
 import type { Waits } from './stalls.ts';
 
 const FLUSH_DELAY_MS: number = indexIn(KEEPER_COUNTERS, 'flushDelayMs');
@@ -45,6 +45,16 @@ export type Load = {
   readonly isMerging: boolean;
 };
 
+/** How much memory there is to describe parts in. */
+export type PartRoom = {
+  /** Not what the flush makes fits. */
+  readonly isSpent: boolean;
+  /** So much is taken that merges come first. */
+  readonly isCrowded: boolean;
+};
+
+const AMPLE: PartRoom = { isSpent: false, isCrowded: false };
+
 export class Backpressure {
   readonly #counters: Counters;
   /** The keeper's, which says what it waits for. */
@@ -79,10 +89,13 @@ export class Backpressure {
   }
 
   /** True when a flush that is there to be done may begin, beside no other; counts what it waits for. */
-  mayFlush(nowMs: number, loads: Iterable<Load>): boolean {
-    this.#weigh(loads);
+  mayFlush(nowMs: number, loads: Iterable<Load>, room: PartRoom = AMPLE): boolean {
+    const isMerging = this.#weigh(loads);
+    const isShort = room.isSpent || (room.isCrowded && isMerging);
+    if (isShort) this.#share = 1;
     const isFull = nowMs < this.#noRoomUntil;
     if (isFull) this.#waits.begin(CAUSE_DISK);
+    else if (isShort) this.#waits.begin(CAUSE_MEMORY);
     else if (this.#share >= 1) this.#waits.begin(CAUSE_DEBT);
     else this.#end();
     if (isFull || this.#share >= 1) return false;
@@ -106,7 +119,8 @@ export class Backpressure {
 
   /** A full disk is over when a flush has succeeded, which its sender tells. */
   #end(): void {
-    if (this.#waits.cause === CAUSE_DEBT) this.#waits.end();
+    const { cause } = this.#waits;
+    if (cause === CAUSE_DEBT || cause === CAUSE_MEMORY) this.#waits.end();
   }
 
   /** How long a delayed flush has to wait yet, 1 at least; Infinity when none waits. */
@@ -121,7 +135,8 @@ export class Backpressure {
     return this.#lastAt + Math.min(DELAY_MS_MAX, this.#jobMs / (1 - this.#share));
   }
 
-  #weigh(loads: Iterable<Load>): void {
+  /** True when there is something that merges can do. */
+  #weigh(loads: Iterable<Load>): boolean {
     const debtSoft = Math.max(DEBT_BYTES_MIN, DEBT_SECONDS * this.#bytesPerSecond);
     let debt = 0;
     let runs = 0;
@@ -142,5 +157,6 @@ export class Backpressure {
     this.#share = share;
     this.#counters.values[DEBT_BYTES] = debt;
     this.#counters.values[LIVE_RUNS] = runs;
+    return isMerging;
   }
 }

@@ -184,7 +184,7 @@ export class Evictor implements Actor {
   /** As views and writers grow, the cache shrinks: what is over its limit goes in the same turn. */
   #borrow(): void {
     const { pool } = this.#context;
-    const views = pool.usedPages(KIND_VIEW);
+    const views = pool.usedPages(KIND_VIEW) + pool.promisedPages(KIND_VIEW);
     const viewsMax = pool.limitPages(KIND_VIEW);
     const viewsKept = views + (views >>> RESERVE_SHIFT) + (viewsMax >>> RESERVE_SHIFT);
     const writes = pool.usedPages(KIND_RECORD) + pool.usedPages(KIND_MEMTABLE);

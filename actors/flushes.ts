@@ -24,14 +24,25 @@ import { KEEPER_COUNTERS, indexIn } from './counters.ts';
 import type { Edits } from './edits.ts';
 import { asFailure, REPLY_BYTES_FIXED, REPLY_BYTES_PER_PART, retryMs } from './job-desk.ts';
 import type { JobDesk } from './job-desk.ts';
-import { collectionsIn, kindIn } from './jobs.ts';
+import { collectionsIn, kindIn, rangeSetBytesIn } from './jobs.ts';
 import type { Job } from './jobs.ts';
 import type { PartStore } from './part-store.ts';
 import { SINCE_VIEWS } from './spine-table.ts';
 import type { Collection, SpineTable } from './spine-table.ts';
+import { isNoRoom } from './view-room.ts';
+import type { ViewRoom } from './view-room.ts';
 import type { Views } from './views.ts';
 
 const REPLY_BYTES_PER_COLLECTION = 512;
+
+/** A collection that nothing was flushed of before: its blocks in the view, and what is counted of it. */
+const COLLECTION_BYTES = 1_024;
+/** Share of the room that is left to merges: what is flushed they make less of. */
+const LEFT_TO_MERGES_SHARE = 8;
+/** Blocks are given out by sizes that grow by quarters. */
+const RANGE_SET_ROUNDING = 1.25;
+/** When what was made found no room, it is made again after so long, and more is asked for. */
+const ROOM_RETRY_MS = 1_000;
 
 const FLUSHES: number = indexIn(KEEPER_COUNTERS, 'flushes');
 const FLUSH_JOBS: number = indexIn(KEEPER_COUNTERS, 'flushJobs');
@@ -48,7 +59,12 @@ export type Flushing = {
   /** A job is making its parts. */
   running: boolean;
   result: FlushResult | undefined;
-  infos: PartInfo[] | undefined;
+  /** Of each collection in the result the parts, once they are loaded. */
+  runs: readonly (readonly PartInfo[])[] | undefined;
+  /** What its range deletes take in views. */
+  readonly rangeSetBytes: number;
+  /** Grows with each time that it found less room than it took. */
+  roomFactor: number;
   proposed: boolean;
   retryAt: number;
   failures: number;
@@ -78,6 +94,7 @@ export class Flushes {
   readonly #views: Views;
   readonly #desk: JobDesk;
   readonly #retired: RetireList;
+  readonly #room: ViewRoom;
   readonly #ports: FlushPorts;
   readonly #sealed: Flushing[] = [];
   #applying: 'no' | 'asked' | 'answered' = 'no';
@@ -94,6 +111,7 @@ export class Flushes {
       readonly views: Views;
       readonly desk: JobDesk;
       readonly retired: RetireList;
+      readonly room: ViewRoom;
     },
     ports: FlushPorts,
   ) {
@@ -105,6 +123,7 @@ export class Flushes {
     this.#views = keeper.views;
     this.#desk = keeper.desk;
     this.#retired = keeper.retired;
+    this.#room = keeper.room;
     this.#ports = ports;
   }
 
@@ -122,7 +141,9 @@ export class Flushes {
       position: undefined,
       running: false,
       result: undefined,
-      infos: undefined,
+      runs: undefined,
+      rangeSetBytes: rangeSetBytesIn(this.#context.arena, generation),
+      roomFactor: 1,
       proposed: false,
       retryAt: 0,
       failures: 0,
@@ -170,6 +191,24 @@ export class Flushes {
     return this.next()?.collections.includes(id) === true ? bytes + flushBytes : bytes;
   }
 
+  /** What is made of it can be shown, and merges have room beside it. */
+  hasRoom(item: Flushing): boolean {
+    const left = this.#room.bytesMax / LEFT_TO_MERGES_SHARE;
+    return this.#room.makeRoom(this.#bytesToShow(item), left);
+  }
+
+  #bytesToShow({ collections, rangeSetBytes, roomFactor }: Flushing): number {
+    const { memtableBytes, partBytes } = this.#context.config;
+    const unknown = collections.filter((id) => this.#spines.get(id) === undefined).length;
+    const full = Math.ceil(memtableBytes / shapeOf(partBytes).partBytes);
+    const bytes =
+      this.#parts.bytesToShow(full + collections.length) +
+      unknown * COLLECTION_BYTES +
+      rangeSetBytes * RANGE_SET_ROUNDING;
+    return Math.min(bytes * roomFactor, this.#room.bytesMax / 2);
+  }
+
+  /** Requires: `hasRoom`. */
   dispatch(item: Flushing): boolean {
     const { memtableBytes } = this.#context.config;
     const shape = shapeOf(this.#context.config.partBytes);
@@ -210,18 +249,24 @@ export class Flushes {
       (count + rangeParts) * REPLY_BYTES_PER_PART;
     const { clock } = this.#context;
     const sentAt = clock.ticksMs();
+    const bytes = this.#bytesToShow(item);
     item.running = this.#desk.send(request, reply, false, (outcome) => {
       item.running = false;
       if (outcome.failure !== undefined) {
+        this.#room.unpromise(bytes);
         this.#parts.discardFiles(outFiles);
         this.#onFailure(item, fromPlainError(outcome.failure));
         return;
       }
       const result = outcome.value as FlushResult;
-      this.#onFlushed(item, result, clock.ticksMs() - sentAt);
+      this.#onFlushed(item, result, clock.ticksMs() - sentAt, bytes);
     });
-    if (item.running) this.#counters.add(FLUSH_JOBS, 1);
-    else this.#edits.giveBackFiles(outFiles);
+    if (item.running) {
+      this.#room.promise(bytes);
+      this.#counters.add(FLUSH_JOBS, 1);
+    } else {
+      this.#edits.giveBackFiles(outFiles);
+    }
     return item.running;
   }
 
@@ -247,17 +292,26 @@ export class Flushes {
     this.#ports.onFailure(failure);
   }
 
-  #onFlushed(item: Flushing, result: FlushResult, ms: number): void {
+  #onFlushed(item: Flushing, result: FlushResult, ms: number, promised: number): void {
     item.result = result;
     const refs = result.collections.flatMap((flushed) => flushed.parts);
     this.#parts.load(refs, (infos, failure) => {
-      if (failure === undefined) {
+      const runs = infos === undefined ? [] : runsOf(result, infos);
+      const isPrepared = infos !== undefined && runs.every((run) => this.#views.prepareRun(run));
+      this.#room.unpromise(promised);
+      if (isPrepared) {
         this.#ports.onSuccess(ms, result.stats.bytesWritten);
-        item.infos = infos;
+        item.runs = runs;
         return;
       }
+      for (const run of runs) this.#views.forgetRun(run);
       this.#parts.discardOutputs(refs);
       item.result = undefined;
+      if (infos !== undefined || isNoRoom(failure)) {
+        item.roomFactor *= 2;
+        item.retryAt = this.#context.clock.ticksMs() + ROOM_RETRY_MS;
+        return;
+      }
       this.#onFailure(item, asFailure(failure));
     });
   }
@@ -266,20 +320,19 @@ export class Flushes {
   link(): boolean {
     const item = this.#sealed[0];
     if (item === undefined || item.proposed) return false;
-    if (item.infos === undefined || item.position === undefined) return false;
+    if (item.runs === undefined || item.position === undefined) return false;
     if (!this.#edits.hasIds(item.collections.length + 1)) return false;
     if (item.collections.includes(CATALOG_ID)) this.#spines.onCatalogChanged();
     this.#spines.readCatalog();
     const { clock } = this.#context;
     const edits: SpineEdit[] = [];
     const changed: Changed[] = [];
-    let at = 0;
-    for (const flushed of item.result!.collections) {
-      const parts = item.infos.slice(at, at + flushed.parts.length);
-      at += flushed.parts.length;
+    for (const [i, flushed] of item.result!.collections.entries()) {
+      const parts = item.runs[i];
       if (parts.length === 0) continue;
       const id = flushed.collection;
       if (this.#spines.isGone(id)) {
+        this.#views.forgetRun(parts);
         for (const part of parts) this.#parts.discard(part);
         continue;
       }
@@ -336,6 +389,12 @@ export class Flushes {
     this.#views.publish();
     return true;
   }
+}
+
+/** Its parts by collection, in the order of the result. */
+function runsOf(result: FlushResult, infos: readonly PartInfo[]): PartInfo[][] {
+  let at = 0;
+  return result.collections.map(({ parts }) => infos.slice(at, (at += parts.length)));
 }
 
 function bytesOf(parts: readonly PartRef[]): number {

@@ -6,7 +6,6 @@ import { invariant } from '../core/base/assert.ts';
 import { MiB } from '../core/base/limits.ts';
 import { fromPlainError, TidemarkError, toPlainError } from '../core/base/errors.ts';
 import type { RingConsumer } from '../core/shared/ring.ts';
-import type { Slab } from '../core/shared/slab.ts';
 import { Outbox, inboxOf } from './actor.ts';
 import type { ActorContext } from './actor.ts';
 import type { JobOutcome } from './compactor.ts';
@@ -23,10 +22,11 @@ import {
 } from './messages.ts';
 import { freeText, readText, reserveText, writeText } from './text-blocks.ts';
 import { THREAD_BACKGROUND } from './topology.ts';
+import type { ViewRoom } from './view-room.ts';
 
 /** Room for a job's answer: per part that it may name, and for the rest. */
 export const REPLY_BYTES_FIXED = 8_192;
-export const REPLY_BYTES_PER_PART = 128;
+export const REPLY_BYTES_PER_PART = 80;
 
 /** What went wrong, as an error of ours. */
 export function asFailure(failure: unknown): TidemarkError {
@@ -57,7 +57,7 @@ type Running = {
 
 export class JobDesk {
   readonly #context: ActorContext;
-  readonly #slab: Slab;
+  readonly #room: ViewRoom;
   readonly #inbox: RingConsumer;
   readonly #outbox: Outbox;
   readonly #running: Map<number, Running> = new Map();
@@ -65,10 +65,10 @@ export class JobDesk {
   #flushes = 0;
   #nextId = 1;
 
-  constructor(context: ActorContext, slab: Slab) {
+  constructor(context: ActorContext, room: ViewRoom) {
     const { topology, threadBells } = context;
     this.#context = context;
-    this.#slab = slab;
+    this.#room = room;
     this.#inbox = inboxOf(context, topology.compactorToKeeper);
     this.#outbox = new Outbox(context, topology.keeperToCompactor, threadBells[THREAD_BACKGROUND]);
   }
@@ -110,11 +110,11 @@ export class JobDesk {
     const slot = this.#outbox.claim();
     if (slot < 0) return false;
     const json = JSON.stringify(job);
-    const text = reserveText(arena, this.#slab, json.length);
+    const text = reserveText(arena, this.#room, json.length);
     if (text === 0) return false;
-    const reply = reserveText(arena, this.#slab, replyBytes);
+    const reply = reserveText(arena, this.#room, replyBytes);
     if (reply === 0) {
-      freeText(arena, this.#slab, text);
+      freeText(arena, this.#room, text);
       return false;
     }
     const id = this.#nextId++;
@@ -159,8 +159,8 @@ export class JobDesk {
     this.#running.delete(id);
     if (job.isFlush) this.#flushes--;
     const outcome = JSON.parse(readText(arena, job.reply, bytes)) as JobOutcome;
-    freeText(arena, this.#slab, job.text);
-    freeText(arena, this.#slab, job.reply);
+    freeText(arena, this.#room, job.text);
+    freeText(arena, this.#room, job.reply);
     job.onOutcome(outcome);
   }
 

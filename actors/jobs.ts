@@ -114,6 +114,13 @@ export function kindIn(
   return kindOfRows(rows);
 }
 
+/** What sets of the range deletes of a sealed generation take. */
+export function rangeSetBytesIn(arena: Arena, generation: number): number {
+  const reader = new GenerationReader(arena);
+  reader.attach(generation);
+  return reader.rangeSetBytes();
+}
+
 /** Ids of the collections with rows in a sealed generation. */
 export function collectionsIn(arena: Arena, generation: number): number[] {
   const reader = new GenerationReader(arena);

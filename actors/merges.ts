@@ -53,6 +53,8 @@ import { successor } from './key-range.ts';
 import type { PartStore } from './part-store.ts';
 import type { Collection, SpineTable } from './spine-table.ts';
 import { levelAt } from './views.ts';
+import { isNoRoom } from './view-room.ts';
+import type { ViewRoom } from './view-room.ts';
 import type { Views } from './views.ts';
 
 /** A collection untouched for so long is merged into as few runs as can be. */
@@ -79,6 +81,15 @@ const ROOM_BYTES_MIN: number = 1 * MiB;
 const DEGRADED_FAILURES = 5;
 /** A merge of less than this share of the rows says little of what all of them overwrite. */
 const TOLD_SHARE_MIN = 0.25;
+/** Parts beyond those that are full. */
+const PARTS_FIXED = 2;
+/** What a job's texts take, and of a part in them, as question and in the answer. */
+const TEXT_BYTES_FIXED: number = 4_096 + REPLY_BYTES_FIXED;
+const TEXT_BYTES_PER_PART: number = 3 * REPLY_BYTES_PER_PART;
+/** What finds no room is tried again after so long; who waits for it waits for so many such times. */
+const ROOM_RETRY_MS = 1_000;
+const ROOM_RETRIES_MAX = 5;
+
 /** Merged files are gone by then, or somebody reads them for longer than a flush should wait. */
 const LEAVING_MS_MAX = 1_000;
 
@@ -89,6 +100,8 @@ type Merging = {
   /** Pinned while the job reads them. */
   readonly files: ReadonlySet<number>;
   readonly jobId: number;
+  /** What it was promised of the room of views. */
+  readonly bytesPromised: number;
   /** Sent because somebody waits for it. */
   readonly isWished: boolean;
   /** Nobody wants its result any more. */
@@ -124,8 +137,8 @@ export class Merges {
   readonly #parts: PartStore;
   readonly #views: Views;
   readonly #desk: JobDesk;
+  readonly #room: ViewRoom;
   readonly #ports: MergePorts;
-  /** What each reads. */
   /** What was looked at for parts that range deletes cover. */
   readonly #lookedForCovered: WeakMap<
     Collection,
@@ -135,6 +148,8 @@ export class Merges {
   /** Of them a job was stopped for parts that are to leave by an edit: that comes before the next job. */
   readonly #leaving: WeakSet<Collection> = new WeakSet();
   readonly #figures: WeakMap<Collection, Figures> = new WeakMap();
+  /** How often it was to be merged, somebody waits for it, and there was no room; and when that is counted next. */
+  readonly #roomless: WeakMap<Collection, { count: number; nextAt: number }> = new WeakMap();
   readonly #lone: LoneParts = new LoneParts();
   readonly #heat: ReadHeat;
 
@@ -147,6 +162,7 @@ export class Merges {
       readonly parts: PartStore;
       readonly views: Views;
       readonly desk: JobDesk;
+      readonly room: ViewRoom;
     },
     ports: MergePorts,
   ) {
@@ -157,6 +173,7 @@ export class Merges {
     this.#parts = keeper.parts;
     this.#views = keeper.views;
     this.#desk = keeper.desk;
+    this.#room = keeper.room;
     this.#ports = ports;
     const { arena, clock, topology } = context;
     const readers = topology.clients.map(({ readHeat }) => readHeat);
@@ -244,7 +261,10 @@ export class Merges {
           chosen = collection;
         }
       }
-      if (best === undefined || chosen === undefined) return false;
+      if (best === undefined || chosen === undefined) {
+        if (free === Infinity) this.#endRoomless(nowMs);
+        return false;
+      }
       if (best.bytes < ROOM_BYTES_MIN || free < Infinity) return this.#send(chosen, best);
       // Outputs may be as large as inputs: on a disk that is nearly full only what fits it, and leaves
       // the log and the next flush their room.
@@ -256,10 +276,41 @@ export class Merges {
     }
   }
 
+  /** Who waits for what there is no room for hears that it is over: what could be done is done. */
+  #endRoomless(now: number): void {
+    if (this.#desk.running > 0) return;
+    for (const collection of this.#spines.values()) {
+      if (!collection.compactWanted) continue;
+      if (this.#chooseFor(collection, now, Infinity, true) !== undefined) {
+        this.#onRoomless(collection, now);
+      }
+    }
+  }
+
+  #onRoomless(collection: Collection, now: number): void {
+    const known = this.#roomless.get(collection) ?? { count: 0, nextAt: now };
+    if (now < known.nextAt) return;
+    known.count++;
+    known.nextAt = now + ROOM_RETRY_MS;
+    this.#roomless.set(collection, known);
+    if (known.count < ROOM_RETRIES_MAX) return;
+    this.#roomless.delete(collection);
+    collection.compactWanted = false;
+    collection.rewriteWanted = false;
+  }
+
+  /** A job that rewrites so many bytes makes parts that can be shown. */
+  #bytesForRoom(partBytes: number): number {
+    const each = this.#parts.bytesToShow(1) + TEXT_BYTES_PER_PART;
+    const parts = Math.floor((this.#room.bytesFreeAtMost - TEXT_BYTES_FIXED) / each) - PARTS_FIXED;
+    return Math.max(0, parts * partBytes);
+  }
+
   #chooseFor(
     collection: Collection,
     now: number,
     bytesMax: number,
+    isRoomAmple: boolean = false,
   ): MergeChoice<PartInfo> | undefined {
     const { runs, runsMost, space, overlap } = this.#figuresOf(collection);
     if (runs === 0 || this.#leaving.has(collection)) return undefined;
@@ -276,10 +327,11 @@ export class Merges {
     if (runs === 1 && (isSpaceWanted || isRewrite)) runsMin = 1;
     if (runsMost < runsMin) return undefined;
     const { partBytes, codec = 0 } = this.#shapeOf(collection);
+    const fitting = isRoomAmple ? Infinity : this.#bytesForRoom(partBytes);
     const needs = {
       busy: this.#busy(collection, now),
       runsMin,
-      bytesMax,
+      bytesMax: Math.min(bytesMax, fitting),
       memoryMax: JOB_MEMORY_MAX,
       since: this.#sinceOf(collection),
       overlap,
@@ -299,7 +351,7 @@ export class Merges {
       const whole = chooseMerge(batches, { ...needs, runsMin: Math.min(runs, fanInMax) });
       if (whole !== undefined) return whole.bytes > largest ? undefined : whole;
     }
-    return chooseMerge(batches, { ...needs, bytesMax: Math.min(bytesMax, largest) });
+    return chooseMerge(batches, { ...needs, bytesMax: Math.min(needs.bytesMax, largest) });
   }
 
   /**
@@ -392,6 +444,11 @@ export class Merges {
     const written = Math.min(Math.ceil(choice.bytes / (shape.partBytes / 2)), rows);
     // A part ends at every stretch that is moved.
     const count = written + choice.stretchesMoved + 2;
+    const bytesPromised = this.#bytesToShow(choice, shape.partBytes, written);
+    if (!this.#room.makeRoom(bytesPromised)) {
+      this.#onNoRoom(collection, choice);
+      return false;
+    }
     const outFiles = this.#edits.takeFiles(count);
     if (outFiles === undefined) return false;
     const since = join(choice.sinceMin, this.#sinceOf(collection));
@@ -425,7 +482,15 @@ export class Merges {
     const reply = REPLY_BYTES_FIXED + parts * REPLY_BYTES_PER_PART;
     const large = choice.bytes > LARGE_JOB_BYTES;
     const isWished = collection.compactWanted;
-    const merging: Merging = { collection, choice, files, jobId, isWished, cancelled: false };
+    const merging: Merging = {
+      collection,
+      choice,
+      files,
+      jobId,
+      bytesPromised,
+      isWished,
+      cancelled: false,
+    };
     const isSent = this.#desk.send(request, reply, large, (outcome) => {
       if (outcome.failure === undefined) {
         this.#onMerged(merging, outcome.value as JobMergeResult);
@@ -441,6 +506,7 @@ export class Merges {
       return false;
     }
     if (choice.runs.length === 1) collection.rewriteWanted = false;
+    this.#room.promise(bytesPromised);
     this.#merging.add(merging);
     this.#counters.add(MERGE_JOBS, 1);
     collection.figures.stale = true;
@@ -448,7 +514,31 @@ export class Merges {
     return true;
   }
 
+  /** Room for what it makes: parts are taken to be full, or there is one of each row. */
+  #bytesToShow(choice: MergeChoice<PartInfo>, partBytes: number, written: number): number {
+    const full = Math.min(written, Math.ceil(choice.bytes / partBytes)) + PARTS_FIXED;
+    let read = 0;
+    let sets = 0;
+    for (const { parts } of choice.runs) {
+      read += parts.length;
+      for (const part of parts) if (isRangePart(part)) sets += this.#parts.bytesOf(part);
+    }
+    const texts = TEXT_BYTES_FIXED + (full + read) * TEXT_BYTES_PER_PART;
+    return this.#parts.bytesToShow(full + choice.stretchesMoved) + sets + texts;
+  }
+
+  /** Another merge may fit meanwhile. */
+  #onNoRoom(collection: Collection, choice: MergeChoice<PartInfo>): void {
+    const now = this.#context.clock.ticksMs();
+    for (const bid of choice.inputs) {
+      const failures = collection.failed.get(bid)?.failures ?? 0;
+      collection.failed.set(bid, { failures, retryAt: now + ROOM_RETRY_MS });
+    }
+    if (collection.compactWanted && this.#desk.running === 0) this.#onRoomless(collection, now);
+  }
+
   #end(merging: Merging): void {
+    this.#room.unpromise(merging.bytesPromised);
     this.#merging.delete(merging);
     merging.collection.figures.stale = true;
     this.#parts.unpin(merging.files);
@@ -456,8 +546,12 @@ export class Merges {
 
   /** Its inputs are left alone for a while, longer each time; what else there is to merge goes on. */
   #onFailure(merging: Merging, failure: TidemarkError): void {
-    const { collection, choice } = merging;
-    collection.figures.add('mergesFailed', 1);
+    merging.collection.figures.add('mergesFailed', 1);
+    this.#backOff(merging);
+    this.#ports.onFailure(failure);
+  }
+
+  #backOff({ collection, choice }: Merging): void {
     for (const bid of choice.inputs) {
       const failures = (collection.failed.get(bid)?.failures ?? 0) + 1;
       const retryAt = this.#context.clock.ticksMs() + retryMs(failures);
@@ -466,7 +560,6 @@ export class Merges {
     // Damage does not heal: the wish to compact is answered by what could be done.
     collection.compactWanted = false;
     this.#noteDegraded();
-    this.#ports.onFailure(failure);
   }
 
   /** Nothing of these is merged again in this run of the engine. */
@@ -508,17 +601,19 @@ export class Merges {
     const moved = movedParts(merging.choice, refs);
     const made = refs.filter((_, i) => moved[i] === undefined);
     this.#parts.load(made, (infos, failure) => {
+      let next = 0;
+      const parts = infos === undefined ? [] : moved.map((part) => part ?? infos[next++]);
+      const isPrepared = infos !== undefined && this.#views.prepareRun(parts);
       this.#end(merging);
-      if (failure === undefined) {
+      if (isPrepared) {
         this.#ports.onSuccess();
-        let next = 0;
-        const parts = moved.map((part) => part ?? infos![next++]);
-        this.#applyResult(merging, result, parts, infos!);
+        this.#applyResult(merging, result, parts, infos);
         return;
       }
-      // What was made cannot be read back: as if the job had failed.
+      // What was made cannot be read back, or shown: as if the job had failed.
       this.#parts.discardOutputs(made);
-      this.#onFailure(merging, asFailure(failure));
+      if (infos !== undefined || isNoRoom(failure)) this.#backOff(merging);
+      else this.#onFailure(merging, asFailure(failure));
     });
   }
 
@@ -545,6 +640,7 @@ export class Merges {
     if (refused !== undefined) {
       this.#counters.add(MERGES_REFUSED, 1);
       collection.figures.add('mergesRefused', 1);
+      this.#views.forgetRun(infos);
       // Only files that this job made, and that nothing refers to.
       for (const part of made) {
         if (refused === 'wrong') this.#parts.setAside(part);

@@ -12,7 +12,6 @@ import { le } from '../core/base/frontier.ts';
 import type { CompressResult } from '../core/log/compress.ts';
 import { codecDefault } from '../core/log/segz.ts';
 import type { Counters } from '../core/shared/counters.ts';
-import type { Slab } from '../core/shared/slab.ts';
 import type { ArchivedSegment } from '../core/spine/manifest.ts';
 import type { ManifestStore } from '../core/spine/manifest-store.ts';
 import { tmpPath } from '../core/storage/names.ts';
@@ -22,6 +21,7 @@ import { retryMs } from './job-desk.ts';
 import type { JobDesk } from './job-desk.ts';
 import { ARCHIVE, KIND_WORD, MSG_ARCHIVE } from './messages.ts';
 import { freeText, reserveText, writeText } from './text-blocks.ts';
+import type { ViewRoom } from './view-room.ts';
 import type { Views } from './views.ts';
 
 /** Room for the answer of a job: its result, or why there is none. */
@@ -37,7 +37,7 @@ const JOBS_FAILED: number = indexIn(KEEPER_COUNTERS, 'jobsFailed');
 
 export type OldSegmentsPorts = {
   readonly desk: JobDesk;
-  readonly slab: Slab;
+  readonly room: ViewRoom;
   /** To each client. */
   readonly answers: readonly Outbox[];
   /** Hands an archived segment to the manifest; `show` runs once it is on disk. */
@@ -234,7 +234,7 @@ export class OldSegments {
     if (slot < 0) return false;
     const { arena } = this.#context;
     const json = JSON.stringify(next.old.described satisfies ArchiveRequest);
-    const text = reserveText(arena, this.#ports.slab, json.length);
+    const text = reserveText(arena, this.#ports.room, json.length);
     if (text === 0) return false;
     const { u32 } = outbox.ring;
     u32[slot + KIND_WORD] = MSG_ARCHIVE;
@@ -250,7 +250,7 @@ export class OldSegments {
   /** The hook has the segment, or has failed. */
   onArchived(seq: number, ok: boolean, then: () => void): void {
     invariant(seq === this.#asking, 'an answer to what the hook was asked', seq, this.#asking);
-    freeText(this.#context.arena, this.#ports.slab, this.#askText);
+    freeText(this.#context.arena, this.#ports.room, this.#askText);
     this.#asking = 0;
     const old = this.#bySeq.get(seq);
     // Cut off meanwhile, by a truncation for one.

@@ -6,13 +6,11 @@
  */
 import { invariant } from '../core/base/assert.ts';
 import { NO_BYTES } from '../core/base/bytes.ts';
-import { TidemarkError, corrupt } from '../core/base/errors.ts';
+import { corrupt } from '../core/base/errors.ts';
 import { openPartsMax, pageBytes } from '../core/base/limits.ts';
 import { rangeSetBytes, writeRangeSet } from '../core/base/range-set.ts';
-import { KIND_VIEW } from '../core/shared/buffer-pool.ts';
-import { UNTIL_NOW, UNTIL_NOW_AND_IO } from '../core/shared/epoch.ts';
+import { UNTIL_NOW_AND_IO } from '../core/shared/epoch.ts';
 import type { RetireList } from '../core/shared/epoch.ts';
-import type { Slab } from '../core/shared/slab.ts';
 import {
   FOOTER_READ_BYTES,
   footerBytes,
@@ -23,15 +21,18 @@ import type { FileIds } from '../core/spine/part-files.ts';
 import type { PartInfo, PartRef } from '../core/spine/part-format.ts';
 import { checkFilter, checkIndex, checkRanges } from '../core/spine/part-reader.ts';
 import { readRangeBlock } from '../core/spine/range-block.ts';
-import { partBlockBytes, setTables, writePart } from '../core/spine/view.ts';
+import { partBlockBytes, runBlockBytes, setTables, writePart } from '../core/spine/view.ts';
 import { partPath, quarantinePath } from '../core/storage/names.ts';
 import type { StorageAnswer, StorageCall } from '../core/storage/storage.ts';
 import { SHORT_READ } from '../core/storage/storage.ts';
 import type { ActorContext } from './actor.ts';
+import { noRoom } from './view-room.ts';
+import type { ViewRoom } from './view-room.ts';
 
-/** Pages of the views' budget that tables leave to views: an eighth, and so many at the least. */
-const KEPT_SHIFT = 3;
-const KEPT_PAGES_MIN = 4;
+/** When a table has to go, the largest of so many does: to look at all of them each time would take long. */
+const TABLES_COMPARED = 256;
+/** A part's description with keys of usual length, until there are some to tell. */
+const PART_BLOCK_BYTES = 256;
 
 /** An open part file. `parts` counts loaded parts, `pins` jobs that read it. */
 type OpenFile = {
@@ -76,7 +77,7 @@ export class PartStore {
   readonly #loads: Set<Load> = new Set();
   /** Files to be deleted; the first of them is being. */
   readonly #unlinks: { readonly file: number; readonly bytes: number }[] = [];
-  readonly #slab: Slab;
+  readonly #room: ViewRoom;
   readonly #retired: RetireList;
   readonly #submit: (
     fd: number,
@@ -85,9 +86,11 @@ export class PartStore {
   ) => void;
   readonly #files: Map<number, OpenFile> = new Map();
   readonly #parts: Map<string, LoadedPart> = new Map();
+  /** Those with an index in memory. */
+  readonly #withTables: Set<LoadedPart> = new Set();
   #openCount = 0;
-  /** Tables that were taken from parts and that readers may still see. */
-  #leaving = 0;
+  /** Bytes of all descriptions of parts. */
+  #blockBytes = 0;
   filesDeleted = 0;
   /** Bytes of part files that are on disk, and files among them that wait for readers to be deleted. */
   bytesOnDisk = 0;
@@ -97,7 +100,7 @@ export class PartStore {
 
   constructor(
     context: ActorContext,
-    slab: Slab,
+    room: ViewRoom,
     retired: RetireList,
     submit: (
       fd: number,
@@ -106,7 +109,8 @@ export class PartStore {
     ) => void,
   ) {
     this.#context = context;
-    this.#slab = slab;
+    this.#room = room;
+    room.shedTable = () => this.#shedTable();
     this.#retired = retired;
     this.#submit = submit;
   }
@@ -270,12 +274,12 @@ export class PartStore {
         const info = load.infos[load.next + i];
         if (isRangePart(info)) {
           checkRanges(load.indexes[i], 0, info);
-          this.#addRangePart(info, load.indexes[i]);
+          this.#addRangePart(load, info, load.indexes[i]);
           continue;
         }
         checkIndex(load.indexes[i], 0, info);
         checkFilter(load.filters[i], 0, info);
-        this.#addPart(info, load.indexes[i], load.filters[i]);
+        this.#addPart(load, info, load.indexes[i], load.filters[i]);
       }
     } catch (error) {
       this.#giveUp(load, error);
@@ -324,11 +328,18 @@ export class PartStore {
     });
   }
 
-  #addPart(info: PartInfo, index: Uint8Array, filter: Uint8Array): void {
+  /** What is in the store already must be shown, and is shown before all else. */
+  #allocate(load: Load, bytes: number, what: string): number {
+    const room = this.#room;
+    const block = load.known ? room.allocate(bytes) : room.allocateBeside(bytes);
+    if (block === 0) throw noRoom(what);
+    return block;
+  }
+
+  #addPart(load: Load, info: PartInfo, index: Uint8Array, filter: Uint8Array): void {
     const { arena } = this.#context;
     const file = this.#files.get(info.file)!;
-    const block = this.allocate(partBlockBytes(info));
-    if (block === 0) throw noRoom('the description of a part');
+    const block = this.#allocate(load, partBlockBytes(info), 'the description of a part');
     const indexAddress = this.#place(index);
     // A filter without its index would save nothing.
     const filterAddress = indexAddress === 0 ? 0 : this.#place(filter);
@@ -344,10 +355,12 @@ export class PartStore {
       refs: 0,
     };
     this.#parts.set(keyOf(info), part);
+    this.#blockBytes += this.#room.sizeOf(block);
+    if (indexAddress !== 0) this.#withTables.add(part);
   }
 
   /** Readers ask the set alone, never the file: it is in memory, or the part cannot be loaded. */
-  #addRangePart(info: PartInfo, bytes: Uint8Array): void {
+  #addRangePart(load: Load, info: PartInfo, bytes: Uint8Array): void {
     const { u32, u8 } = this.#context.arena;
     const ranges = readRangeBlock(bytes, 0);
     const size = rangeSetBytes(ranges);
@@ -358,68 +371,54 @@ export class PartStore {
         offset,
       });
     }
-    const block = this.allocate(size);
-    if (block === 0) throw noRoom('the range deletes of a part');
+    const block = this.#allocate(load, size, 'the range deletes of a part');
     writeRangeSet(u32, u8, block, ranges);
     this.#files.get(info.file)!.parts++;
     this.#parts.set(keyOf(info), { info, block, index: 0, filter: 0, refs: 0 });
+    this.#blockBytes += this.#room.sizeOf(block);
   }
 
   /** Copies a table into shared memory; 0 when it does not fit, and readers then read it themselves. */
   #place(bytes: Uint8Array): number {
-    if (bytes.length === 0 || bytes.length > pageBytes) return 0;
-    if (!this.#slab.hasSlot(bytes.length) && this.#pagesForTables() <= 0) return 0;
-    const address = this.#slab.allocate(bytes.length);
+    const address = this.#room.allocateTable(bytes.length);
     if (address !== 0) this.#context.arena.u8.set(bytes, address);
     return address;
   }
 
-  /** Pages that may be taken for what readers can do without. */
-  #pagesForTables(): number {
-    const { pool } = this.#context;
-    const kept = Math.max(KEPT_PAGES_MIN, pool.limitPages(KIND_VIEW) >>> KEPT_SHIFT);
-    return pool.freePages(KIND_VIEW) - kept;
-  }
-
-  /** A block for what there must be room for, 0 when there is none even without a table. */
-  allocate(bytes: number): number {
-    for (;;) {
-      const address = this.#slab.allocateAnywhere(bytes);
-      if (address !== 0 || !this.#shed()) return address;
-      this.#retired.sweep();
-    }
-  }
-
-  /**
-   * Views, which there must be room for, come close to their budget: the largest table goes, filters
-   * before indexes, and readers do without. True when one went; its memory is free when readers have passed.
-   */
-  shedTable(): boolean {
-    if (this.#leaving > 0 || this.#pagesForTables() >= 0) return false;
-    return this.#shed();
-  }
-
-  #shed(): boolean {
+  /** One of the largest tables goes, filters before indexes, and readers do without; false: there is none. */
+  #shedTable(): boolean {
     let most: LoadedPart | undefined;
     let mostBytes = 0;
-    for (const part of this.#parts.values()) {
+    let compared = 0;
+    for (const part of this.#withTables) {
       // Readers look at an index without its filter, never at a filter alone.
       const bytes = part.filter !== 0 ? pageBytes + part.info.filterBytes : part.info.indexBytes;
-      if (part.index === 0 || bytes <= mostBytes) continue;
-      most = part;
-      mostBytes = bytes;
+      if (bytes > mostBytes) {
+        most = part;
+        mostBytes = bytes;
+      }
+      if (++compared === TABLES_COMPARED) break;
     }
     if (most === undefined) return false;
     const table = most.filter !== 0 ? most.filter : most.index;
     if (most.filter !== 0) most.filter = 0;
     else most.index = 0;
+    if (most.index === 0) this.#withTables.delete(most);
     setTables(this.#context.arena, most.block, most.index, most.filter);
-    this.#leaving++;
-    this.#retired.retire(table, UNTIL_NOW, (address) => {
-      this.#leaving--;
-      this.#slab.free(address);
-    });
+    this.#room.retireTable(table);
     return true;
+  }
+
+  /** What the description of a part takes. It is loaded. */
+  bytesOf(ref: PartRef): number {
+    return this.#room.sizeOf(this.part(ref).block);
+  }
+
+  /** Room that descriptions of so many parts are likely to take, and a run of them. */
+  bytesToShow(parts: number): number {
+    const count = this.#parts.size;
+    const each = count === 0 ? PART_BLOCK_BYTES : Math.ceil(this.#blockBytes / count);
+    return parts * (each + runBlockBytes(1, 0));
   }
 
   // ---------------------------------------------------------------- life and death
@@ -440,10 +439,11 @@ export class PartStore {
     const part = this.#parts.get(keyOf(ref));
     if (part === undefined) return;
     this.#parts.delete(keyOf(ref));
-    const free = (address: number): void => this.#slab.free(address);
-    this.#retired.retire(part.block, UNTIL_NOW, free);
-    if (part.index !== 0) this.#retired.retire(part.index, UNTIL_NOW, free);
-    if (part.filter !== 0) this.#retired.retire(part.filter, UNTIL_NOW, free);
+    this.#withTables.delete(part);
+    this.#blockBytes -= this.#room.sizeOf(part.block);
+    this.#room.retire(part.block);
+    if (part.index !== 0) this.#room.retireTable(part.index);
+    if (part.filter !== 0) this.#room.retireTable(part.filter);
     const file = this.#files.get(ref.file)!;
     file.parts--;
     this.#dropIfUnused(file);
@@ -552,13 +552,6 @@ export class PartStore {
       load.fd = -1;
     }
   }
-}
-
-/** Of what there must be room for. */
-export function noRoom(what: string): TidemarkError {
-  return new TidemarkError('TIDEMARK_TOO_LARGE', `${what} has no room; raise memoryBytes`, {
-    limit: 'memoryBytes',
-  });
 }
 
 function keyOf(ref: PartRef): string {

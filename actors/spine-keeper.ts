@@ -110,11 +110,12 @@ import { PartStore } from './part-store.ts';
 import { isGone, markReleased } from './process-identity.ts';
 import { SINCE_VIEWS, SpineTable } from './spine-table.ts';
 import type { Collection } from './spine-table.ts';
-import { CAUSE_DISK, Waits } from './stalls.ts';
+import { CAUSE_DISK, CAUSE_MEMORY, Waits } from './stalls.ts';
 import { errnoOf } from './system-error.ts';
 import { freeText, reserveText, writeText } from './text-blocks.ts';
 import { THREAD_BACKGROUND, THREAD_WRITE } from './topology.ts';
 import { CALL_QUEUED } from './watched-storage.ts';
+import { ViewRoom, noRoom } from './view-room.ts';
 import { Views } from './views.ts';
 
 /** The client slot that the keeper itself reads the catalog with. */
@@ -130,6 +131,10 @@ const ANSWER_RETRY_MS = 1;
 const SWEEP_MS = 5;
 /** Edits are written while the disk has so much to spare: a full one must not fail them half-way. */
 const EDITS_SPACE_MIN: number = 1 * MiB;
+/** Before the engine is open what holds a flush is looked at again after so long. */
+const HELD_MS = 1_000;
+/** So long nothing is replayed, because nothing can be flushed: then nothing will be. */
+const REPLAY_STUCK_MS = 10_000;
 /** So many deaths of workers in a row: nothing can be flushed any more. */
 const FAILURES_MAX = 3;
 
@@ -175,6 +180,7 @@ export class SpineKeeper implements Actor {
   readonly #waits: Waits;
   readonly #slab: Slab;
   readonly #retired: RetireList;
+  readonly #room: ViewRoom;
   readonly #parts: PartStore;
   readonly #views: Views;
   readonly #desk: JobDesk;
@@ -200,6 +206,9 @@ export class SpineKeeper implements Actor {
   /** For the sequencer, whose ring had no room, oldest first. */
   readonly #untold: { kind: number; address: number; token: number }[] = [];
   #closingSince = -1;
+  /** Of a replay that does not go on: how far it is, and since when. */
+  #stuckApplied = -1;
+  #stuckSince = 0;
 
   /** A client's ring had no room for an answer. */
   #answersWait = false;
@@ -245,11 +254,12 @@ export class SpineKeeper implements Actor {
     this.#waits = new Waits(context, ACTOR_KEEPER, this.#counters, KEEPER_COUNTERS);
     this.#slab = new Slab(pool, KIND_VIEW, true);
     this.#retired = new RetireList(arena, control.epochAddress, topology.slots, clientsMax);
-    this.#parts = new PartStore(context, this.#slab, this.#retired, (fd, calls, done) =>
+    this.#room = new ViewRoom(pool, this.#slab, this.#retired);
+    this.#parts = new PartStore(context, this.#room, this.#retired, (fd, calls, done) =>
       this.#submit(fd, calls, done),
     );
-    this.#views = new Views(context, this.#slab, this.#retired, this.#parts);
-    this.#desk = new JobDesk(context, this.#slab);
+    this.#views = new Views(context, this.#room, this.#parts);
+    this.#desk = new JobDesk(context, this.#room);
     this.#edits = new Edits(
       context.clock,
       this.#counters,
@@ -266,6 +276,7 @@ export class SpineKeeper implements Actor {
       views: this.#views,
       desk: this.#desk,
       retired: this.#retired,
+      room: this.#room,
     };
     const onSuccess = (): void => {
       this.#failuresInRow = 0;
@@ -290,7 +301,7 @@ export class SpineKeeper implements Actor {
     );
     this.#old = new OldSegments(context, this.#views, this.#counters, {
       desk: this.#desk,
-      slab: this.#slab,
+      room: this.#room,
       answers: this.#answers,
       propose: (archived, show) =>
         this.#edits.propose({ archivedAdded: [archived] }, () => {
@@ -321,7 +332,7 @@ export class SpineKeeper implements Actor {
     worked = this.#takeFromSequencer() || worked;
     worked = this.#desk.take() || worked;
     worked = this.#takeFromEvictor() || worked;
-    worked = this.#parts.shedTable() || worked;
+    worked = this.#room.shedForOthers() || worked;
     worked = this.#retired.sweep() > 0 || worked;
     if (this.#closing) return this.#close() || worked;
     if (!this.#opened) worked = this.#openIfReady() || worked;
@@ -338,6 +349,7 @@ export class SpineKeeper implements Actor {
       worked = this.#dispatch() || worked;
       worked = this.#sweepDropped() || worked;
       worked = this.#log.step(this.#flushes.shownUpper, store) || worked;
+      if (!this.#opened) this.#refuseWithoutRoom();
     }
     if (this.#views.stale) {
       this.#views.publish();
@@ -352,10 +364,13 @@ export class SpineKeeper implements Actor {
     if (this.#retired.length > 0) return SWEEP_MS;
     if (this.#closing) return SWEEP_MS;
     // Idle collections, failed jobs and checkpoints come due without a message, and delayed flushes.
-    if (!this.#opened || this.#context.config.readOnly) return Infinity;
+    if (this.#context.config.readOnly) return Infinity;
+    const ticksMs = this.#context.clock.ticksMs();
+    // Before that messages come, but for a flush that is delayed, or held.
+    if (!this.#opened) return this.#waits.cause === 0 ? this.#pressure.waitMs(ticksMs) : HELD_MS;
     // Beside another flush it waits for an answer and not for the time.
     if (!this.#desk.hasCreditForFlush) return 1_000;
-    return Math.min(1_000, this.#pressure.waitMs(this.#context.clock.ticksMs()));
+    return Math.min(1_000, this.#pressure.waitMs(ticksMs));
   }
 
   publish(): void {
@@ -452,7 +467,7 @@ export class SpineKeeper implements Actor {
             logEnd: loaded.state.logEnd ?? null,
           };
     const text = JSON.stringify(request);
-    this.#recoverText = reserveText(arena, this.#slab, text.length);
+    this.#recoverText = reserveText(arena, this.#room, text.length);
     invariant(this.#recoverText !== 0, 'a fresh arena has room');
     const slot = this.#durability.claim();
     const { u32 } = this.#durability.ring;
@@ -696,7 +711,7 @@ export class SpineKeeper implements Actor {
           break;
         case MSG_RECOVERED:
           this.#recovered = true;
-          freeText(this.#context.arena, this.#slab, this.#recoverText);
+          freeText(this.#context.arena, this.#room, this.#recoverText);
           break;
         case MSG_BOUND_REACHED: {
           const upper = getWide(u32, slot + BOUND_REACHED.UPPER);
@@ -920,8 +935,22 @@ export class SpineKeeper implements Actor {
       return false;
     }
     const loads = this.#merges.loads(now, (collection) => this.#flushes.comingBytes(collection));
-    const may = this.#pressure.mayFlush(now, loads);
+    const room = { isSpent: !this.#flushes.hasRoom(item), isCrowded: this.#room.isCrowded };
+    const may = this.#pressure.mayFlush(now, loads, room);
     return may && item.retryAt <= now && this.#flushes.dispatch(item);
+  }
+
+  /** What the log holds finds room neither in memory nor, as there is none to describe them, in parts. */
+  #refuseWithoutRoom(): void {
+    const { control, clock } = this.#context;
+    const applied = control.applied();
+    const now = clock.ticksMs();
+    const isQuiet = this.#desk.running + this.#edits.waiting + this.#waiting.size === 0;
+    if (this.#waits.cause !== CAUSE_MEMORY || !isQuiet || applied !== this.#stuckApplied) {
+      this.#stuckApplied = applied;
+      this.#stuckSince = now;
+    }
+    if (now - this.#stuckSince > REPLAY_STUCK_MS) throw noRoom('what the log holds');
   }
 
   /** The disk takes a batch of edits. Before the engine is open a full one is a reason not to open. */

@@ -13,7 +13,7 @@ export const STALL_CAUSES = ['', 'memory', 'flush', 'debt', 'disk', 'log'] as co
 
 export type StallCause = Exclude<(typeof STALL_CAUSES)[number], ''>;
 
-/** No page for a record, and nothing sealed whose flush would give some back. */
+/** No page for a record, and nothing sealed whose flush would give some back; or none to describe new parts in. */
 export const CAUSE_MEMORY: number = STALL_CAUSES.indexOf('memory');
 /** Sealed generations wait for their flush. */
 export const CAUSE_FLUSH: number = STALL_CAUSES.indexOf('flush');

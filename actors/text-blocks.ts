@@ -5,25 +5,25 @@
  *
  *   word 0  bytes the blocks hold together  1  blocks  2..  address of each
  */
-import { KiB } from '../core/base/limits.ts';
 import type { Arena } from '../core/shared/arena.ts';
-import type { Slab } from '../core/shared/slab.ts';
+import type { ViewRoom } from './view-room.ts';
 
-const BLOCK_BYTES: number = 64 * KiB;
+/** Such blocks share pages with other small ones: larger ones would each want a page with room for them. */
+const BLOCK_BYTES = 4_032;
 const BLOCKS_WORD = 2;
 
 /** Address of a table of blocks for `bytes` bytes, or 0 when memory is short (nothing is kept). */
-export function reserveText(arena: Arena, slab: Slab, bytes: number): number {
+export function reserveText(arena: Arena, room: ViewRoom, bytes: number): number {
   const count = Math.max(1, Math.ceil(bytes / BLOCK_BYTES));
-  const table = slab.allocateAnywhere((BLOCKS_WORD + count) * 4);
+  const table = room.allocateBeside((BLOCKS_WORD + count) * 4);
   if (table === 0) return 0;
   const { u32 } = arena;
   u32[table >>> 2] = bytes;
   u32[(table >>> 2) + 1] = 0;
   for (let i = 0; i < count; i++) {
-    const block = slab.allocateAnywhere(Math.min(BLOCK_BYTES, bytes - i * BLOCK_BYTES));
+    const block = room.allocateBeside(Math.min(BLOCK_BYTES, bytes - i * BLOCK_BYTES));
     if (block === 0) {
-      freeText(arena, slab, table);
+      freeText(arena, room, table);
       return 0;
     }
     u32[(table >>> 2) + BLOCKS_WORD + i] = block;
@@ -53,9 +53,9 @@ export function readText(arena: Arena, table: number, bytes: number): string {
   return copy.toString('utf8');
 }
 
-export function freeText(arena: Arena, slab: Slab, table: number): void {
+export function freeText(arena: Arena, room: ViewRoom, table: number): void {
   const { u32 } = arena;
   const count = u32[(table >>> 2) + 1];
-  for (let i = 0; i < count; i++) slab.free(u32[(table >>> 2) + BLOCKS_WORD + i]);
-  slab.free(table);
+  for (let i = 0; i < count; i++) room.free(u32[(table >>> 2) + BLOCKS_WORD + i]);
+  room.free(table);
 }

@@ -6,9 +6,7 @@
 import { NO_FRONTIER, join, meet } from '../core/base/frontier.ts';
 import { invariant } from '../core/base/assert.ts';
 import { clientsMax } from '../core/base/limits.ts';
-import { UNTIL_NOW, lowestHold } from '../core/shared/epoch.ts';
-import type { RetireList } from '../core/shared/epoch.ts';
-import type { Slab } from '../core/shared/slab.ts';
+import { lowestHold } from '../core/shared/epoch.ts';
 import type { SpineState } from '../core/spine/batch.ts';
 import { isRangePart, partRef } from '../core/spine/part-format.ts';
 import type { PartInfo, PartRef } from '../core/spine/part-format.ts';
@@ -27,8 +25,9 @@ import { isLagging } from './cursor-row.ts';
 import type { CursorRow } from './cursor-row.ts';
 import { KEEP_ALL, historyFloor } from './kept-history.ts';
 import type { KeptHistory } from './kept-history.ts';
-import { noRoom } from './part-store.ts';
 import type { PartStore } from './part-store.ts';
+import { noRoom } from './view-room.ts';
+import type { ViewRoom } from './view-room.ts';
 
 type ShownRun = {
   readonly block: number;
@@ -56,9 +55,10 @@ export type Shown = {
 
 export class Views {
   readonly #context: ActorContext;
-  readonly #slab: Slab;
-  readonly #retired: RetireList;
+  readonly #room: ViewRoom;
   readonly #parts: PartStore;
+  /** Blocks for runs that are about to be shown. */
+  readonly #prepared: Map<readonly PartInfo[], number> = new Map();
   readonly #shown: Map<number, Shown> = new Map();
   #view = 0;
   #afterPublish: (() => void)[] = [];
@@ -81,10 +81,9 @@ export class Views {
   /** By collection: where its figures are counted. */
   readonly figures: Map<number, number> = new Map();
 
-  constructor(context: ActorContext, slab: Slab, retired: RetireList, parts: PartStore) {
+  constructor(context: ActorContext, room: ViewRoom, parts: PartStore) {
     this.#context = context;
-    this.#slab = slab;
-    this.#retired = retired;
+    this.#room = room;
     this.#parts = parts;
   }
 
@@ -124,18 +123,37 @@ export class Views {
     });
   }
 
+  /** Takes the room for a run that is to be shown; false when there is none now. Its parts are loaded. */
+  prepareRun(parts: readonly PartInfo[]): boolean {
+    if (parts.length === 0) return true;
+    const sets = parts.filter(isRangePart).length;
+    const block = this.#room.allocateBeside(runBlockBytes(parts.length - sets, sets));
+    if (block !== 0) this.#prepared.set(parts, block);
+    return block !== 0;
+  }
+
+  /** The run is not to be shown after all. */
+  forgetRun(parts: readonly PartInfo[]): void {
+    const block = this.#prepared.get(parts);
+    if (block === undefined) return;
+    this.#prepared.delete(parts);
+    this.#room.free(block);
+  }
+
   #makeRun(parts: readonly PartInfo[]): ShownRun {
     const loaded = parts.map((part) => this.#parts.part(part));
     for (const part of loaded) this.#parts.ref(part);
     const blocks = loaded.filter(({ info }) => !isRangePart(info)).map((part) => part.block);
     const sets = loaded.filter(({ info }) => isRangePart(info)).map((part) => part.block);
-    const block = this.#allocate(runBlockBytes(blocks.length, sets.length));
+    const block =
+      this.#prepared.get(parts) ?? this.#allocate(runBlockBytes(blocks.length, sets.length));
+    this.#prepared.delete(parts);
     writeRun(this.#context.arena, block, blocks, sets);
     return { block, parts: parts.map(partRef), rangeSets: sets.length, level: 0 };
   }
 
   #dropRun(run: ShownRun): void {
-    this.#retire(run.block);
+    this.#room.retire(run.block);
     for (const part of run.parts) this.#parts.unref(this.#parts.part(part));
   }
 
@@ -149,7 +167,7 @@ export class Views {
     this.#shown.delete(id);
     this.stale = true;
     this.#afterPublish.push(() => {
-      this.#retire(shown.block);
+      this.#room.retire(shown.block);
       this.#dropFigures(id);
       for (const run of shown.runs.values()) this.#dropRun(run);
     });
@@ -158,7 +176,7 @@ export class Views {
   #dropFigures(id: number): void {
     const figures = this.figures.get(id) ?? 0;
     this.figures.delete(id);
-    if (figures !== 0) this.#retire(figures);
+    if (figures !== 0) this.#room.retire(figures);
   }
 
   /** A new block for the collection, with `since` one step on. */
@@ -172,7 +190,7 @@ export class Views {
     };
     shown.block = this.#allocate(collectionBytes(fields));
     writeCollection(this.#context.arena, shown.block, fields);
-    if (former !== 0) this.#afterPublish.push(() => this.#retire(former));
+    if (former !== 0) this.#afterPublish.push(() => this.#room.retire(former));
     this.stale = true;
   }
 
@@ -238,16 +256,12 @@ export class Views {
     control.setView(this.#view);
     for (const shown of this.#shown.values()) shown.proposed = shown.sinceNext;
     this.published++;
-    if (former !== 0) this.#retire(former);
+    if (former !== 0) this.#room.retire(former);
     for (const run of this.#afterPublish.splice(0)) run();
   }
 
-  #retire(block: number): void {
-    this.#retired.retire(block, UNTIL_NOW, (address) => this.#slab.free(address));
-  }
-
   #allocate(bytes: number): number {
-    const address = this.#parts.allocate(bytes);
+    const address = this.#room.allocate(bytes);
     if (address !== 0) return address;
     throw noRoom('the view of what lies where');
   }

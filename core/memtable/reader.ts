@@ -5,7 +5,7 @@
  */
 import { invariant } from '../base/assert.ts';
 import { compareAt, equalAt } from '../base/bytes.ts';
-import { RangeSetReader } from '../base/range-set.ts';
+import { ENTRY_WORDS, RangeSetReader } from '../base/range-set.ts';
 import type { RangeDelete } from '../base/range-set.ts';
 import { OP_DELETE, OP_DIFF_OFFSET, OP_UPDATE, OP_VALUE_BYTES_OFFSET } from '../base/update.ts';
 import { fromWords } from '../shared/arena.ts';
@@ -193,6 +193,18 @@ export class GenerationReader {
       return timeAt(u32, word);
     }
     return -1;
+  }
+
+  /** What sets of all its range deletes would take. */
+  rangeSetBytes(): number {
+    const u32 = this.#u32;
+    let bytes = 0;
+    let word = loadLink(this.#i32, this.#word + RANGES_WORD) >>> 2;
+    for (; word !== 0; word = u32[word + NODE_NEXT_WORD] >>> 2) {
+      const operation = u32[word + NODE_OPERATION_WORD];
+      bytes += ENTRY_WORDS * 4 + keyBytesAt(u32, operation) + valueBytesAt(u32, operation);
+    }
+    return bytes;
   }
 
   /** Every range delete, by collection, newest first. Copies. */

@@ -5,7 +5,8 @@
  *
  * Tables, in this order, from `tablesAddress`:
  *   bitmap   u32 per 32 pages   1 = leased
- *   kinds    128 B per kind     word 0 used pages, word 1 limit, word 2 pages lent to it beyond
+ *   kinds    128 B per kind     word 0 used pages, word 1 limit, word 2 pages lent to it beyond,
+ *                               word 3 pages that it is about to take
  *   refs     i32 per page       references of a record page; freed at 0
  *   next     u32 per page       address of the page that continues this one, 0 = none
  *   used     u32 per page       payload bytes in a chained page, from its start
@@ -30,6 +31,7 @@ export const POOL_KINDS = 5;
 const USED_WORD = 0;
 const LIMIT_WORD = 1;
 const LENT_WORD = 2;
+const PROMISED_WORD = 3;
 const LINE_WORDS: number = LINE_BYTES / 4;
 
 export class BufferPool {
@@ -94,6 +96,7 @@ export class BufferPool {
       Atomics.store(i32, word + USED_WORD, 0);
       Atomics.store(i32, word + LIMIT_WORD, limits[kind] ?? 0);
       Atomics.store(i32, word + LENT_WORD, 0);
+      Atomics.store(i32, word + PROMISED_WORD, 0);
     }
   }
 
@@ -200,6 +203,15 @@ export class BufferPool {
   /** Pages of other kinds' budgets that the kind may have until they are wanted; 0 = none any more. */
   setLentPages(kind: number, pages: number): void {
     Atomics.store(this.#arena.i32, this.#kindsWord + kind * LINE_WORDS + LENT_WORD, pages);
+  }
+
+  /** Pages within its limit that an owner of the kind is about to take: nobody is lent those. */
+  setPromisedPages(kind: number, pages: number): void {
+    Atomics.store(this.#arena.i32, this.#kindsWord + kind * LINE_WORDS + PROMISED_WORD, pages);
+  }
+
+  promisedPages(kind: number): number {
+    return Atomics.load(this.#arena.i32, this.#kindsWord + kind * LINE_WORDS + PROMISED_WORD);
   }
 
   /** Pages of the kind that could still be leased under its budget. */

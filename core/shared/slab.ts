@@ -17,6 +17,7 @@ const FINE_CLASS_BYTES: readonly number[] = makeClasses(16);
 
 const SPAN_SHIFT: number = pageShift - 4;
 const SPAN_BYTES: number = 1 << SPAN_SHIFT;
+const SPANS_PER_PAGE: number = pageBytes / SPAN_BYTES;
 /** The class of a page whose slots are spans. */
 const SPAN_CLASS: number = FINE_CLASS_BYTES.length;
 /** Larger blocks would leave too much of a span over. */
@@ -42,8 +43,13 @@ export class Slab {
   readonly #pool: BufferPool;
   readonly #kind: number;
   readonly #slotBytesInSpans: number;
+  /** Of a block that is a span. */
+  readonly #blockBytesInSpans: number;
   readonly #pages: Map<number, SlabPage> = new Map();
   readonly #spans: Map<number, SlabPage> = new Map();
+  /** Pages whose slots are spans. */
+  #spanPages = 0;
+  #spansTaken = 0;
   /** By class: pages with room. The last one is used first. */
   readonly #open: SlabPage[][] = [...FINE_CLASS_BYTES, SPAN_BYTES].map(() => []);
   readonly #classes: readonly number[];
@@ -55,6 +61,7 @@ export class Slab {
     this.#kind = kind;
     this.#classes = isFine ? FINE_CLASS_BYTES : CLASS_BYTES;
     this.#slotBytesInSpans = hasSpans ? SPAN_SLOT_BYTES_MAX : 0;
+    this.#blockBytesInSpans = hasSpans ? SPAN_BYTES : 0;
   }
 
   /** Address of a block of at least `bytes`, or 0 when the budget is spent. Contents are arbitrary. */
@@ -66,11 +73,18 @@ export class Slab {
   }
 
   /**
-   * The same; a larger slot will do when there is no page for one of the size. With few pages and many
-   * sizes most of them lie nearly empty: for blocks that there must be room for.
+   * The same; a span or a larger slot will do where no page has room for one of the size. With few pages and
+   * many sizes most of them lie nearly empty: for blocks that there must be room for. `mayLease`: with a
+   * further page, if it takes one.
    */
-  allocateAnywhere(bytes: number): number {
-    const address = this.allocate(bytes);
+  allocateAnywhere(bytes: number, mayLease: boolean = true): number {
+    if (this.hasSlot(bytes)) return this.allocate(bytes);
+    const isSpan = bytes > this.#slotBytesInSpans && bytes <= this.#blockBytesInSpans;
+    if (isSpan) {
+      const page = this.#spanPage(mayLease);
+      if (page !== undefined) return this.#give(page);
+    }
+    const address = mayLease ? this.allocate(bytes) : 0;
     if (address !== 0) return address;
     const classes = this.#classes;
     for (let sizeClass = classFor(classes, bytes) + 1; sizeClass < classes.length; sizeClass++) {
@@ -94,6 +108,7 @@ export class Slab {
       page.fresh += page.slotBytes;
     }
     page.live++;
+    if (page.sizeClass === SPAN_CLASS) this.#spansTaken++;
     if (!hasRoom(page)) this.#takeFromOpen(page);
     return address;
   }
@@ -116,6 +131,7 @@ export class Slab {
   #giveBack(page: SlabPage, address: number): void {
     invariant(page.live > 0, 'freed once', address);
     page.live--;
+    if (page.sizeClass === SPAN_CLASS) this.#spansTaken--;
     page.free.push(address);
     if (page.openIndex < 0) this.#addToOpen(page);
     if (page.live > 0) return;
@@ -123,6 +139,7 @@ export class Slab {
     const whole = this.#pages.get(page.address >>> pageShift)!;
     if (page === whole) {
       this.#pages.delete(page.address >>> pageShift);
+      if (page.sizeClass === SPAN_CLASS) this.#spanPages--;
       this.#pool.free(page.address, this.#kind);
     } else {
       this.#spans.delete(page.address >>> SPAN_SHIFT);
@@ -130,10 +147,11 @@ export class Slab {
     }
   }
 
-  /** The page, or the span of one, in which the block at `address` lies. */
+  /** The page, or the span of one, in which the block at `address` lies; of a block that is a span, its page. */
   #pageOf(address: number): SlabPage | undefined {
     const page = this.#pages.get(address >>> pageShift);
-    return page?.sizeClass === SPAN_CLASS ? this.#spans.get(address >>> SPAN_SHIFT) : page;
+    if (page?.sizeClass !== SPAN_CLASS) return page;
+    return this.#spans.get(address >>> SPAN_SHIFT) ?? page;
   }
 
   /** Gives back every page, whatever is allocated. Requires: no reader can see any of it any more. */
@@ -141,6 +159,8 @@ export class Slab {
     for (const page of this.#pages.values()) this.#pool.free(page.address, this.#kind);
     this.#pages.clear();
     this.#spans.clear();
+    this.#spanPages = 0;
+    this.#spansTaken = 0;
     for (const open of this.#open) open.length = 0;
     this.#bytesLive = 0;
   }
@@ -158,10 +178,14 @@ export class Slab {
     return this.#pages.size;
   }
 
+  /** In pages that are leased, bytes that small blocks of any size may take. */
+  get spanBytesFree(): number {
+    return (this.#spanPages * SPANS_PER_PAGE - this.#spansTaken) * SPAN_BYTES;
+  }
+
   #grow(sizeClass: number): SlabPage | undefined {
     if (this.#classes[sizeClass] <= this.#slotBytesInSpans) {
-      const open = this.#open[SPAN_CLASS];
-      const page = open.length > 0 ? open[open.length - 1] : this.#lease(SPAN_CLASS, SPAN_BYTES);
+      const page = this.#spanPage(true);
       if (page === undefined) return undefined;
       const address = this.#take(page);
       const span = makePage(address, SPAN_BYTES, sizeClass, this.#classes[sizeClass]);
@@ -172,11 +196,18 @@ export class Slab {
     return this.#lease(sizeClass, this.#classes[sizeClass]);
   }
 
+  /** A page with a span to spare. */
+  #spanPage(mayLease: boolean): SlabPage | undefined {
+    const page = fullest(this.#open[SPAN_CLASS]);
+    return page !== undefined || !mayLease ? page : this.#lease(SPAN_CLASS, SPAN_BYTES);
+  }
+
   #lease(sizeClass: number, slotBytes: number): SlabPage | undefined {
     const address = this.#pool.lease(this.#kind);
     if (address === 0) return undefined;
     const page = makePage(address, pageBytes, sizeClass, slotBytes);
     this.#pages.set(address >>> pageShift, page);
+    if (sizeClass === SPAN_CLASS) this.#spanPages++;
     this.#addToOpen(page);
     return page;
   }
@@ -199,6 +230,13 @@ export class Slab {
 function makePage(address: number, bytes: number, sizeClass: number, slotBytes: number): SlabPage {
   const end = address + bytes;
   return { address, end, sizeClass, slotBytes, live: 0, free: [], fresh: address, openIndex: -1 };
+}
+
+/** Of pages with room: what is taken from it lets the others become empty, and be given back. */
+function fullest(pages: readonly SlabPage[]): SlabPage | undefined {
+  let most: SlabPage | undefined;
+  for (const page of pages) if (most === undefined || page.live > most.live) most = page;
+  return most;
 }
 
 function hasRoom(page: SlabPage): boolean {

@@ -150,6 +150,8 @@ export class ManifestStore {
   #lastProposed: number;
   #sinceRollup = 0;
   #bytesSinceRollup = 0;
+  /** Bytes of the newest rollup, 0 while this run has written none. */
+  #rollupSize = 0;
   #pending: Pending[] = [];
   #flying: Pending[] = [];
   #flyingBytes = 0;
@@ -344,7 +346,9 @@ export class ManifestStore {
     this.#editsBytes += this.#flyingBytes;
     this.#flying = [];
     if (this.#rollupAfter !== undefined) return;
-    if (this.#sinceRollup >= editsPerRollup || this.#bytesSinceRollup >= editBytesPerRollup) {
+    // Edits of long keys are large: what writes all of them again comes after as many bytes as it has itself.
+    const bytesMax = Math.max(editBytesPerRollup, this.#rollupSize);
+    if (this.#sinceRollup >= editsPerRollup || this.#bytesSinceRollup >= bytesMax) {
       this.#rollupAfter = this.#answered;
     }
   }
@@ -424,6 +428,7 @@ export class ManifestStore {
     }).length;
     this.#sinceRollup = 0;
     this.#bytesSinceRollup = 0;
+    this.#rollupSize = this.#rollupBytes!.length;
     this.#rollupBytes = undefined;
     this.#readBack = undefined;
   }

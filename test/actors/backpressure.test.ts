@@ -8,7 +8,7 @@ import { MiB } from '../../core/base/limits.ts';
 import type { Counters } from '../../core/shared/counters.ts';
 import type { ActorContext } from '../../actors/actor.ts';
 import { Backpressure } from '../../actors/backpressure.ts';
-import { CAUSE_DEBT } from '../../actors/stalls.ts';
+import { CAUSE_DEBT, CAUSE_MEMORY } from '../../actors/stalls.ts';
 import type { Waits } from '../../actors/stalls.ts';
 
 function pressureOf(): { pressure: Backpressure; waits: { cause: number } } {
@@ -70,4 +70,20 @@ test('a flush waits when what it adds would be too much, or what is being delete
   const none = { ...space, reclaimable: 0 };
   const coming = 200 * MiB;
   assert.equal(pressure.mayFlush(400_000, [{ ...small, space: none, coming }]), true);
+});
+
+test('a flush whose parts cannot be described waits for memory, and one that merges would need first', () => {
+  const { pressure, waits } = pressureOf();
+  const quiet = { ...load, runs: 1, space: { ...far, reclaimable: 0 }, isSpaceKnown: true };
+  const idle = [{ ...quiet, isMerging: false }];
+  const ample = { isSpent: false, isCrowded: false };
+  assert.equal(pressure.mayFlush(1_000, idle, { ...ample, isSpent: true }), false);
+  assert.equal(waits.cause, CAUSE_MEMORY);
+  assert.equal(pressure.mayFlush(2_000, idle, { ...ample, isCrowded: true }), true);
+  assert.equal(waits.cause, 0, 'there is nothing that merges could make less of');
+  assert.equal(pressure.mayFlush(3_000, [quiet], { ...ample, isCrowded: true }), false);
+  assert.equal(waits.cause, CAUSE_MEMORY);
+  pressure.onNothingToFlush();
+  assert.equal(waits.cause, 0);
+  assert.equal(pressure.mayFlush(4_000, [quiet], ample), true);
 });

@@ -94,6 +94,56 @@ test('what must have room takes a larger slot when there is no page for its own'
   assert.notEqual(slab.allocate(1_000), 0, 'a page that is empty serves any size');
 });
 
+test('what must have room takes a whole span when it is too large for a slot of one', () => {
+  const pool = makePool(1, 1);
+  const slab = new Slab(pool, KIND_CACHE, true);
+  const small = slab.allocate(100);
+  assert.equal(slab.allocate(9_000), 0, 'no page for its size');
+  const spans: number[] = [];
+  for (let i = 0; i < 15; i++) spans.push(slab.allocateAnywhere(9_000, false));
+  assert.ok(!spans.includes(0), 'sixteen spans, one of them taken');
+  assert.equal(new Set([small, ...spans].map((address) => address >>> 14)).size, 16);
+  assert.equal(slab.sizeOf(spans[0]), 16_384);
+  assert.equal(slab.spanBytesFree, 0);
+  assert.equal(slab.allocateAnywhere(9_000), 0);
+  slab.free(spans[7]);
+  assert.equal(slab.spanBytesFree, 16_384);
+  assert.equal(slab.allocate(4_000) >>> 14, spans[7] >>> 14, 'slots are cut from it again');
+  for (const address of spans) if (address !== spans[7]) slab.free(address);
+  slab.free(small);
+  assert.equal(slab.pages, 1);
+});
+
+test('spans are taken from the fullest page, so that others become empty', () => {
+  const pool = makePool(4, 4);
+  const slab = new Slab(pool, KIND_CACHE, true);
+  const spans: number[] = [];
+  for (let i = 0; i < 64; i++) spans.push(slab.allocateAnywhere(16_384));
+  assert.equal(slab.pages, 4);
+  const pageOf = (address: number): number => address >>> pageShift;
+  const pages = [...new Set(spans.map(pageOf))];
+  // Of each page more than of the one before.
+  for (const [i, page] of pages.entries()) {
+    for (const address of spans.filter((span) => pageOf(span) === page).slice(0, 2 * i + 2)) {
+      slab.free(address);
+    }
+  }
+  const again = [slab.allocateAnywhere(16_384), slab.allocateAnywhere(16_384)];
+  assert.deepEqual(again.map(pageOf), [pages[0], pages[0]]);
+  assert.equal(pageOf(slab.allocateAnywhere(16_384)), pages[1]);
+});
+
+test('without leave for a further page a block takes what the slab has', () => {
+  const pool = makePool(4, 4);
+  const slab = new Slab(pool, KIND_CACHE, true);
+  assert.equal(slab.allocateAnywhere(100, false), 0);
+  const first = slab.allocateAnywhere(100);
+  assert.notEqual(slab.allocateAnywhere(2_000, false), 0, 'another span');
+  assert.equal(slab.allocateAnywhere(40_000, false), 0);
+  assert.equal(slab.pages, 1);
+  assert.notEqual(first, 0);
+});
+
 test('a cleared slab has given back every page and can be used again', () => {
   const pool = makePool(8, 8);
   const slab = new Slab(pool, KIND_CACHE);

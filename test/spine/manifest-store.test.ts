@@ -5,7 +5,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { TidemarkError } from '../../core/base/errors.ts';
-import { editsPerRollup } from '../../core/base/limits.ts';
+import { editBytesPerRollup, editsPerRollup } from '../../core/base/limits.ts';
 import { Prng } from '../../core/base/prng.ts';
 import {
   editsPath,
@@ -15,7 +15,7 @@ import {
   TMP_DIR,
 } from '../../core/storage/names.ts';
 import { decodeHead, encodeHead, newManifest, NO_LOG_END } from '../../core/spine/manifest.ts';
-import type { LogPosition } from '../../core/spine/manifest.ts';
+import type { LogPosition, TimePoint } from '../../core/spine/manifest.ts';
 import { loadManifest, ManifestStore } from '../../core/spine/manifest-store.ts';
 import type { LoadedManifest } from '../../core/spine/manifest-store.ts';
 import { crashes, FATE_LOST, SimCrash, SimDisk } from '../sim/disk.ts';
@@ -171,6 +171,31 @@ describe('rollups', () => {
     assert.ok(loaded.editCount < editsPerRollup);
     assert.ok(loaded.head.rollup >= 3);
     assert.equal(loaded.head.previous, loaded.head.rollup - 1);
+  });
+
+  test('are no more bytes than the edits that they save, however large those are', () => {
+    const disk = newDisk();
+    const store = newStore(disk);
+    const points = (from: number, count: number): TimePoint[] =>
+      Array.from({ length: count }, (_, i) => [from + i, 1e12 + from + i]);
+    const count = 100_000;
+    store.propose({ timesAdded: points(1, count) });
+    store.requestRollup();
+    assert.equal(drive(disk, store), undefined);
+    const first = load(disk).head.rollup;
+    const bytes = disk.stat(rollupPath(first))!.bytes;
+    assert.ok(bytes > 2 * editBytesPerRollup, `${bytes} bytes`);
+    let edited = 0;
+    for (let i = 0; i < 8; i++) {
+      const from = 1 + count + (i * count) / 2;
+      const edit = { timesAdded: points(from, count / 2) };
+      store.propose(edit);
+      assert.equal(drive(disk, store), undefined);
+      edited += JSON.stringify(edit).length;
+    }
+    const rollups = load(disk).head.rollup - first;
+    assert.ok(rollups >= 1, 'the edits are many times what the first rollup held');
+    assert.ok(rollups <= 3, `${rollups} rollups for ${edited} bytes of edits`);
   });
 
   test('hold what was proposed before they were asked for, and move the checkpoints', () => {
