@@ -42,6 +42,8 @@ export type OldSegmentsPorts = {
   readonly answers: readonly Outbox[];
   /** Hands an archived segment to the manifest; `show` runs once it is on disk. */
   readonly propose: (archived: ArchivedSegment, show: () => void) => void;
+  /** Deletes a file that a job may have left. */
+  readonly discard: (path: string) => void;
 };
 
 /** What is known of one that is old enough. */
@@ -198,7 +200,8 @@ export class OldSegments {
     const isLarge = desk.isLarge(config.segmentBytes);
     if (isLarge && !desk.hasCreditForLarge) return false;
     const logId = Buffer.from(this.#store!.state.identity.logId).toString('hex');
-    const request = { seq, successor, logId, codec: this.#codec, tmp: tmpPath(`${seq}.segz`) };
+    const tmp = tmpPath(`${seq}.segz`);
+    const request = { seq, successor, logId, codec: this.#codec, tmp };
     const isSent = desk.send({ kind: 'compress', request }, REPLY_BYTES, isLarge, (outcome) => {
       this.#packing = 0;
       const then = this.#afterJob;
@@ -207,6 +210,8 @@ export class OldSegments {
       if (outcome.failure !== undefined) {
         this.#values[JOBS_FAILED]++;
         this.#backOff(old);
+        // A worker that died has left it, and the segment may go before it is tried again.
+        this.#ports.discard(tmp);
         return;
       }
       const described = outcome.value as CompressResult;

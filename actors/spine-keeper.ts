@@ -308,6 +308,7 @@ export class SpineKeeper implements Actor {
           show();
           return true;
         }),
+      discard: (path) => void this.#submit(-1, [{ call: 'unlink', path }], () => {}),
     });
     this.#log = new LogKeeper(context, this.#views, this.#counters, this.#old, {
       askSeal: () => this.#askSeal(),

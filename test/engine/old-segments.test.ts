@@ -333,6 +333,34 @@ test('no segment is written over before it is archived, nor one that somebody ha
   }
 });
 
+test('what a job that died leaves of a compressed segment goes at once, not when the job is done again', async () => {
+  const disk = new SimDisk({ answerAtOnce: true });
+  const real = { nowMs: () => Date.now(), ticksMs: () => performance.now() };
+  const engine = await open('/sim', {
+    ...SMALL,
+    threads: 0,
+    storage: { storage: disk, clock: real },
+  });
+  // It fails at the file's name, and cannot delete the file itself.
+  let left = '';
+  let begun = 0;
+  disk.fault = ({ call, path }) => {
+    if (call === 'open' && path === left) begun++;
+    const isNamed = call === 'rename' && path.startsWith('tmp/') && path.endsWith('.segz');
+    const isLeft = call === 'unlink' && path === left && begun === 0;
+    if (isLeft) begun++;
+    else if (isNamed && left === '') [left] = path.split(' ');
+    else return undefined;
+    return { kind: 'throw', code: 'EIO' };
+  };
+  await fill(engine, 0, 1_000, Infinity);
+  await engine.checkpoint();
+  await engine.checkpoint();
+  await until('it is gone', () => begun > 0 && disk.stat(left) === undefined);
+  assert.equal(begun, 1, 'nobody has begun again');
+  await engine.close();
+});
+
 inBothHosts('a read-only engine neither compresses nor archives', async (home) => {
   const engine = await home.open(SMALL);
   await fill(engine, 0, 1_000, Infinity);

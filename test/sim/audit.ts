@@ -29,9 +29,7 @@ export function auditQuiet(world: World, flushed: boolean, baseline: Baseline): 
   const names = disk.list(LOG_DIR);
   // A worker that died may have left both; the job is done again.
   const files = names.map((name) => numberOf(name, '.seg') ?? numberOf(name, '.segz'));
-  const all = [...new Set(files.filter((seq) => seq !== undefined))];
-  // Or one that was to become a spare, below the log: the next open takes it.
-  const segments = all.filter((seq) => world.pool.deaths === 0 || seq >= shown.segments[0]);
+  const segments = [...new Set(files.filter((seq) => seq !== undefined))];
   const spares = segments.filter((seq) => !shown.segments.includes(seq));
   expectSame('segments', [...shown.segments, ...spares], segments);
   // One may lie ready, or have come too late for its number. Behind its header old records may lie.
@@ -41,11 +39,10 @@ export function auditQuiet(world: World, flushed: boolean, baseline: Baseline): 
       ?.subarray(0, SEGMENT_BLOCK_BYTES)
       .every((b) => b === 0),
   );
-  if (spares.length > 1 || !isSpare) {
+  if (spares.length > 1 || !isSpare || names.some((name) => name.endsWith('.tmp'))) {
     throw new SimFailure(`segments ${segments.join()}, the view has ${shown.segments.join()}`);
   }
-  const isLeft = (name: string): boolean => world.pool.deaths > 0 && name.endsWith('.segz');
-  const tmp = disk.list(TMP_DIR).filter((name) => !isLeft(name));
+  const tmp = disk.list(TMP_DIR);
   if (tmp.length > 0) throw new SimFailure(`left in tmp: ${tmp.join()}`);
   if (!flushed) return;
   const { pool } = world.context;

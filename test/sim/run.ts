@@ -604,7 +604,7 @@ class Simulation {
     this.#callers[0].checkAll();
     await this.#settleAll();
     if (this.#isOver()) return;
-    if (this.#faulted || this.#world.pool.failures > 0) return;
+    if (this.#faulted) return;
     this.counts['audits']++;
     auditQuiet(this.#world, flushed, this.#baseline);
   }
@@ -622,7 +622,8 @@ class Simulation {
         continue;
       }
       const unsettled = this.#callers.reduce((sum, caller) => sum + caller.unsettled, 0);
-      const work = this.#readOnly ? 0 : world.keeperWork;
+      // A job that stands still is nobody's work until it is seen to, and has its files meanwhile.
+      const work = this.#readOnly ? 0 : world.keeperWork + world.pool.hanging;
       if (unsettled === 0 && idle >= 3 && work === 0) return;
       idle++;
       // Somebody may have been rung after it had its turn.
