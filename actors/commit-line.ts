@@ -24,7 +24,7 @@ import {
   waitingBytesMax,
   waitingTransactionsMax,
 } from '../core/base/limits.ts';
-import { KIND_RECORD } from '../core/shared/buffer-pool.ts';
+import { KIND_MEMTABLE, KIND_RECORD } from '../core/shared/buffer-pool.ts';
 import type { Counters } from '../core/shared/counters.ts';
 import {
   ACTOR_KEEPER,
@@ -198,7 +198,8 @@ export class CommitLine {
       commitBytesMax,
       writeBudgetBytes(context.config.memtableBytes) / 4,
     );
-    this.#commitOperationsMax = commitOperationsMax(context.config.memtableBytes);
+    const memtablePages = context.pool.limitPages(KIND_MEMTABLE);
+    this.#commitOperationsMax = commitOperationsMax(context.config.memtableBytes, memtablePages);
     this.#records = new Outbox(context, place.records, context.threadBells[THREAD_WRITE]);
     this.#receipts = inboxOf(context, place.receipts);
     this.#outstandingMax = place.receipts.slots;

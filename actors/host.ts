@@ -23,7 +23,7 @@ import { READ_HEAT_BYTES } from '../core/shared/read-heat.ts';
 import { resetRing } from '../core/shared/ring.ts';
 import type { Clock, Storage } from '../core/storage/storage.ts';
 import type { Actor, ActorContext, EngineConfig } from './actor.ts';
-import { memtablePagesMax, writeBudgetBytes } from './options.ts';
+import { writerPagesMax } from './options.ts';
 import { COUNTERS_BYTES, ringsOf, topologyOf } from './topology.ts';
 
 /** Characters of a failure's message or stack that are kept: it must fit the control block. */
@@ -67,16 +67,13 @@ export function resetArena(context: ActorContext): void {
   const { arena, config, control, pool, topology } = context;
   control.reset();
   const pages = Math.floor(arena.bytes / pageBytes) - topology.firstPage;
-  const writePages = Math.ceil(writeBudgetBytes(config.memtableBytes) / pageBytes);
   const limits: number[] = Array.from({ length: POOL_KINDS }, () => 0);
-  // Payloads and the nodes over them share the write budget in any proportion: neither may take all.
-  limits[KIND_RECORD] = Math.ceil((writePages * 3) / 4);
-  limits[KIND_MEMTABLE] = memtablePagesMax(config.memtableBytes);
   limits[KIND_VIEW] = Math.ceil(pages / 4);
-  limits[KIND_CACHE] = Math.max(
-    0,
-    pages - limits[KIND_RECORD] - limits[KIND_MEMTABLE] - limits[KIND_VIEW],
-  );
+  // Whoever has a budget finds the pages for it: a flush that waits for writers' pages would wait for ever.
+  const writerPages = writerPagesMax(config.memtableBytes, pages - limits[KIND_VIEW]);
+  limits[KIND_RECORD] = writerPages;
+  limits[KIND_MEMTABLE] = writerPages;
+  limits[KIND_CACHE] = pages - 2 * writerPages - limits[KIND_VIEW];
   pool.reset(limits);
   for (const { address } of ringsOf(topology)) resetRing(arena, address);
   const words = (clientsMax * CLIENT_SLOT_BYTES) >>> 2;

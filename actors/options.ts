@@ -262,20 +262,24 @@ export function generationRows(memtableBytes: number): number {
   return Math.max(ROWS_MIN, Math.floor(memtableBytes / ROW_BYTES_LIKELY));
 }
 
-/** Pages that all generations may take together. */
-export function memtablePagesMax(memtableBytes: number): number {
-  return Math.ceil((Math.ceil(writeBudgetBytes(memtableBytes) / pageBytes) * 3) / 4);
+/**
+ * Pages of payloads, and as many of the nodes over them: they share the write budget in any proportion, so
+ * either may take most of it. `pages`: of the arena, but for those of views, which no writer takes.
+ */
+export function writerPagesMax(memtableBytes: number, pages: number): number {
+  const budget = Math.ceil(writeBudgetBytes(memtableBytes) / pageBytes);
+  return Math.min(Math.ceil((budget * 3) / 4), Math.floor(pages / 2));
 }
 
 /**
  * Operations that one commit may have: an empty generation, beside which there is but a spare, has
- * room for each to be a new key, and for each to be a new version of one.
+ * room for each to be a new key, and for each to be a new version of one. `memtablePages`: of all nodes.
  */
-export function commitOperationsMax(memtableBytes: number): number {
+export function commitOperationsMax(memtableBytes: number, memtablePages: number): number {
   const bucketPages = Math.ceil((2 * generationRows(memtableBytes) * 4) / pageBytes);
   // Header, buckets, a page begun of nodes of either sort and of runs; twice.
   const fixedPages = 2 * (4 + bucketPages);
-  const pages = Math.floor((memtablePagesMax(memtableBytes) - fixedPages) / 2);
+  const pages = Math.floor((memtablePages - fixedPages) / 2);
   return pages * Math.floor(pageBytes / NODE_BYTES);
 }
 

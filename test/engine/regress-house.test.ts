@@ -8,7 +8,7 @@ import { getEventListeners } from 'node:events';
 import { cpSync, renameSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import type { TidemarkError } from '../../actors/index.ts';
-import { commitOperationsMax } from '../../actors/options.ts';
+import { commitOperationsMax, writerPagesMax } from '../../actors/options.ts';
 import { MiB } from '../../core/base/limits.ts';
 import { coded, inBothHosts, inHost, quiet, turn, until } from './world.ts';
 
@@ -92,7 +92,7 @@ inBothHosts(
     const memtableBytes = 4 * MiB;
     const engine = await home.open({ memtableBytes });
     const rows = await engine.collection('rows', { key: 'u64' });
-    const most = commitOperationsMax(memtableBytes);
+    const most = commitOperationsMax(memtableBytes, writerPagesMax(memtableBytes, Infinity));
     const fill = (count: number): Promise<unknown> => {
       const transaction = engine.transaction();
       for (let i = 0; i < count; i++) transaction.delete(rows, i);

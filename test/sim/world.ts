@@ -8,7 +8,12 @@ import { invariant } from '../../core/base/assert.ts';
 import { Bell } from '../../core/shared/bell.ts';
 import { LINE_BYTES } from '../../core/shared/arena.ts';
 import type { Arena } from '../../core/shared/arena.ts';
-import { KIND_CACHE, KIND_VIEW } from '../../core/shared/buffer-pool.ts';
+import {
+  KIND_CACHE,
+  KIND_MEMTABLE,
+  KIND_RECORD,
+  KIND_VIEW,
+} from '../../core/shared/buffer-pool.ts';
 import {
   ACTOR_COMPACTOR,
   ACTOR_KEEPER,
@@ -240,7 +245,7 @@ export class World {
     resetArena(this.context);
     for (let i = 1; i < settings.clients; i++) this.#control.claimClient();
     if (settings.cachePages !== undefined) {
-      this.context.pool.setLimitPages(KIND_CACHE, settings.cachePages);
+      this.#giveCache(settings.cachePages);
     }
     if (settings.viewPages !== undefined) {
       this.context.pool.setLimitPages(KIND_VIEW, settings.viewPages);
@@ -305,6 +310,15 @@ export class World {
       keeper.touches,
       keeper.offers,
     ].map(tap);
+  }
+
+  /** The arena is the smallest there is and has none for the cache: writers do without them. */
+  #giveCache(pages: number): void {
+    const { pool } = this.context;
+    for (const kind of [KIND_RECORD, KIND_MEMTABLE]) {
+      pool.setLimitPages(kind, pool.limitPages(kind) - Math.ceil(pages / 2));
+    }
+    pool.setLimitPages(KIND_CACHE, pages);
   }
 
   #makeThread(actors: number[], bellAddress: number): HostThread {
