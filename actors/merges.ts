@@ -314,6 +314,8 @@ export class Merges {
   ): MergeChoice<PartInfo> | undefined {
     const { runs, runsMost, space, overlap } = this.#figuresOf(collection);
     if (runs === 0 || this.#leaving.has(collection)) return undefined;
+    // It goes when the job that reads it has been stopped: no other is to follow.
+    if (this.#spines.isGone(collection.id)) return undefined;
     const idleMs = now - collection.touchedAt;
     const isIdle = idleMs >= IDLE_MERGE_MS || collection.compactWanted;
     const isSpaceWanted = wantsSpace(space, isIdle);

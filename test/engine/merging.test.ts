@@ -283,6 +283,30 @@ inBothHosts('what a merge of a dropped collection makes is nobody’s', async (h
   assert.equal(reopened.stats().spine.files.orphans, 0);
 });
 
+test('of a dropped collection one merge is stopped, and no other begins', async (context) => {
+  const disk = new SimDisk({ answerAtOnce: true });
+  const clock = { nowMs: () => Date.now(), ticksMs: () => performance.now() };
+  const storage = { storage: disk, clock };
+  const engine = await open('/sim', { threads: 0, memoryBytes: 64 * MiB, storage });
+  const words = await engine.collection('words', { key: 'utf8', value: 'utf8' });
+  // As many runs as make a job that nobody wishes.
+  const held = context.mock.method(MergeJob.prototype, 'step', () => true);
+  for (let run = 0; run <= runsPerMerge; run++) {
+    await words.put('k', `${run}`);
+    await engine.flush();
+  }
+  const { mergesStarted } = engine.stats().spine.jobs;
+  assert.ok(mergesStarted > 0, 'a merge is under way');
+  await engine.drop(words);
+  await engine.flush();
+  await until('it is gone', () => engine.stats().collections.every(({ id }) => id !== words.id));
+  for (let n = 0; n < 200; n++) await turn();
+  held.mock.restore();
+  await quiet(engine);
+  assert.equal(engine.stats().spine.jobs.mergesStarted, mergesStarted);
+  await engine.close();
+});
+
 /** Bytes of the manifest for each of 20 flushes of one collection beside `others` that stay untouched. */
 async function bytesPerFlush(others: number): Promise<number> {
   const home = new Home('inline');
