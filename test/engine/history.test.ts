@@ -279,6 +279,8 @@ test('times and offsets are those of a list, over segments, flushes and reopenin
       }
       assert.throws(() => engine.timeOf(engine.upper), coded('TIDEMARK_NOT_YET'));
       assert.equal(engine.offsetAt(new Date(timed.nowMs + 1e9)), engine.upper - 1);
+      const { segmentsCompressed } = engine.stats().log;
+      assert.ok(segmentsCompressed > 0, 'they are looked for in compressed segments, too');
       await engine.close();
       engine = await timed.open({ segmentBytes: 64 * 1024 });
     }

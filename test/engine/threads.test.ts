@@ -1,19 +1,28 @@
 /**
  * Goal: threads that die or hang end their engine, and nothing else: what they had open is closed, what
- * was acknowledged is there, close() and an aborted open() come to an end. Method: the worker entry is
- * one that does so when told to by a file.
+ * was acknowledged is there, close() and an aborted open() come to an end; so it is with the thread that
+ * opened it. Method: the worker entry is one that does so when told to by a file.
  */
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { closeSync, existsSync, openSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  openSync,
+  readFileSync,
+  readdirSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { pathToFileURL } from 'node:url';
+import { Worker } from 'node:worker_threads';
 import { open } from '../../actors/index.ts';
 import type { Engine, OpenOptions, Stall, TidemarkError } from '../../actors/index.ts';
 import { MiB } from '../../core/base/limits.ts';
 import { SimDisk } from '../sim/disk.ts';
-import { Home, coded, inBothHosts, isQuicker, openFiles, turn, until } from './world.ts';
+import { Home, coded, inBothHosts, inHost, isQuicker, openFiles, turn, until } from './world.ts';
 
 /** A store, and a worker entry that runs `code` first. Files in `told` tell its threads what to do. */
 class Rig {
@@ -267,3 +276,88 @@ async function answerMany(): Promise<number> {
   await engine.close();
   return ms;
 }
+
+// ---------------------------------------------------------------- the thread that opened it
+
+/** What a thread is told, and tells: that it stands where it was to, and how many of its rows are acknowledged. */
+const STANDS = 0;
+const ACKNOWLEDGED = 1;
+
+/** Opens the store, puts a row and runs `code` on a thread of its own; `stand()` never returns. */
+function opener(home: Home, code: string): { worker: Worker; words: Int32Array } {
+  const words = new Int32Array(new SharedArrayBuffer(8));
+  const index = new URL('../../dist/actors/index.js', import.meta.url).href;
+  const lines = [
+    "import { workerData } from 'node:worker_threads';",
+    `import { open } from ${JSON.stringify(index)};`,
+    'const { words, directory, options } = workerData;',
+    'const stand = () => { Atomics.store(words, 0, 1); Atomics.wait(words, 0, 1); };',
+    'const engine = await open(directory, options);',
+    "const rows = await engine.collection('rows', { key: 'u64' });",
+    "await rows.put(0, 'row 0');",
+    'Atomics.store(words, 1, 1);',
+    code,
+  ];
+  const file = join(home.directory, 'opener.mjs');
+  writeFileSync(file, lines.join('\n'));
+  const workerData = { words, directory: join(home.directory, 'store'), options: home.options };
+  return { worker: new Worker(pathToFileURL(file), { workerData }), words };
+}
+
+/** How many rows there are, from 0 on without a gap; of what the thread that is gone has left. */
+async function rowsLeft(home: Home): Promise<number> {
+  // Of a thread nobody can say for sure that it is gone.
+  const engine = await home.open({ breakLock: true }, join(home.directory, 'store'));
+  const rows = await engine.collection('rows', { key: 'u64' });
+  const found = [...rows.entries()];
+  for (const [n, row] of found.entries()) assert.deepEqual(row, [n, `row ${n}`]);
+  assert.equal(engine.upper, found.length + 1, 'a transaction each, and the collection');
+  await engine.close();
+  return found.length;
+}
+
+inBothHosts(
+  'of a thread that ends before its turn does, no commit of that turn was',
+  async (home) => {
+    const { worker, words } = opener(home, "void rows.put(1, 'row 1'); stand();");
+    await until('it stands', () => Atomics.load(words, STANDS) === 1);
+    await worker.terminate();
+    assert.equal(await rowsLeft(home), 1);
+  },
+);
+
+inHost(
+  'threads',
+  'what a thread has pushed stands, though it ends without having heard of it',
+  async (home) => {
+    const code = "void rows.put(1, 'row 1'); setImmediate(() => setImmediate(stand));";
+    const { worker, words } = opener(home, code);
+    await until('it stands', () => Atomics.load(words, STANDS) === 1);
+    // The engine's threads go on without it.
+    const segment = join(home.directory, 'store', 'wal', '0000000001.seg');
+    await until('it is in the log', () => readFileSync(segment).includes('row 1'));
+    await worker.terminate();
+    assert.equal(await rowsLeft(home), 2);
+  },
+);
+
+inBothHosts(
+  'of a thread that ends at any moment all is there that was acknowledged',
+  async (home) => {
+    const code = `
+    let next = 1;
+    let done = 1;
+    const go = () => rows.put(next, 'row ' + next++).then(() => { Atomics.store(words, 1, ++done); go(); });
+    for (let i = 0; i < 50; i++) void go();`;
+    for (const least of [1, 40, 700, 3_000]) {
+      const { worker, words } = opener(home, code);
+      await until('enough', () => Atomics.load(words, ACKNOWLEDGED) >= least);
+      await worker.terminate();
+      const acknowledged = Atomics.load(words, ACKNOWLEDGED);
+      const left = await rowsLeft(home);
+      assert.ok(left >= acknowledged, `${left} of ${acknowledged}`);
+      assert.ok(left <= acknowledged + 50, `${left}, of which ${acknowledged} were acknowledged`);
+      rmSync(join(home.directory, 'store'), { recursive: true });
+    }
+  },
+);
