@@ -9,6 +9,7 @@ import type { TidemarkError } from '../core/base/errors.ts';
 import { invariant } from '../core/base/assert.ts';
 import { NO_FRONTIER, join, le, lt, meet } from '../core/base/frontier.ts';
 import { RangeSetReader } from '../core/base/range-set.ts';
+import type { RangeDelete } from '../core/base/range-set.ts';
 import { MiB, fanInMax, logBatchBytesMax } from '../core/base/limits.ts';
 import type { Counters } from '../core/shared/counters.ts';
 import { ReadHeat } from '../core/shared/read-heat.ts';
@@ -144,6 +145,8 @@ export class Merges {
     Collection,
     { state: SpineState<PartInfo>; since: number; busy: number }
   > = new WeakMap();
+  /** By part with range deletes: those that none of them covers, now that all of them are final. */
+  readonly #uncovered: WeakMap<PartInfo, WeakSet<PartInfo>> = new WeakMap();
   readonly #merging: Set<Merging> = new Set();
   /** Of them a job was stopped for parts that are to leave by an edit: that comes before the next job. */
   readonly #leaving: WeakSet<Collection> = new WeakSet();
@@ -768,16 +771,31 @@ export class Merges {
     if (!isNews) return undefined;
     const { u32, u8 } = this.#context.arena;
     const set = new RangeSetReader(u32, u8);
-    const covers = (part: PartInfo): boolean =>
-      ranged.some((other) => {
+    const covers = (part: PartInfo): boolean => {
+      let range: RangeDelete | undefined;
+      return ranged.some((other) => {
+        if (le(other.maxT, part.maxT)) return false;
+        const uncovered = this.#uncoveredBy(other);
+        if (uncovered.has(part)) return false;
         const { block } = this.#parts.part(other);
         set.attach(block, block);
-        const range = { lo: part.keyLo, hi: successor(part.keyHi), time: 0 };
-        return set.newestCovering(0, range, part.maxT, since) !== part.maxT;
+        range ??= { lo: part.keyLo, hi: successor(part.keyHi), time: 0 };
+        if (set.newestCovering(0, range, part.maxT, since) !== part.maxT) return true;
+        if (le(other.maxT, since)) uncovered.add(part);
+        return false;
       });
+    };
     const move = chooseCovered(collection.spine.batches(), busy, since, covers);
     if (move === undefined) this.#cancelCovered(collection, covers);
     return move;
+  }
+
+  #uncoveredBy(ranged: PartInfo): WeakSet<PartInfo> {
+    const known = this.#uncovered.get(ranged);
+    if (known !== undefined) return known;
+    const uncovered = new WeakSet<PartInfo>();
+    this.#uncovered.set(ranged, uncovered);
+    return uncovered;
   }
 
   /** A job stops when most of what it reads may leave by an edit alone; for less it is not worth it. */

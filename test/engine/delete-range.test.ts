@@ -3,9 +3,12 @@
  * in parts, across flushes, merges and openings; within a transaction operations take effect in order.
  */
 import assert from 'node:assert/strict';
+import { mock } from 'node:test';
 import type { Collection, Engine, KeyBounds } from '../../actors/index.ts';
 import { keyBytesMax } from '../../core/base/limits.ts';
 import { Prng } from '../../core/base/prng.ts';
+import { RangeSetReader } from '../../core/base/range-set.ts';
+import type { RangeDelete } from '../../core/base/range-set.ts';
 import { Model, randomBounds } from './model.ts';
 import { coded, inBothHosts, inHost, misuse, quiet } from './world.ts';
 
@@ -239,6 +242,33 @@ inBothHosts(
     assert.equal(again.getSync('a', { asOf: T + 1 }), undefined);
   },
 );
+
+inHost('inline', 'what no range delete covers is not asked about again and again', async (home) => {
+  const engine = await home.open();
+  const words = await engine.collection('words', {});
+  for (let i = 0; i < 500; i++) void words.put(`k${i}`, 'v'.repeat(100));
+  await engine.flush();
+  const ask = Reflect.get(RangeSetReader.prototype, 'newestCovering');
+  let asked = 0;
+  const watched = mock.method(
+    RangeSetReader.prototype,
+    'newestCovering',
+    function (this: RangeSetReader, id: number, range: RangeDelete, above: number, T: number) {
+      if (Buffer.from(range.lo).toString() === 'k0') asked++;
+      return ask.call(this, id, range, above, T);
+    },
+  );
+  await words.deleteRange({ gte: 'k3' });
+  const flushes = 30;
+  for (let i = 0; i < flushes; i++) {
+    await words.put(`z${i}`, 'v');
+    await engine.flush();
+    await quiet(engine);
+  }
+  watched.mock.restore();
+  assert.ok(asked > 0, 'it was looked at');
+  assert.ok(asked <= flushes / 3, `asked ${asked} times`);
+});
 
 inHost('inline', 'what a range delete covers leaves the disk', async (home) => {
   const engine = await home.open();
