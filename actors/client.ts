@@ -13,6 +13,7 @@ import type { RingConsumer } from '../core/shared/ring.ts';
 import { Outbox, inboxOf } from './actor.ts';
 import type { ActorContext } from './actor.ts';
 import type { Archive } from './archive.ts';
+import { ClientStorage } from './client-storage.ts';
 import { CommitLine, poisonedError } from './commit-line.ts';
 import type { Codec } from './encodings.ts';
 import { encodeInto, encodedBy, isOurs, tooLarge } from './encodings.ts';
@@ -101,7 +102,8 @@ export class Client {
   #ended: number | undefined;
   #turnScheduled = false;
 
-  constructor(context: ActorContext, number: number, hooks: ClientHooks, archive?: Archive) {
+  constructor(engineContext: ActorContext, number: number, hooks: ClientHooks, archive?: Archive) {
+    const context = { ...engineContext, storage: new ClientStorage(engineContext.storage) };
     const place = context.topology.clients[number];
     const bell = context.clientBells[number];
     invariant(place !== undefined && bell !== undefined, 'a client slot', number);

@@ -28,7 +28,7 @@ import {
 } from './record.ts';
 import { SEGMENT_BLOCK_BYTES, decodeSegmentBlock, saltOf } from './segment.ts';
 import type { SegmentHeader } from './segment.ts';
-import { PackedBytes } from './segment-source.ts';
+import { PackedBytes, openIfThere } from './segment-source.ts';
 import {
   SEGZ_ENTRY_BYTES,
   SEGZ_HEADER_BYTES,
@@ -97,8 +97,6 @@ const STOPPED_PAYLOAD = 4;
 
 /** Tries of a place that looks bad, each with the file opened anew. */
 const TRIES_MAX = 3;
-
-const NOT_THERE = 'ENOENT';
 
 export class LogFollower {
   readonly #source: FollowSource;
@@ -394,12 +392,7 @@ export class LogFollower {
   }
 
   #openFile(path: string): number {
-    try {
-      return this.#source.storage.open(path, 'read');
-    } catch (error) {
-      if ((error as { code?: unknown }).code === NOT_THERE) return -1;
-      throw error;
-    }
+    return openIfThere(this.#source.storage, path) ?? -1;
   }
 
   /** The header of segment `seq`, or undefined when the block is not it: the file is being used again. */

@@ -274,6 +274,7 @@ export function openIfThere(opener: Opener, path: string): number | undefined {
 }
 
 function isNotThere(error: unknown): boolean {
+  if (error instanceof TidemarkError) return error.detail['errno'] === 'ENOENT';
   return error instanceof Error && 'code' in error && error.code === 'ENOENT';
 }
 

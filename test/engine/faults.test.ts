@@ -12,7 +12,7 @@ import { KiB, MiB } from '../../core/base/limits.ts';
 import { Prng } from '../../core/base/prng.ts';
 import { FATE_LOST, SimDisk } from '../sim/disk.ts';
 import type { SimCall, SimFault } from '../sim/disk.ts';
-import { coded, misuse, until } from './world.ts';
+import { coded, misuse, quiet, until } from './world.ts';
 
 /** Time goes fast, so that a job that failed is soon tried again. */
 const clock = { nowMs: () => Date.now(), ticksMs: () => performance.now() * 1_000 };
@@ -232,4 +232,54 @@ test('a full disk refuses commits before they have an offset, and takes them aga
 test('another storage is for an inline engine', async () => {
   const storage = { storage: new SimDisk(), clock };
   await assert.rejects(open('/sim', { storage }), misuse(/threads: 0/));
+});
+
+test('a read that the system refuses is TIDEMARK_IO, with its error as the cause, and the next may succeed', async () => {
+  const disk = new SimDisk({ answerAtOnce: true });
+  const options = { key: 'u64', value: 'buffer', history: Infinity } as const;
+  const first = await open('/sim', optionsOn(disk));
+  const written = await first.collection('rows', options);
+  const { offset } = await written.put(0, Buffer.from('a'));
+  for (let key = 1; key < 20; key++) await written.put(key, Buffer.alloc(KiB, key));
+  await first.flush();
+  await first.close();
+  type Read = (rows: Collection<number, Buffer>) => Promise<unknown>;
+  const reads: readonly [string, Read][] = [
+    ['getSync', async (rows) => rows.getSync(1)],
+    ['get', (rows) => rows.get(2)],
+    ['getMany', (rows) => rows.getMany([3, 4])],
+    ['a range', async (rows) => Array.from(rows.keys())],
+    [
+      'a range for await',
+      async (rows) => {
+        for await (const [key] of rows.entries({ gte: 7 })) assert.ok(key >= 7, `${key}`);
+      },
+    ],
+    ['a feed', (rows) => rows.changes({ after: offset })[Symbol.asyncIterator]().next()],
+    ['a time of day', async (rows) => rows.getSync(5, { asOf: new Date() })],
+  ];
+  for (const [what, read] of reads) {
+    const engine = await open('/sim', optionsOn(disk));
+    const rows = await engine.collection('rows', options);
+    await quiet(engine);
+    let refusals = 0;
+    disk.fault = ({ call }) => {
+      if (call !== 'read') return undefined;
+      refusals++;
+      return { kind: 'throw', code: 'EIO' };
+    };
+    const attempt = read(rows).then(
+      () => undefined,
+      (error: unknown) => error,
+    );
+    const error = (await attempt) as TidemarkError | undefined;
+    disk.fault = () => undefined;
+    assert.ok(refusals > 0, `${what} read nothing`);
+    assert.equal(error?.code, 'TIDEMARK_IO', what);
+    assert.equal(error.detail['errno'], 'EIO', what);
+    assert.match((error.cause as Error).message, /^EIO: simulated/, what);
+    await read(rows);
+    assert.equal(engine.state, 'open', what);
+    await engine.close();
+  }
 });

@@ -877,7 +877,7 @@ export class Caller {
     const isTakenBack =
       code === 'TIDEMARK_CORRUPT' &&
       Number(detail?.offset) >= this.#parts.world.context.control.durable();
-    return code === 'EIO' || isTakenBack;
+    return code === 'TIDEMARK_IO' || isTakenBack;
   }
 
   /** Throws unless history may be lost there, or the disk failed. */
