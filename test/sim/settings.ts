@@ -204,10 +204,8 @@ function drawViewPages(prng: Prng, slots: readonly Slot[]): number | undefined {
   return isLong ? undefined : pages;
 }
 
-function drawPartBytes(prng: Prng, viewPages: number | undefined): number | undefined {
-  const bytes = prng.pick([undefined, undefined, 2 * KiB, 8 * KiB, 32 * KiB]);
-  // Each part is described to readers.
-  return viewPages === undefined ? bytes : undefined;
+function drawPartBytes(prng: Prng): number | undefined {
+  return prng.pick([undefined, undefined, 2 * KiB, 8 * KiB, 32 * KiB]);
 }
 
 /** Drawn behind all others. */
@@ -273,7 +271,7 @@ export function drawSettings(prng: Prng): Settings {
   };
   // Drawn last, so that a seed without them is what it was.
   const multisets = drawMultisets(prng);
-  return {
+  const drawn = {
     ...settings,
     slots: [...slots, ...multisets],
     acts: {
@@ -285,7 +283,11 @@ export function drawSettings(prng: Prng): Settings {
     sickDisk: prng.pick([0, 0.5]),
     threadDeaths: prng.pick([0, 0, 0.15]),
     pressing: prng.pick([3, 3, 3, 1, 0]),
-    partBytes: drawPartBytes(prng, settings.viewPages),
+    partBytes: drawPartBytes(prng),
     openPartsMax: prng.pick([undefined, undefined, undefined, 2, undefined]),
   };
+  // Many parts and few pages to describe them in: seeds of before had the one or the other.
+  const mayHaveBoth = prng.pick([true, false, true, false]);
+  if (drawn.viewPages === undefined || mayHaveBoth) return drawn;
+  return { ...drawn, partBytes: undefined };
 }
