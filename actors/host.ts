@@ -238,7 +238,10 @@ export class InlineHost {
     const { clock } = this.#context;
     const until = clock.ticksMs() + INLINE_SLICE_MS;
     let worked = true;
-    while (worked && clock.ticksMs() < until && !isOver(this.#context)) {
+    let isLast = false;
+    while ((worked || !isLast) && clock.ticksMs() < until && !isOver(this.#context)) {
+      // As before any sleep: what an actor behind another one has told it by a ring alone is seen now.
+      isLast = !worked;
       worked = runRound(this.#context, this.#actors);
       // Pool work fills what the actors leave, so that a merge never delays a commit by more than a slice.
       worked = this.#step() || worked;
@@ -249,7 +252,7 @@ export class InlineHost {
     }
     this.#afterSlice();
     if (this.#over) return;
-    if (worked) {
+    if (worked || !isLast) {
       // There may always be work: nobody would hear of it.
       publishAll(this.#actors);
       this.#scheduled = true;
