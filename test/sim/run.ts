@@ -319,8 +319,9 @@ class Simulation {
       if (kind === 'failedSync' && call.call !== 'fdatasync') return undefined;
       this.#faulted = true;
       this.counts[looks ? 'lookFaults' : 'faults']++;
-      // A short write is how a full disk first shows itself.
-      if (kind === 'short' || (kind === 'throw' && code === 'ENOSPC')) this.#isFull = true;
+      // A short write is how a full disk first shows itself; a quota is one, too.
+      const isNoSpace = code === 'ENOSPC' || code === 'EDQUOT';
+      if (kind === 'short' || (kind === 'throw' && isNoSpace)) this.#isFull = true;
       this.#trace.note(() => `  fault ${kind} ${code} in ${call.call} ${call.path}`);
       if (kind === 'short') return { kind: 'short', bytes: disaster.below(call.length) };
       return kind === 'failedSync' ? { kind, manner } : { kind: 'throw', code };
