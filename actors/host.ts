@@ -230,6 +230,12 @@ export class InlineHost {
     queueMicrotask(() => this.#slice());
   }
 
+  #round(): boolean {
+    const worked = runRound(this.#context, this.#actors);
+    // Pool work fills what the actors leave, so that a merge never delays a commit by more than a slice.
+    return this.#step() || worked;
+  }
+
   #slice(): void {
     this.#scheduled = false;
     if (this.#over) return;
@@ -238,13 +244,9 @@ export class InlineHost {
     const { clock } = this.#context;
     const until = clock.ticksMs() + INLINE_SLICE_MS;
     let worked = true;
-    let isLast = false;
-    while ((worked || !isLast) && clock.ticksMs() < until && !isOver(this.#context)) {
+    while (worked && clock.ticksMs() < until && !isOver(this.#context)) {
       // As before any sleep: what an actor behind another one has told it by a ring alone is seen now.
-      isLast = !worked;
-      worked = runRound(this.#context, this.#actors);
-      // Pool work fills what the actors leave, so that a merge never delays a commit by more than a slice.
-      worked = this.#step() || worked;
+      worked = this.#round() || (!isOver(this.#context) && this.#round());
     }
     if (isOver(this.#context)) {
       this.#over = true;
@@ -252,7 +254,7 @@ export class InlineHost {
     }
     this.#afterSlice();
     if (this.#over) return;
-    if (worked || !isLast) {
+    if (worked) {
       // There may always be work: nobody would hear of it.
       publishAll(this.#actors);
       this.#scheduled = true;
