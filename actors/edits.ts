@@ -28,6 +28,14 @@ type Effect = { readonly edit: number; readonly show: () => boolean };
 
 const NO_TICKET = 0;
 
+/**
+ * Ids of batches that only merges take: their results ask for none. So many jobs have their files at the
+ * most before an edit reserves more, for each has three ids of files or more.
+ */
+const MERGE_IDS: number = idBlock >>> 1;
+/** With fewer more are reserved: before a flush of a few collections waits for them. */
+const BATCH_IDS_MIN: number = MERGE_IDS + (idBlock >>> 2);
+
 /** A disk that says it has room, and has none: a quota, most often. */
 const NO_SPACE_RETRY_MS = 1_000;
 
@@ -46,6 +54,8 @@ export class Edits {
   #reserving = false;
   /** A job that waits needs so many. */
   #filesWanted = 0;
+  /** So many ids of batches there have to be for what a flush has made. */
+  #batchIdsWanted = 0;
   #ticket: number = NO_TICKET;
   /** A rollup found no room although the disk says it has some: not before this again. */
   #retryAt = 0;
@@ -140,8 +150,9 @@ export class Edits {
   /** Ids are reserved by an edit before they are used, so that a crash skips ids and repeats none. */
   reserveIds(): boolean {
     if (this.#reserving) return false;
-    const bid = this.bids.wanted();
-    const run = this.runIds.wanted();
+    const batchIds = Math.max(this.#batchIdsWanted, BATCH_IDS_MIN);
+    const bid = this.bids.wanted(batchIds);
+    const run = this.runIds.wanted(batchIds);
     const file = this.#files.wanted(Math.max(this.#filesWanted, idBlock >>> 1));
     if (bid === undefined && run === undefined && file === undefined) return false;
     const { counters } = this.proposed;
@@ -161,9 +172,13 @@ export class Edits {
     return true;
   }
 
-  /** So many batches may be made now, each with a run. */
+  /** So many batches may be made now beside what merges make, each with a run; false: not yet, but soon. */
   hasIds(count: number): boolean {
-    return this.bids.available >= count && this.runIds.available >= count;
+    const needed = count + MERGE_IDS;
+    const has = this.bids.available >= needed && this.runIds.available >= needed;
+    if (!has) this.#batchIdsWanted = Math.max(this.#batchIdsWanted, needed);
+    else if (needed >= this.#batchIdsWanted) this.#batchIdsWanted = 0;
+    return has;
   }
 
   /** Ids for a job's files; undefined: not so many are reserved yet, but they will be. */
