@@ -10,6 +10,11 @@ import type { DescriptorTable } from '../core/shared/descriptors.ts';
 import type { OpenHow, Storage, StorageAnswer, StorageCall } from '../core/storage/storage.ts';
 import { shortRead, shortWrite } from '../core/storage/storage.ts';
 
+type ReadCall = Extract<StorageCall, { readonly call: 'read' }>;
+
+/** Reads of a program that are under way at a time: callers read by the same few threads, and wait behind them. */
+const READS_MAX = 32;
+
 const FLAGS: Record<OpenHow, number> = {
   read: fs.constants.O_RDONLY,
   write: fs.constants.O_RDWR,
@@ -239,7 +244,14 @@ export class NodeStorage implements Storage {
     let failure: unknown;
     let wanted: number | undefined;
     try {
-      for (const call of calls) {
+      for (let i = 0; i < calls.length; i++) {
+        const call = calls[i];
+        if (call.call === 'read') {
+          const reads = readsAt(calls, i);
+          await this.#readAll(current, reads);
+          i += reads.length - 1;
+          continue;
+        }
         wanted = call.call === 'write' ? call.bytes.length : undefined;
         if (call.call === 'close') isOwn = false;
         if (call.call === 'open') {
@@ -263,9 +275,23 @@ export class NodeStorage implements Storage {
     this.#wake();
   }
 
+  /** Side by side: the answer to each takes a turn of this thread's event loop, and a round of its actors. */
+  async #readAll(fd: number, reads: readonly ReadCall[]): Promise<void> {
+    const ends = await Promise.allSettled(reads.map((read) => this.#read(fd, read)));
+    // None is under way any more: the descriptor may be closed.
+    for (const end of ends) if (end.status === 'rejected') throw end.reason;
+  }
+
+  async #read(fd: number, { bytes, position }: ReadCall): Promise<void> {
+    const { length } = bytes;
+    const n = await this.readLater(fd, bytes, 0, length, position);
+    if (n !== length) throw shortRead(n, length);
+  }
+
   async #step(fd: number, call: StorageCall): Promise<void> {
     switch (call.call) {
       case 'open':
+      case 'read':
         break;
       case 'close':
         this.#closing(fd);
@@ -276,12 +302,6 @@ export class NodeStorage implements Storage {
         if (bytesWritten !== length) {
           throw shortWrite(bytesWritten, length, this.#paths.get(fd)!);
         }
-        break;
-      }
-      case 'read': {
-        const length = call.bytes.length;
-        const n = await this.readLater(fd, call.bytes, 0, length, call.position);
-        if (n !== length) throw shortRead(n, length);
         break;
       }
       case 'sync':
@@ -364,4 +384,15 @@ function syncEntries(path: string): void {
   } finally {
     fs.closeSync(fd);
   }
+}
+
+/** The reads that follow one another from call `from` on. */
+function readsAt(calls: readonly StorageCall[], from: number): ReadCall[] {
+  const reads: ReadCall[] = [];
+  for (let i = from; i < calls.length && reads.length < READS_MAX; i++) {
+    const call = calls[i];
+    if (call.call !== 'read') break;
+    reads.push(call);
+  }
+  return reads;
 }
