@@ -182,7 +182,12 @@ function oldestOf(
       if (block === 0) continue;
       since = Math.max(since, isKept ? view.since(block) : view.sinceNext(block));
     }
-    return { since, log: view.segments()[0]?.base ?? 0 };
+    // Those that are about to go are no longer there for who holds only now.
+    const start = client.context.control.logStart();
+    const segments = view.segments();
+    const first = segments.find(({ seq }) => seq >= start);
+    const log = segments.length === 0 ? 0 : (first?.base ?? reader.visible());
+    return { since, log };
   } finally {
     reader.leave();
   }

@@ -232,6 +232,14 @@ export class LogKeeper {
     if (keptFrom === 0) return;
     const first = segments[keptFrom];
     if (first.seq <= this.#startSeq) return;
+    const { arena, control, topology } = this.#context;
+    control.setLogStart(first.seq);
+    // Who holds from now on finds that it is too late; who held just before is heard.
+    const held = lowestHold(arena, topology.slots, clientsMax, SLOT_LOG_HOLD_WORD);
+    if (lt(held, first.base)) {
+      control.setLogStart(this.#startSeq);
+      return;
+    }
     this.#startSeq = first.seq;
     const logStart = { seq: first.seq, offset: first.base, atMs: first.atMs };
     this.#ports.propose({ logStart }, () => {

@@ -3,7 +3,7 @@
  * (triple.ts).
  *
  *   line  0  G: the epoch                      (retirers, by add)
- *   line  1  view: address of the newest one   (keeper)
+ *   line  1  view: address of the newest one; log start  (keeper)
  *   line  2  state, failure bytes, pages wanted, client slots (state by CAS; failure under its own word)
  *   line  3  applied, room wanted              (sequencer)
  *   line  4  written, durable, log position    (durability)
@@ -33,6 +33,7 @@ export const ACTORS = 5;
 const LINE_WORDS: number = LINE_BYTES / 4;
 const EPOCH_WORD = 0;
 const VIEW_WORD: number = LINE_WORDS;
+const LOG_START_WORD: number = VIEW_WORD + 1;
 const STATE_WORD: number = 2 * LINE_WORDS;
 const FAILURE_CLAIM_WORD: number = STATE_WORD + 1;
 const FAILURE_LENGTH_WORD: number = STATE_WORD + 2;
@@ -108,6 +109,18 @@ export class Control {
 
   setView(address: number): void {
     Atomics.store(this.#i32, this.#word + VIEW_WORD, address | 0);
+  }
+
+  /**
+   * The first segment that stays: those before it are gone, or about to go. Who needs the log from some place on
+   * holds it first and looks here then; the keeper says it here first and looks at holds then. So one of them sees the other.
+   */
+  logStart(): number {
+    return Atomics.load(this.#i32, this.#word + LOG_START_WORD);
+  }
+
+  setLogStart(seq: number): void {
+    Atomics.store(this.#i32, this.#word + LOG_START_WORD, seq);
   }
 
   state(): number {

@@ -8,20 +8,20 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { TestContext } from 'node:test';
 import { open } from '../../actors/index.ts';
-import type { Engine } from '../../actors/index.ts';
+import type { Engine, OpenOptions } from '../../actors/index.ts';
 import { KiB, MiB } from '../../core/base/limits.ts';
 import { MergeJob } from '../../core/spine/merge-job.ts';
 import type { StorageCall } from '../../core/storage/storage.ts';
 import { FATE_LOST, SimDisk } from '../sim/disk.ts';
-import { quiet, turn, until } from './world.ts';
+import { coded, quiet, turn, until } from './world.ts';
 
 class HangingDisk extends SimDisk {
   hangs = false;
+  isHeld = (calls: readonly StorageCall[]): boolean => calls.some(({ call }) => call === 'write');
   readonly held: [ticket: number, fd: number, calls: readonly StorageCall[]][] = [];
 
   override submit(ticket: number, fd: number, calls: readonly StorageCall[]): void {
-    if (this.hangs && calls.some(({ call }) => call === 'write'))
-      this.held.push([ticket, fd, calls]);
+    if (this.hangs && this.isHeld(calls)) this.held.push([ticket, fd, calls]);
     else super.submit(ticket, fd, calls);
   }
 
@@ -55,10 +55,10 @@ async function begun(): Promise<Scene> {
   return { disk, engine, rows, write, clock };
 }
 
-function opened(disk: SimDisk, clock: { ms: number }): Promise<Engine> {
+function opened(disk: SimDisk, clock: { ms: number }, options: OpenOptions = {}): Promise<Engine> {
   const storage = { storage: disk, clock: { nowMs: () => clock.ms, ticksMs: () => clock.ms } };
   const memory = { memoryBytes: 64 * MiB, memtableBytes: 256 * KiB };
-  return open('/sim', { threads: 0, ...memory, storage });
+  return open('/sim', { threads: 0, ...memory, ...options, storage });
 }
 
 /** The batches that each merge reads, from now on. */
@@ -145,4 +145,43 @@ test('power lost while the manifest hangs takes nothing that was acknowledged', 
   disk.release();
   await Promise.all(waiting);
   await scene.engine.close();
+});
+
+test('a feed after a place whose log is about to go is refused at once, not when it reads', async () => {
+  const disk = new HangingDisk({ answerAtOnce: true });
+  disk.isHeld = (calls) =>
+    calls.some(
+      (call) =>
+        call.call === 'write' &&
+        call.position > 0 &&
+        Buffer.from(call.bytes).includes('"logStart"'),
+    );
+  const clock = { ms: 1_000 };
+  const engine = await opened(disk, clock, { segmentBytes: 16 * KiB });
+  const words = await engine.collection('words', { key: 'u64', value: 'utf8' });
+  for (let i = 0; i < 60; i++) await words.put(i % 10, 'x'.repeat(KiB));
+  await quiet(engine);
+  const start = engine.stats().log.segments[0].firstOffset;
+  disk.hangs = true;
+  // The log that follows is held: it begins in another segment.
+  for (let i = 0; i < 30; i++) await words.put(i % 10, 'x'.repeat(KiB));
+  const early = words.changes({ after: 80, old: false });
+  const checkpoints = (async () => {
+    for (let i = 0; i < 3; i++) {
+      await words.put(i, 'more');
+      await engine.checkpoint();
+    }
+  })();
+  await until('the edit hangs that moves the start of the log', () => disk.held.length > 0);
+  const tooEarly = (): unknown => words.changes({ after: start, old: false });
+  assert.throws(tooEarly, coded('TIDEMARK_HISTORY_LOST'));
+  disk.release();
+  await checkpoints;
+  await quiet(engine);
+  assert.throws(tooEarly, coded('TIDEMARK_HISTORY_LOST'));
+  // Who was there before has kept what follows its place.
+  for await (const { offset } of early) {
+    if (offset >= 90) break;
+  }
+  await engine.close();
 });
