@@ -70,6 +70,9 @@ type Mood = {
   readonly alone: readonly number[];
 };
 
+/** The store has outgrown the memory that it is given: writers would wait without end, as they should. */
+class StoreSpent extends Error {}
+
 class Simulation {
   readonly #options: SimOptions;
   readonly #trace: Trace = new Trace();
@@ -183,9 +186,16 @@ class Simulation {
   }
 
   async run(): Promise<void> {
-    while (this.#tick < this.#options.ticks) await this.#live(false);
-    await this.#live(true);
-    await this.#live(true);
+    try {
+      while (this.#tick < this.#options.ticks) await this.#live(false);
+      await this.#live(true);
+      await this.#live(true);
+    } catch (error) {
+      if (!(error instanceof StoreSpent)) throw error;
+      // It happens to a few seeds only.
+      this.counts['spent'] = 1;
+      this.abandon();
+    }
     this.counts['transactions'] = this.#model.upper;
     this.counts['operations'] = this.#model.operations;
     this.counts['backups'] = this.#copies.looked - this.#copies.restored;
@@ -641,6 +651,7 @@ class Simulation {
       }
       worked = idle < 2_000;
       if (!worked) {
+        if (unsettled === 0 && world.isSpent) throw new StoreSpent();
         throw new SimFailure(`the keeper has ${work} to do; ${this.#waits()}`);
       }
     }

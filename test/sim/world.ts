@@ -17,6 +17,7 @@ import {
 import {
   ACTOR_COMPACTOR,
   ACTOR_KEEPER,
+  STALL_WAIT,
   Control,
   STATE_CLOSED,
   STATE_CLOSING,
@@ -41,6 +42,7 @@ import {
   REFUSAL_AGAIN,
   getWide,
 } from '../../actors/messages.ts';
+import { CAUSE_MEMORY } from '../../actors/stalls.ts';
 import type { RingPlace, Topology } from '../../actors/topology.ts';
 import { KEEPER_CLIENT } from '../../actors/spine-keeper.ts';
 import type { SimClock } from './clock.ts';
@@ -365,6 +367,16 @@ export class World {
   /** Work that the keeper knows of: 0 is quiet. */
   get keeperWork(): number {
     return this.#keeperCounts()['workWaiting'];
+  }
+
+  /**
+   * Flushes wait for memory to describe parts in, and most of it is taken: only more of it would help
+   * (decision 0024). It is not when there is room that nobody gets.
+   */
+  get isSpent(): boolean {
+    const { control, pool } = this.context;
+    if (control.stall(ACTOR_KEEPER, STALL_WAIT).what !== CAUSE_MEMORY) return false;
+    return 4 * pool.usedPages(KIND_VIEW) >= 3 * pool.limitPages(KIND_VIEW);
   }
 
   /** Parts that merges took over as they were. */
