@@ -805,7 +805,8 @@ export class Engine extends EventEmitter<EngineEvents> {
   }
 
   /**
-   * Merges a collection (or all) into as few runs as can be, its unneeded history left out. When
+   * Merges a collection (or all) into as few runs as can be, its unneeded history left out. Where memory has
+   * no room to describe what that would make, it ends after some seconds with what could be merged. When
    * `signal` aborts it rejects with the signal's reason, and merges that nobody else asked for stop.
    */
   async compact(collection?: AnyCollection, options: CompactOptions = {}): Promise<void> {

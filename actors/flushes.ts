@@ -29,7 +29,7 @@ import type { Job } from './jobs.ts';
 import type { PartStore } from './part-store.ts';
 import { SINCE_VIEWS } from './spine-table.ts';
 import type { Collection, SpineTable } from './spine-table.ts';
-import { isNoRoom } from './view-room.ts';
+import { ROOM_RETRY_MS, isNoRoom } from './view-room.ts';
 import type { ViewRoom } from './view-room.ts';
 import type { Views } from './views.ts';
 
@@ -41,8 +41,6 @@ const COLLECTION_BYTES = 1_024;
 const LEFT_TO_MERGES_SHARE = 8;
 /** Blocks are given out by sizes that grow by quarters. */
 const RANGE_SET_ROUNDING = 1.25;
-/** When what was made found no room, it is made again after so long, and more is asked for. */
-const ROOM_RETRY_MS = 1_000;
 
 const FLUSHES: number = indexIn(KEEPER_COUNTERS, 'flushes');
 const FLUSH_JOBS: number = indexIn(KEEPER_COUNTERS, 'flushJobs');

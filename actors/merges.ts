@@ -54,7 +54,7 @@ import { successor } from './key-range.ts';
 import type { PartStore } from './part-store.ts';
 import type { Collection, SpineTable } from './spine-table.ts';
 import { levelAt } from './views.ts';
-import { isNoRoom } from './view-room.ts';
+import { ROOM_RETRY_MS, isNoRoom } from './view-room.ts';
 import type { ViewRoom } from './view-room.ts';
 import type { Views } from './views.ts';
 
@@ -87,8 +87,7 @@ const PARTS_FIXED = 2;
 /** What a job's texts take, and of a part in them, as question and in the answer. */
 const TEXT_BYTES_FIXED: number = 4_096 + REPLY_BYTES_FIXED;
 const TEXT_BYTES_PER_PART: number = 3 * REPLY_BYTES_PER_PART;
-/** What finds no room is tried again after so long; who waits for it waits for so many such times. */
-const ROOM_RETRY_MS = 1_000;
+/** Who waits for what finds no room waits for so many tries. */
 const ROOM_RETRIES_MAX = 5;
 
 /** Merged files are gone by then, or somebody reads them for longer than a flush should wait. */

@@ -19,6 +19,9 @@ const RESERVE_PAGES_MIN = 2;
 const TABLES_LEAVE_SHIFT = 3;
 const TABLES_LEAVE_PAGES_MIN = 4;
 
+/** What found no room, or whose result did not, is tried again after so long. */
+export const ROOM_RETRY_MS = 1_000;
+
 export class ViewRoom {
   readonly #pool: BufferPool;
   readonly #slab: Slab;

@@ -14,31 +14,16 @@ import {
   KIND_RECORD,
   KIND_VIEW,
 } from '../../core/shared/buffer-pool.ts';
-import type { EngineConfig } from '../../actors/actor.ts';
 import { makeContext, resetArena } from '../../actors/host.ts';
 import { SimClock } from '../sim/clock.ts';
 import { SimDisk } from '../sim/disk.ts';
+import { configWith } from './config.ts';
 
 const KINDS = [KIND_RECORD, KIND_MEMTABLE, KIND_VIEW, KIND_CACHE];
 
 /** The pool of a fresh engine, and how many pages it has to give. */
 function poolOf(memoryBytes: number, memtableBytes: number): { pool: BufferPool; pages: number } {
-  const config: EngineConfig = {
-    directory: 'budgets',
-    synced: true,
-    syncIntervalMs: 20,
-    memtableBytes,
-    segmentBytes: MiB,
-    mergeThreads: 1,
-    history: { offsets: 0 },
-    readOnly: false,
-    createIfMissing: true,
-    errorIfExists: false,
-    strictTail: false,
-    breakLock: false,
-    newLogId: Buffer.alloc(16).toString('base64'),
-    holder: undefined,
-  };
+  const config = configWith(memtableBytes);
   const arena = Arena.create(memoryBytes);
   const context = makeContext(arena.buffer, config, new SimDisk(), new SimClock());
   resetArena(context);

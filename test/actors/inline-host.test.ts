@@ -6,27 +6,13 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { MiB } from '../../core/base/limits.ts';
 import { Arena } from '../../core/shared/arena.ts';
-import type { Actor, EngineConfig } from '../../actors/actor.ts';
+import type { Actor } from '../../actors/actor.ts';
 import { InlineHost, makeContext, poison, resetArena } from '../../actors/host.ts';
 import { SimClock } from '../sim/clock.ts';
 import { SimDisk } from '../sim/disk.ts';
+import { configWith } from './config.ts';
 
-const CONFIG: EngineConfig = {
-  directory: 'inline',
-  synced: true,
-  syncIntervalMs: 20,
-  memtableBytes: MiB,
-  segmentBytes: MiB,
-  mergeThreads: 1,
-  history: { offsets: 0 },
-  readOnly: false,
-  createIfMissing: true,
-  errorIfExists: false,
-  strictTail: false,
-  breakLock: false,
-  newLogId: Buffer.alloc(16).toString('base64'),
-  holder: undefined,
-};
+const CONFIG = configWith(MiB);
 
 function actor(number: number, tick: () => boolean): Actor {
   return { number, tick, idle: () => Infinity, publish: () => {}, onClose: () => {} };
